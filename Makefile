@@ -1,0 +1,50 @@
+# Every command does its own set-up: a fresh clone needs nothing but Python 3.11 and make.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where pip looks for the CPU build of PyTorch when the configured registry lacks it.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+STAMP := $(VENV)/.foreguard-installed
+
+export VLLM_CPU_KVCACHE_SPACE ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help setup check test demo bench lock clean
+
+help: ## Say what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## Make .venv with everything, pinned
+
+$(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
+	@echo "== set-up: a virtual environment with a CPU engine (about 3 GB, some minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# The registry's other builds of torch pull in CUDA; +cpu names the one that is meant.
+	$(BIN)/pip install --quiet --no-deps $(shell grep -h '^torch==' requirements/cpu.txt) \
+	  || $(BIN)/pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) $(shell grep -h '^torch==' requirements/cpu.txt)
+	$(BIN)/pip install --no-deps --progress-bar off --quiet -r requirements/cpu.txt -r requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+check: setup ## Lint, types, and the floors' import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup ## The test suite
+	$(BIN)/python -m pytest
+
+demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
+	$(BIN)/foreguard demo
+
+bench: setup ## Guarded against unguarded vLLM, paired
+	$(BIN)/python -m benchmarks
+
+lock: ## Resolve the lock files anew
+	$(PYTHON) requirements/resolve.py
+
+clean: ## Remove the virtual environment and what demo and bench left
+	rm -rf $(VENV) .demo .bench build *.egg-info

@@ -1,0 +1,168 @@
+"""Decisions: a policy bound to an artifact, ready to judge scores.
+
+`BoundPolicy` resolves every threshold once, so that a decision is a handful of comparisons on plain floats.
+"""
+
+import math
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from guard.policy import Condition, Policy, TargetFpr
+from guard.threshold import certify
+from guard.verdict import Action, Mode, Unscored, Verdict
+from probes.errors import PolicyError, TooFewNegatives
+
+
+@dataclass(frozen=True, slots=True)
+class _Band:
+    """One condition, resolved: `above < score < below`."""
+
+    score: str
+    above: float
+    below: float
+
+    def holds(self, scores: Mapping[str, float]) -> bool:
+        return self.above < scores[self.score] < self.below
+
+
+@dataclass(frozen=True, slots=True)
+class _BoundRule:
+    name: str
+    action: Action
+    bands: tuple[_Band, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BoundPolicy:
+    """A policy whose probes exist and whose thresholds are numbers."""
+
+    policy: Policy
+    probes: tuple[str, ...]
+    rules: tuple[_BoundRule, ...]
+    """Most severe first: the first that holds decides."""
+
+    @property
+    def thresholds(self) -> dict[tuple[str, str], float]:
+        """Return the upper thresholds in force, by (rule, score)."""
+        return {
+            (rule.name, band.score): band.above for rule in self.rules for band in rule.bands if band.above > -math.inf
+        }
+
+    def judge(self, scores: Sequence[float] | Unscored, *, tighten: bool = False, shadow: bool = False) -> Verdict:
+        """Return the verdict on one prompt's probe `scores`, or on their absence.
+
+        `tighten` makes a flag or a steer a block, as a client may ask for its own request. `shadow` records without
+        acting, for a caller to whom the policy grants it.
+        """
+        began = time.perf_counter()
+        unscored = scores if isinstance(scores, Unscored) else None
+        named = {} if isinstance(scores, Unscored) else self._named(scores)
+        if not all(map(math.isfinite, named.values())):
+            unscored, named = Unscored.NOT_FINITE, {}
+        rule = None if unscored else next((rule for rule in self.rules if _holds(rule, named)), None)
+        decision = self.policy.on_unscored if unscored else rule.action if rule else Action.ALLOW
+        if tighten and decision in (Action.FLAG, Action.STEER):
+            decision = Action.BLOCK
+        mode = Mode.SHADOW if shadow else self.policy.mode
+        return Verdict(
+            decision=decision,
+            action=decision if mode is Mode.ENFORCE else Action.ALLOW,
+            mode=mode,
+            scores=named,
+            policy=self.policy.label,
+            event_id=f"fge_{secrets.token_hex(12)}",
+            rule=rule.name if rule else None,
+            unscored=unscored,
+            decision_seconds=time.perf_counter() - began,
+        )
+
+    def _named(self, scores: Sequence[float]) -> dict[str, float]:
+        named = dict(zip(self.probes, map(float, scores), strict=True))
+        for name, weights in self.policy.combine.items():
+            named[name] = math.fsum(weight * named[probe] for probe, weight in weights.items())
+        return named
+
+
+def _holds(rule: _BoundRule, scores: Mapping[str, float]) -> bool:
+    return all(band.holds(scores) for band in rule.bands)
+
+
+def bind(
+    policy: Policy,
+    probes: Sequence[str],
+    benign_scores: npt.NDArray[np.float32],
+    *,
+    steering: Sequence[str] = (),
+    digest: str | None = None,
+) -> BoundPolicy:
+    """Bind `policy` to an artifact: its `probes`, their `benign_scores` `[N, K]`, its `steering` vectors and its `digest`.
+
+    Raises `PolicyError` for a probe, combination or vector that does not exist, for another artifact than the policy
+    names, and for a false-positive rate that N benign prompts cannot certify.
+    """
+    if policy.artifact and digest and policy.artifact != digest:
+        raise PolicyError(
+            f"the policy is for artifact {policy.artifact[:12]}…, not {digest[:12]}…",
+            field="artifact",
+            remedy="serve the artifact that the policy names, or review the policy and update its digest",
+        )
+    if policy.steering and policy.steering.vector not in steering:
+        raise _unknown("steering.vector", policy.steering.vector, "steering vector", steering)
+    columns = {name: benign_scores[:, index] for index, name in enumerate(probes)}
+    for name, weights in policy.combine.items():
+        columns[name] = _combination(name, weights, columns, probes)
+    rules = tuple(
+        _BoundRule(
+            rule.name,
+            rule.action,
+            tuple(_band(f"rules.{rule.name}.when.{s}", s, c, columns) for s, c in rule.when.items()),
+        )
+        for rule in sorted(policy.rules, key=lambda rule: -rule.action.severity)
+    )
+    return BoundPolicy(policy, tuple(probes), rules)
+
+
+def _combination(
+    name: str, weights: Mapping[str, float], columns: Mapping[str, npt.NDArray[np.float32]], probes: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    if name in columns:
+        raise PolicyError("a probe has this name", field=f"combine.{name}", remedy="give the combination another name")
+    for probe in weights:
+        if probe not in probes:
+            raise _unknown(f"combine.{name}", probe, "probe", probes)
+    return np.asarray(sum(weight * columns[probe] for probe, weight in weights.items()), dtype=np.float32)
+
+
+def _band(field: str, score: str, condition: Condition, columns: Mapping[str, npt.NDArray[np.float32]]) -> _Band:
+    if score not in columns:
+        raise _unknown(field, score, "probe or combination", list(columns))
+    above = condition.above
+    if isinstance(above, TargetFpr):
+        above = _certified(field, above, columns[score])
+    lower = -math.inf if above is None else above
+    upper = math.inf if condition.below is None else condition.below
+    if lower >= upper:
+        raise PolicyError(
+            f"no score is above {lower:.4g} and below {upper:.4g}", field=field, remedy="lower 'above' or raise 'below'"
+        )
+    return _Band(score, lower, upper)
+
+
+def _certified(field: str, target: TargetFpr, benign: npt.NDArray[np.float32]) -> float:
+    try:
+        return certify(benign, target.target_fpr, target.confidence).value
+    except TooFewNegatives as error:
+        raise PolicyError(error.problem, field=f"{field}.above.target_fpr", remedy=error.remedy) from error
+
+
+def _unknown(field: str, name: str, kind: str, known: Sequence[str]) -> PolicyError:
+    return PolicyError(
+        f"no {kind} is named {name!r}",
+        field=field,
+        remedy=f"use one of: {', '.join(sorted(known)) or 'none in this artifact'}",
+    )

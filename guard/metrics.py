@@ -1,0 +1,76 @@
+"""Metrics, as Prometheus sees them. Names and labels are public API: `docs/metrics.md`.
+
+Counted once a prompt, in the process that answers the client, so they add up over several API server processes
+(prometheus-client's multiprocess mode). Every label value comes from an enumeration, the artifact or the policy.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from guard.decide import BoundPolicy
+from guard.verdict import Action, Mode, Unscored, Verdict
+
+# Scores are logits; a decision takes microseconds, where the usual buckets start at milliseconds.
+SCORE_BUCKETS = (-20, -15, -10, -7.5, -5, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 7.5, 10, 15, 20)
+SECONDS_BUCKETS = (1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2)
+
+
+class GuardMetrics:
+    """The guard's metrics in one registry."""
+
+    def __init__(self, registry: CollectorRegistry, policy: BoundPolicy) -> None:
+        self.requests = Counter(
+            "foreguard_requests",
+            "Prompts decided, by what was decided and the mode it was decided in.",
+            ["action", "mode"],
+            registry=registry,
+        )
+        self.unscored = Counter(
+            "foreguard_unscored", "Prompts that have no score, by reason.", ["reason"], registry=registry
+        )
+        self.score = Histogram(
+            "foreguard_score", "Raw score of each prompt.", ["probe"], buckets=SCORE_BUCKETS, registry=registry
+        )
+        self.decision_seconds = Histogram(
+            "foreguard_decision_seconds", "Time from scores to verdict.", buckets=SECONDS_BUCKETS, registry=registry
+        )
+        self.errors = Counter("foreguard_errors", "Faults inside the guard, by type.", ["type"], registry=registry)
+        self._publish_policy(registry, policy)
+        self._start_at_zero(policy)
+
+    def observe(self, verdict: Verdict) -> None:
+        """Count one verdict."""
+        self.requests.labels(verdict.decision.value, verdict.mode.value).inc()
+        if verdict.unscored:
+            self.unscored.labels(verdict.unscored.value).inc()
+        for probe, score in verdict.scores.items():
+            self.score.labels(probe).observe(score)
+        self.decision_seconds.observe(verdict.decision_seconds)
+
+    def _publish_policy(self, registry: CollectorRegistry, policy: BoundPolicy) -> None:
+        threshold = Gauge(
+            "foreguard_threshold",
+            "Score above which a rule's condition holds.",
+            ["rule", "probe"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        for (rule, probe), value in policy.thresholds.items():
+            threshold.labels(rule, probe).set(value)
+        info = Gauge(
+            "foreguard_policy_info",
+            "The policy in force; always 1.",
+            ["name", "version", "mode"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        info.labels(policy.policy.name, policy.policy.version, policy.policy.mode.value).set(1)
+
+    def _start_at_zero(self, policy: BoundPolicy) -> None:
+        # A series that appears only with its first event hides that event from rate().
+        for action in Action:
+            for mode in Mode:
+                self.requests.labels(action.value, mode.value)
+        for reason in Unscored:
+            self.unscored.labels(reason.value)
+        for probe in (*policy.probes, *policy.policy.combine):
+            self.score.labels(probe)

@@ -1,0 +1,124 @@
+"""Policies: what the operator wants done at which score.
+
+A policy is a YAML file. `Policy` is its validated form; `policy_file.py` reads it and names the line of a fault;
+`decide.py` binds it to an artifact and makes decisions. Format: `docs/policy.md`.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from guard.verdict import Action, Mode
+from probes.manifest import Name
+
+_Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+DEFAULT_MESSAGE = "I can't help with that request."
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TargetFpr(_Strict):
+    """A threshold by its promise: on benign traffic like the calibration set's, at most this share is above it."""
+
+    target_fpr: float = Field(gt=0, lt=1)
+    confidence: float = Field(0.95, ge=0.5, lt=1)
+
+
+class Condition(_Strict):
+    """A band of one score: strictly above a threshold, strictly below one, or both."""
+
+    above: float | TargetFpr | None = None
+    below: float | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.above is None and self.below is None:
+            raise ValueError("a condition needs 'above', 'below' or both")
+        if isinstance(self.above, float) and self.below is not None and self.below <= self.above:
+            raise ValueError(f"no score is above {self.above} and below {self.below}")
+        return self
+
+
+class Rule(_Strict):
+    """An action and the conditions, all of which must hold, that call for it."""
+
+    name: _Label
+    action: Literal[Action.FLAG, Action.STEER, Action.BLOCK]
+    when: dict[Name, Condition] = Field(min_length=1)
+    """Conditions by probe or combination."""
+    category: _Label | None = None
+    """What the rule is about, for records; it changes no decision."""
+
+
+class Steering(_Strict):
+    """What action `steer` adds, and how much of it."""
+
+    vector: Name = "refusal"
+    strength: float = Field(1.0, gt=0, le=16)
+    """In units of the vector's norm."""
+
+
+class Response(_Strict):
+    """What a blocked client gets."""
+
+    style: Literal["refusal", "error"] = "refusal"
+    message: str = Field(DEFAULT_MESSAGE, min_length=1, max_length=2000)
+
+
+class Caller(_Strict):
+    """A caller whom the operator trusts with more than the public gets."""
+
+    name: _Label
+    key_sha256: _Digest
+    """SHA-256 of the bearer token, in hexadecimal: the policy holds no secret."""
+    may_shadow: bool = False
+    """Whether `moderation: {mode: score}` from this caller records without acting."""
+    sees_scores: bool = False
+
+
+class Policy(_Strict):
+    """A whole policy. Of the rules that fire, the most severe action wins; among equals, the first."""
+
+    name: _Label
+    version: _Label
+    mode: Mode = Mode.ENFORCE
+    artifact: _Digest | None = None
+    """Digest of the only artifact that this policy may run with."""
+    on_unscored: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
+    combine: dict[Name, dict[Name, float]] = {}
+    """Weighted sums of probe scores, usable in rules like probes."""
+    rules: tuple[Rule, ...] = Field(min_length=1)
+    steering: Steering | None = None
+    response: Response = Response()
+    expose_scores: bool = False
+    """Whether every client sees scores. Scores help an attacker search for what passes."""
+    callers: tuple[Caller, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """`name@version`, as clients and metrics see it."""
+        return f"{self.name}@{self.version}"
+
+    @model_validator(mode="after")
+    def _rules_are_told_apart(self) -> Self:
+        for what, names in (("rules", [r.name for r in self.rules]), ("callers", [c.name for c in self.callers])):
+            if len(names) != len(set(names)):
+                raise ValueError(f"{what}: names must be unique")
+        return self
+
+    @model_validator(mode="after")
+    def _steer_has_a_vector(self) -> Self:
+        if self.steering is None and any(rule.action is Action.STEER for rule in self.rules):
+            raise ValueError("a rule steers, but the policy has no 'steering' section")
+        return self
+
+    @model_validator(mode="after")
+    def _combinations_sum_something(self) -> Self:
+        for name, weights in self.combine.items():
+            if not weights:
+                raise ValueError(f"combine.{name}: needs at least one probe")
+        return self

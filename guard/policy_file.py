@@ -1,0 +1,104 @@
+"""Policy files: YAML in, a `Policy` or an error with its line and remedy out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from guard.policy import Policy
+from probes.errors import PolicyError
+
+_REMEDIES = {
+    "extra_forbidden": "remove the key, or correct its spelling; docs/policy.md lists them all",
+    "missing": "add the key; docs/policy.md shows an example",
+}
+
+
+def load_policy(path: Path) -> Policy:
+    """Read the policy at `path`. Raises `PolicyError` naming the key, the line and the remedy."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(
+            f"cannot read {path.name}: {error}", field="policy", remedy="name a readable YAML file"
+        ) from error
+    return parse_policy(text, path.name)
+
+
+def parse_policy(text: str, source: str = "policy") -> Policy:
+    """Read a policy from YAML `text`; `source` names it in errors."""
+    root = _compose(text, source)
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict):
+        raise PolicyError(
+            f"{source} is not a mapping", field="policy", remedy="start from the example in docs/policy.md"
+        )
+    try:
+        return Policy.model_validate(content)
+    except ValidationError as error:
+        raise _explain(error, root, source) from error
+
+
+def _compose(text: str, source: str) -> yaml.Node | None:
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}:{mark.line + 1}" if mark else source
+        problem = getattr(error, "problem", None) or str(error)
+        raise PolicyError(f"is not YAML: {problem}", field=where, remedy="mend the syntax at that line") from error
+    duplicate = _duplicate_key(root)
+    if duplicate is not None:
+        key, line = duplicate
+        raise PolicyError(f"key {key!r} is given twice", field=f"{source}:{line}", remedy="keep one of the two")
+    return root
+
+
+def _duplicate_key(node: yaml.Node | None) -> tuple[str, int] | None:
+    # YAML's reader keeps the last of two equal keys and says nothing: in a policy that could drop a rule's condition.
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                return key.value, key.start_mark.line + 1
+            seen.add(key.value)
+            if found := _duplicate_key(value):
+                return found
+    if isinstance(node, yaml.SequenceNode):
+        return next((found for item in node.value if (found := _duplicate_key(item))), None)
+    return None
+
+
+def _explain(error: ValidationError, root: yaml.Node | None, source: str) -> PolicyError:
+    details = error.errors()
+    # A union reports every branch that failed; the deepest location is the branch that the writer meant.
+    first = max(details, key=lambda detail: len(_keys(detail["loc"])))
+    keys = _keys(first["loc"])
+    line = _line(root, keys)
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    remedy = _REMEDIES.get(first["type"], "correct the value; docs/policy.md gives each key's type and range")
+    problem = first["msg"].removeprefix("Value error, ")
+    return PolicyError(
+        f"{problem}{more}", field=f"{source}:{line}: {'.'.join(map(str, keys)) or 'policy'}", remedy=remedy
+    )
+
+
+def _keys(location: Sequence[str | int]) -> list[str | int]:
+    # pydantic names union branches in the location ("float", "TargetFpr"): they are no keys of the file.
+    return [part for part in location if part not in {"float", "TargetFpr"}]
+
+
+def _line(node: yaml.Node | None, keys: Sequence[str | int]) -> int:
+    """Return the 1-based line of the deepest part of `keys` that the file has."""
+    line = node.start_mark.line + 1 if node else 1
+    for key in keys:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+            if pair is None:
+                return line
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+    return line

@@ -1,0 +1,83 @@
+"""Verdicts: what the guard decided about one request, and how that travels."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+
+class Action(StrEnum):
+    """What happens to a request, from mildest to most severe."""
+
+    ALLOW = "allow"
+    FLAG = "flag"
+    STEER = "steer"
+    BLOCK = "block"
+
+    @property
+    def severity(self) -> int:
+        """Rank among the actions: 0 is the mildest."""
+        return _SEVERITY[self]
+
+
+_SEVERITY = {action: rank for rank, action in enumerate(Action)}
+
+
+class Mode(StrEnum):
+    """`enforce` acts on decisions; `shadow` only records them."""
+
+    ENFORCE = "enforce"
+    SHADOW = "shadow"
+
+
+class Unscored(StrEnum):
+    """Why a prompt has no score. Closed, because it labels a metric."""
+
+    MISSING = "missing"
+    """The worker sent no score for a finished prompt."""
+    TAP_SILENT = "tap_silent"
+    """A tapped block did not write in the step that finished the prompt."""
+    NOT_FINITE = "not_finite"
+    """A score is NaN or infinite, or a token that the readout needs was never scored."""
+    POLICY_ERROR = "policy_error"
+    """The decision itself failed."""
+    ABORTED = "aborted"
+    """The client left, or the request failed, before its prompt was scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The decision on one prompt."""
+
+    decision: Action
+    """What the policy says."""
+    action: Action
+    """What was done: `decision`, or `allow` in shadow mode."""
+    mode: Mode
+    scores: dict[str, float]
+    """Raw score per probe and per combination; empty when unscored."""
+    policy: str
+    """`name@version` of the policy that decided."""
+    event_id: str
+    rule: str | None = None
+    """The rule that fired, if one did."""
+    unscored: Unscored | None = None
+    decision_seconds: float = 0.0
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return plain data, fit for msgpack."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value.value if isinstance(value, StrEnum) else value for name, value in values.items()}
+
+    @classmethod
+    def from_wire(cls, wire: dict[str, Any]) -> Self:
+        """Read what `to_wire` wrote, on the far side of a process boundary."""
+        reason = wire["unscored"]
+        return cls(
+            **{
+                **wire,
+                "decision": Action(wire["decision"]),
+                "action": Action(wire["action"]),
+                "mode": Mode(wire["mode"]),
+                "unscored": None if reason is None else Unscored(reason),
+            }
+        )

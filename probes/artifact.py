@@ -1,0 +1,142 @@
+"""Artifacts: a folder of `manifest.json` and `probes.safetensors`, written whole and read with suspicion.
+
+No pickle, ever. Loading checks digests, schema, names, shapes, dtypes and finiteness before anything is used.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from probes.errors import ArtifactCorrupt, SchemaTooNew
+from probes.manifest import SCHEMA_VERSION, Manifest
+
+MANIFEST = "manifest.json"
+TENSORS = "probes.safetensors"
+BENIGN_SCORES = "scores.harmless"
+HARMFUL_SCORES = "scores.harmful"
+_RECALIBRATE = "fetch the artifact again, or run `foreguard calibrate`"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A loaded artifact.
+
+    `tensors` holds, all float32: `probe.<name>.weight` `[len(layers), D]`, `steering.<name>.vector` `[len(layers), D]`,
+    and the calibration split's request scores `scores.harmless` `[N, K]` and `scores.harmful` `[M, K]`, columns in the
+    manifest's order of probes: thresholds for any target false-positive rate come from these.
+    """
+
+    manifest: Manifest
+    tensors: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def load(cls, folder: Path) -> "Artifact":
+        """Read and check the artifact in `folder`. Raises `ArtifactCorrupt` or `SchemaTooNew`."""
+        manifest = _load_manifest(folder)
+        raw = _read(folder / TENSORS)
+        if hashlib.sha256(raw).hexdigest() != manifest.tensors_sha256:
+            raise ArtifactCorrupt(
+                f"{TENSORS} is not the file that the manifest describes", field="tensors_sha256", remedy=_RECALIBRATE
+            )
+        try:
+            tensors = load_tensors(raw)
+        except SafetensorError as error:
+            raise ArtifactCorrupt(f"{TENSORS} cannot be read: {error}", field=TENSORS, remedy=_RECALIBRATE) from error
+        _check_tensors(manifest, tensors)
+        return cls(manifest, tensors)
+
+    def save(self, folder: Path) -> Manifest:
+        """Write the artifact to `folder`, replacing what is there only when all is written; return the sealed manifest."""
+        _check_tensors(self.manifest, self.tensors)
+        raw = save_tensors({name: tensor.contiguous() for name, tensor in self.tensors.items()})
+        sealed = _seal(self.manifest.model_copy(update={"tensors_sha256": hashlib.sha256(raw).hexdigest()}))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        (staging / TENSORS).write_bytes(raw)
+        (staging / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n")
+        staging.chmod(0o755)
+        _replace(staging, folder)
+        return sealed
+
+
+def _replace(staging: Path, folder: Path) -> None:
+    if folder.exists():
+        retired = staging.with_name(staging.name + "-old")
+        folder.replace(retired)
+        staging.replace(folder)
+        shutil.rmtree(retired)
+    else:
+        staging.replace(folder)
+
+
+def _load_manifest(folder: Path) -> Manifest:
+    try:
+        content = json.loads(_read(folder / MANIFEST))
+    except ValueError as error:
+        raise ArtifactCorrupt(f"{MANIFEST} is not JSON: {error}", field=MANIFEST, remedy=_RECALIBRATE) from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise SchemaTooNew(
+            f"schema {version} is newer than {SCHEMA_VERSION}, the newest that this Foreguard reads",
+            field="schema_version",
+            remedy="upgrade foreguard, or calibrate with this version",
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or MANIFEST
+        raise ArtifactCorrupt(f"{MANIFEST}: {first['msg']}", field=where, remedy=_RECALIBRATE) from error
+    if _seal(manifest).digest != manifest.digest:
+        raise ArtifactCorrupt(f"{MANIFEST} was changed after it was written", field="digest", remedy=_RECALIBRATE)
+    return manifest
+
+
+def _seal(manifest: Manifest) -> Manifest:
+    content = manifest.model_dump_json(exclude={"digest"})
+    return manifest.model_copy(update={"digest": hashlib.sha256(content.encode()).hexdigest()})
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactCorrupt(
+            f"cannot read {path.name}: {error.strerror}",
+            field=path.name,
+            remedy="name a folder that `foreguard calibrate` wrote",
+        ) from error
+
+
+def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> None:
+    hidden_size, num_probes = manifest.fingerprint.hidden_size, len(manifest.probes)
+    expected: dict[str, tuple[int | None, int]] = {
+        f"probe.{p.name}.weight": (len(p.layers), hidden_size) for p in manifest.probes
+    }
+    expected |= {f"steering.{v.name}.vector": (len(v.layers), hidden_size) for v in manifest.steering}
+    expected |= {BENIGN_SCORES: (None, num_probes), HARMFUL_SCORES: (None, num_probes)}
+    if set(expected) != set(tensors):
+        odd = sorted(set(expected) ^ set(tensors))
+        raise ArtifactCorrupt(f"missing or unexpected tensors: {', '.join(odd)}", field=TENSORS, remedy=_RECALIBRATE)
+    for name, (rows, columns) in expected.items():
+        _check_tensor(name, tensors[name], rows, columns)
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, rows: int | None, columns: int) -> None:
+    shape = (tensor.shape[0] if rows is None and tensor.ndim else rows, columns)
+    if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape:
+        raise ArtifactCorrupt(
+            f"is {tensor.dtype} {list(tensor.shape)}, not float32 {list(shape)}", field=name, remedy=_RECALIBRATE
+        )
+    if not torch.isfinite(tensor).all():
+        raise ArtifactCorrupt("holds NaN or infinite values", field=name, remedy=_RECALIBRATE)

@@ -1,0 +1,144 @@
+"""Fingerprints: which model an artifact belongs to.
+
+A probe reads one model's hidden states as that model computes them. Other weights, another tokenizer, chat template or
+precision give other numbers under the same names, so an artifact refuses every model but its own.
+"""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from probes.errors import ArtifactMismatch, ModelError
+
+_VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tekken.json")
+_CHUNK_BYTES = 1 << 22
+
+
+class Fingerprint(BaseModel):
+    """What must be equal for an artifact to fit a model; digests are hexadecimal SHA-256."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    config: str
+    weights: str
+    tokenizer: str
+    chat_template: str
+    dtype: str
+    """The precision that the model computes in: `bfloat16`, `float16` or `float32`."""
+    quantization: str | None = None
+    lora: str | None = None
+
+    def require(self, model: "Fingerprint") -> None:
+        """Raise `ArtifactMismatch`, naming each field that differs, unless `model` is the model of this artifact."""
+        expected, found = self.model_dump(), model.model_dump()
+        differing = [name for name in expected if expected[name] != found[name]]
+        if not differing:
+            return
+        details = "; ".join(
+            f"{name}: artifact has {_short(expected[name])}, model has {_short(found[name])}" for name in differing
+        )
+        raise ArtifactMismatch(
+            f"the artifact was made from another model ({details})",
+            field=f"fingerprint.{differing[0]}",
+            remedy="serve the model that the artifact was calibrated on, or run `foreguard calibrate` on this one",
+        )
+
+
+def fingerprint(model: Path, *, dtype: str | None = None, chat_template: str | None = None) -> Fingerprint:
+    """Return the fingerprint of the model folder `model` (config, tokenizer and safetensors files).
+
+    `dtype` and `chat_template` (its text) stand in for the folder's own where the server overrides them.
+    Raises `ModelError` when the folder lacks a part.
+    """
+    config = _read_json(model / "config.json")
+    text = config.get("text_config", config)
+    return Fingerprint(
+        architecture=(config.get("architectures") or [config.get("model_type", "unknown")])[0],
+        num_layers=_positive(text, "num_hidden_layers", model),
+        hidden_size=_positive(text, "hidden_size", model),
+        config=_digest_json({key: value for key, value in config.items() if key not in _VOLATILE}),
+        weights=_digest_weights(model),
+        tokenizer=_digest_files(
+            [model / name for name in _TOKENIZER_FILES if (model / name).exists()], model, "tokenizer"
+        ),
+        chat_template=hashlib.sha256((chat_template or read_chat_template(model)).encode()).hexdigest(),
+        dtype=dtype or str(text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or "float32"),
+        quantization=(config.get("quantization_config") or {}).get("quant_method"),
+    )
+
+
+def read_chat_template(model: Path) -> str:
+    """Return the model folder's chat template, or an empty string where it has none."""
+    if (model / "chat_template.jinja").exists():
+        return (model / "chat_template.jinja").read_text()
+    tokenizer_config = model / "tokenizer_config.json"
+    template = _read_json(tokenizer_config).get("chat_template") if tokenizer_config.exists() else None
+    return template if isinstance(template, str) else json.dumps(template) if template else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"cannot read {path.name}: {error}", field="model", remedy="name a folder that holds a Hugging Face model"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(
+            f"{path.name} is not a JSON object", field="model", remedy="name a folder that holds a Hugging Face model"
+        )
+    return content
+
+
+def _positive(config: dict[str, Any], key: str, model: Path) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise ModelError(
+            f"config.json of {model.name} has no {key}",
+            field=f"config.{key}",
+            remedy="name a decoder-only language model",
+        )
+    return value
+
+
+def _digest_json(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _digest_weights(model: Path) -> str:
+    return _digest_files(sorted(model.glob("*.safetensors")), model, "weights (*.safetensors)")
+
+
+def _digest_files(paths: list[Path], model: Path, what: str) -> str:
+    if not paths:
+        raise ModelError(
+            f"{model.name} has no {what}",
+            field="model",
+            remedy="name a complete model folder; convert pickled weights to safetensors",
+        )
+    total = hashlib.sha256()
+    # hashlib lets go of the interpreter lock, so shards are read side by side.
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for path, digest in zip(paths, pool.map(_digest_file, paths), strict=True):
+            total.update(f"{path.name}:{digest};".encode())
+    return total.hexdigest()
+
+
+def _digest_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 40 else repr(value)

@@ -1,0 +1,133 @@
+"""The manifest: what `manifest.json` of an artifact may say, and no more.
+
+Validation happens here, once, at the edge. `artifact.py` reads and writes the files; `docs/artifact.md` gives the format.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from probes.fingerprint import Fingerprint
+from probes.readout import Readout
+
+SCHEMA_VERSION = 1
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Site = Literal["resid_post", "mlp_neurons"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Platt(_Strict):
+    """Probability of harm `1 / (1 + exp(-(slope * score + intercept)))` at the calibration set's prevalence."""
+
+    slope: float
+    intercept: float
+
+
+class Rate(_Strict):
+    """A measured proportion with its exact (Clopper-Pearson) 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    """Sample size."""
+
+
+class Evaluation(_Strict):
+    """Held-out numbers of one probe on one split."""
+
+    split: str
+    num_harmful: int
+    num_harmless: int
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    tpr_at_fpr: dict[str, Rate]
+    """Recall at a false-positive rate measured on this split, keyed by the rate: `"0.01"`."""
+
+
+class Probe(_Strict):
+    """One probe: a linear reading of one or more decoder blocks, made a score by its readout.
+
+    Tensor `probe.<name>.weight` is float32 `[len(layers), D]`; a token's score is `sum_l x_l . weight_l + bias`.
+    """
+
+    name: Name
+    method: str
+    site: Site = "resid_post"
+    layers: tuple[int, ...] = Field(min_length=1)
+    readout: Readout = Readout()
+    bias: float = 0.0
+    category: str | None = None
+    platt: Platt | None = None
+    evaluation: tuple[Evaluation, ...] = ()
+    evidence: dict[str, float] = {}
+    """Causal and other evidence in numbers, by name: `bypass`, `induce`, `kl`, `cos_refusal` …"""
+
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> Self:
+        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
+            raise ValueError("layers must be distinct, ascending and not negative")
+        return self
+
+
+class SteeringVector(_Strict):
+    """One steering vector: tensor `steering.<name>.vector`, float32 `[len(layers), D]`, added at `resid_post`.
+
+    The vector is stored as measured, not normalised: strength 1 adds it once, so strength is in units of its norm.
+    """
+
+    name: Name
+    method: str
+    operator: Literal["add"] = "add"
+    layers: tuple[int, ...] = Field(min_length=1)
+    norm: float
+    cos_refusal: float
+    evidence: dict[str, float] = {}
+    """`induce` (refusal metric gained on harmless prompts), `kl` (benign KL under ablation), and the like."""
+
+
+class DataDigest(_Strict):
+    """One prompt file that went into the artifact."""
+
+    split: str
+    source: str
+    sha256: str
+    num_harmful: int
+    num_harmless: int
+
+
+class Manifest(_Strict):
+    """All of `manifest.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    created: str
+    fingerprint: Fingerprint
+    probes: tuple[Probe, ...]
+    steering: tuple[SteeringVector, ...] = ()
+    data: tuple[DataDigest, ...] = ()
+    tools: dict[str, str] = {}
+    tensors_sha256: str = ""
+    """Digest of `probes.safetensors`."""
+    digest: str = ""
+    """Digest of this manifest without this field; names the artifact as a whole."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for kind, names in (("probes", [p.name for p in self.probes]), ("steering", [v.name for v in self.steering])):
+            if len(names) != len(set(names)):
+                raise ValueError(f"{kind}: names must be unique")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_exist(self) -> Self:
+        layers = [*(p.layers for p in self.probes), *(v.layers for v in self.steering)]
+        deepest = max((layer for item in layers for layer in item), default=0)
+        if deepest >= self.fingerprint.num_layers:
+            raise ValueError(f"layer {deepest} does not exist in a model of {self.fingerprint.num_layers} layers")
+        return self

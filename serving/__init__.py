@@ -1,0 +1,1 @@
+"""Online spoke: the guard inside vLLM. Never imports calibration."""

@@ -1,0 +1,84 @@
+"""Asking: what a caller may ask of the guard in a request, and who the caller is.
+
+A client may tighten what happens to its own request, never loosen it, unless the operator's policy names it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from guard.policy import Caller, Policy
+
+_Mode = Literal["score", "block"]
+
+
+class _Side(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    mode: _Mode | None = None
+
+
+class _ModerationPolicy(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    input: _Side = _Side()
+
+
+class Moderation(BaseModel):
+    """A request's `moderation` object, as OpenAI's specification has it; `mode` may also stand at the top."""
+
+    model_config = ConfigDict(extra="ignore")
+    model: str | None = None
+    mode: _Mode | None = None
+    policy: _ModerationPolicy = _ModerationPolicy()
+
+    @property
+    def input_mode(self) -> _Mode:
+        """The mode asked for the prompt."""
+        return self.policy.input.mode or self.mode or "score"
+
+
+class BadModeration(ValueError):
+    """The request's `moderation` object is malformed; the text is fit for the client."""
+
+
+def read_moderation(body: bytes) -> Moderation | None:
+    """Return the request's `moderation` object, if it has one. Raises `BadModeration`."""
+    if b'"moderation"' not in body:
+        return None
+    try:
+        content = json.loads(body)
+    except ValueError:
+        return None  # vLLM answers malformed JSON itself
+    if not isinstance(content, dict) or content.get("moderation") is None:
+        return None
+    try:
+        return Moderation.model_validate(content["moderation"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("moderation", *first["loc"]))
+        raise BadModeration(f"{where}: {first['msg']}") from error
+
+
+def identify(headers: Iterable[tuple[bytes, bytes]], policy: Policy) -> Caller | None:
+    """Return the policy's entry for the bearer of the request's token, if it has one."""
+    if not policy.callers:
+        return None
+    token = next((value for name, value in headers if name.lower() == b"authorization"), b"")
+    scheme, _, key = token.partition(b" ")
+    if scheme.lower() != b"bearer":
+        return None
+    digest = hashlib.sha256(key.strip()).hexdigest()
+    return next((caller for caller in policy.callers if caller.key_sha256 == digest), None)
+
+
+def asked(moderation: Moderation | None, caller: Caller | None) -> dict[str, Any]:
+    """Return what goes to the gate with the request; empty for the request that asks nothing."""
+    if moderation is None:
+        return {}
+    if moderation.input_mode == "block":
+        return {"tighten": True}
+    if caller is not None and caller.may_shadow:
+        return {"shadow": True, "caller": caller.key_sha256}
+    return {}

@@ -1,0 +1,29 @@
+"""The command `foreguard serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Model folder, or the name of a model in the local Hugging Face cache.")],
+    artifact: Annotated[
+        Path, typer.Option(help="Folder that `foreguard calibrate` wrote for this model.", envvar="FOREGUARD_ARTIFACT")
+    ],
+    policy: Annotated[
+        Path, typer.Option(help="Policy file (YAML); `foreguard check` tests one.", envvar="FOREGUARD_POLICY")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.", envvar="FOREGUARD_HOST")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", envvar="FOREGUARD_PORT", min=1, max=65535)] = 8000,
+) -> None:
+    """Serve MODEL through vLLM with the guard in it.
+
+    Everything after `--` goes to `vllm serve` as it is. The port opens only after a canary prompt was scored.
+
+        foreguard serve ./model --artifact ./artifact --policy policy.yaml -- --max-model-len 4096
+    """
+    from serving.server import Launch, serve
+
+    serve(Launch(model=model, artifact=artifact, policy=policy, host=host, port=port, vllm=context.args))

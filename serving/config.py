@@ -1,0 +1,65 @@
+"""The guard's configuration, as every vLLM process finds it in `additional_config`.
+
+vLLM hashes `additional_config` into its compile-cache key, so a graph compiled without the tap is never loaded by a
+guarded server. The key holds the artifact's digest and the policy's path, not its content: a new policy compiles nothing.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from guard.decide import BoundPolicy, bind
+from guard.policy_file import load_policy
+from probes.artifact import BENIGN_SCORES, Artifact
+from probes.errors import ArtifactMismatch, ServingError
+from serving.engine.wire import EXTRA
+
+
+class GuardConfig(BaseModel):
+    """Where the guard's files are, and which artifact they must be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    artifact: Path
+    artifact_digest: str
+    policy: Path
+
+    @classmethod
+    def from_vllm(cls, additional_config: Any) -> "GuardConfig":
+        """Read the configuration that `foreguard serve` put into vLLM's `additional_config`."""
+        try:
+            return cls.model_validate(additional_config[EXTRA])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise ServingError(
+                "vLLM was started with the guard's classes but without its configuration",
+                field="additional_config.foreguard",
+                remedy="start the server with `foreguard serve`",
+            ) from error
+
+    def to_vllm(self) -> dict[str, Any]:
+        """Return the entry for vLLM's `additional_config`."""
+        return {EXTRA: self.model_dump(mode="json")}
+
+    def load_artifact(self) -> Artifact:
+        """Load the artifact. Raises `ArtifactMismatch` if it is not the one that the server started with."""
+        artifact = Artifact.load(self.artifact)
+        if artifact.manifest.digest != self.artifact_digest:
+            raise ArtifactMismatch(
+                "the artifact was replaced while the server was starting",
+                field="artifact",
+                remedy="start the server again",
+            )
+        return artifact
+
+    def bind_policy(self, artifact: Artifact) -> BoundPolicy:
+        """Read the policy and bind it to `artifact`."""
+        manifest = artifact.manifest
+        return bind(
+            load_policy(self.policy),
+            [probe.name for probe in manifest.probes],
+            np.asarray(artifact.tensors[BENIGN_SCORES].numpy()),
+            steering=[vector.name for vector in manifest.steering],
+            digest=manifest.digest,
+        )

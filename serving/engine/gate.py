@@ -1,0 +1,172 @@
+"""The gate: vLLM's scheduler, deciding on each prompt before its first token leaves. Named by `--scheduler-cls`.
+
+It overrides, of `vllm/v1/core/sched/scheduler.py`: `schedule`, `update_from_output`, `_update_request_with_output` (the
+first sampled token is where a request passes or does not) and `_free_request`; and calls `_preempt_request`.
+
+A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores or
+a reason why there are none. Nothing that fails upstream can skip it.
+"""
+
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from guard.decide import BoundPolicy
+from guard.verdict import Action, Unscored, Verdict
+from serving.config import GuardConfig
+from serving.engine.wire import EXTRA, SCORES, STEERING, STOP_BLOCKED
+
+logger = init_logger("vllm.foreguard.gate")
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What the gate needs to know about the output being processed."""
+
+    scores: dict[str, list[float] | str]
+    prompt_logprobs: dict[str, Any]
+
+
+class GuardedScheduler(Scheduler):
+    """A scheduler in which a request's first token waits for its verdict."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        config = GuardConfig.from_vllm(self.vllm_config.additional_config)
+        artifact = config.load_artifact()
+        self._policy: BoundPolicy = config.bind_policy(artifact)
+        self._coefficients = _coefficients(self._policy, [vector.name for vector in artifact.manifest.steering])
+        self._verdicts: dict[str, Verdict] = {}
+        self._steered: set[str] = set()
+        self._to_steer: list[Request] = []
+        self._undelivered: set[str] = set()
+        self._step = _Step({}, {})
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """Schedule a step, and say which of its requests are steered."""
+        step = super().schedule(*args, **kwargs)
+        if self._steered:
+            scheduled = self._steered.intersection(step.num_scheduled_tokens)
+            setattr(step, STEERING, dict.fromkeys(scheduled, self._coefficients))
+        return step
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
+        """Process a step's output, deciding on every prompt that it finished."""
+        self._step = _Step(getattr(model_runner_output, SCORES, {}), model_runner_output.prompt_logprobs_dict)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for request in self._to_steer:
+            self._resume_steered(request)
+        self._to_steer.clear()
+        if self._undelivered:
+            self._deliver(outputs)
+        return outputs
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
+    ) -> tuple[list[int], bool]:
+        if request.request_id not in self._verdicts:
+            verdict = self._decide(request)
+            if verdict.action is Action.BLOCK:
+                request.status = RequestStatus.FINISHED_STOPPED
+                request.stop_reason = STOP_BLOCKED
+                request.resumable = False
+                return [], True
+            if verdict.action is Action.STEER:
+                self._to_steer.append(request)
+                # The token is dropped, so the prompt's log-probabilities wait for the pass that is kept.
+                self._step.prompt_logprobs.pop(request.request_id, None)
+                return [], False
+        result: tuple[list[int], bool] = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
+        return result
+
+    def _decide(self, request: Request) -> Verdict:
+        verdict = self._judge(request)
+        self._verdicts[request.request_id] = verdict
+        self._undelivered.add(request.request_id)
+        return verdict
+
+    def _judge(self, request: Request) -> Verdict:
+        scores = self._step.scores.get(request.request_id, Unscored.MISSING.value)
+        asked = (request.sampling_params.extra_args or {}).get(EXTRA, {}) if request.sampling_params else {}
+        reading = Unscored(scores) if isinstance(scores, str) else scores
+        try:
+            return self._policy.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
+        except Exception:
+            # The one broad handler of this process: whatever failed, the request is unscored, counted and treated as
+            # the policy says, and the engine lives on.
+            logger.exception("the policy failed on a request; it is treated as unscored")
+            return self._policy.judge(Unscored.POLICY_ERROR)
+
+    def _may_shadow(self, asked: dict[str, Any]) -> bool:
+        # Loosening needs the digest of a key that the policy names: not even a hole in the API server could forge it.
+        return bool(asked.get("shadow")) and any(
+            caller.may_shadow and caller.key_sha256 == asked.get("caller") for caller in self._policy.policy.callers
+        )
+
+    def _resume_steered(self, request: Request) -> None:
+        """Take the request's prompt tail back, to be computed again, steered.
+
+        With prefix caching only the prompt's last block is recomputed. Its first token is then sampled under steering.
+        """
+        _keep_steering_out_of_the_prefix_cache(request, self.hash_block_size)
+        self._steered.add(request.request_id)
+        self.running.remove(request)
+        self._preempt_request(request, time.monotonic(), drop_stale_output=True)
+
+    def _deliver(self, outputs: dict[int, Any]) -> None:
+        """Put the verdicts of this step onto the first outputs of their requests."""
+        for client in outputs.values():
+            for output in client.outputs:
+                if output.request_id in self._undelivered:
+                    self._undelivered.discard(output.request_id)
+                    if verdict := self._verdicts.get(output.request_id):
+                        output.kv_transfer_params = _with(output.kv_transfer_params, verdict)
+
+    def _free_request(
+        self, request: Request, *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        kv_params, ec_params = super()._free_request(request, *args, **kwargs)
+        verdict = self._verdicts.pop(request.request_id, None)
+        self._undelivered.discard(request.request_id)
+        self._steered.discard(request.request_id)
+        # vLLM keeps only the last output's parameters, so the verdict goes out once more with the request's end.
+        return (_with(kv_params, verdict) if verdict else kv_params), ec_params
+
+
+def _with(kv_params: dict[str, Any] | None, verdict: Verdict) -> dict[str, Any]:
+    return {**(kv_params or {}), EXTRA: verdict.to_wire()}
+
+
+def _coefficients(policy: BoundPolicy, vectors: list[str]) -> list[float]:
+    steering = policy.policy.steering
+    return [steering.strength if steering and steering.vector == name else 0.0 for name in vectors]
+
+
+def _keep_steering_out_of_the_prefix_cache(request: Request, block_size: int) -> None:
+    """Give every block from the prompt's last position on a name that no other request can ask for.
+
+    Blocks are shared by the hash of their tokens; keys and values computed under steering must not be. Each hash chains
+    to the one before, so salting them makes all that follow unique as well.
+    """
+    hasher = request._block_hasher
+    if hasher is None:
+        return
+    del request.block_hashes[(request.num_prompt_tokens - 1) // block_size :]
+    request._block_hasher = _salted(hasher, secrets.token_bytes(16))
+    request.update_block_hashes()
+
+
+def _salted(hasher: Callable[[Request], list[bytes]], salt: bytes) -> Callable[[Request], list[bytes]]:
+    def salted(request: Request) -> list[bytes]:
+        return [hashlib.sha256(salt + digest).digest() for digest in hasher(request)]
+
+    return salted

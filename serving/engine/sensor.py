@@ -1,0 +1,90 @@
+"""The sensor: finds a served model's decoder blocks and puts a tap on those that the artifact reads or steers.
+
+Installed after the weights are loaded and before anything is compiled, so that the taps become part of the graph.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from probes.errors import ModelError
+from probes.scoring import ProbeBank
+from probes.steering import SteeringBank
+from serving.engine import tap as tap  # registers the ops
+
+
+@dataclass(frozen=True, slots=True)
+class Sensor:
+    """The persistent buffers that the taps write and read."""
+
+    scores: torch.Tensor
+    """Token scores of the last forward pass, float32 `[max_tokens, K]`; biases are not in them."""
+    fired: torch.Tensor
+    """int32 `[number of tapped blocks]`: 1 where the tap ran since the last reset."""
+    coefficients: torch.Tensor
+    """Steering of the next forward pass, float32 `[max_tokens, S]`."""
+
+
+def install(model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBank, steering: SteeringBank) -> Sensor:
+    """Tap `model`'s decoder blocks. Raises `ModelError` where they cannot be found."""
+    blocks = decoder_blocks(model, num_layers)
+    device = next(model.parameters()).device
+    sensor = Sensor(
+        scores=torch.zeros(max_tokens, len(probes.names), device=device),
+        fired=torch.zeros(len(probes.matrices), dtype=torch.int32, device=device),
+        coefficients=torch.zeros(max_tokens, max(len(steering.names), 1), device=device),
+    )
+    for index, layer in enumerate(sorted(probes.matrices)):
+        _install_read(blocks[layer], probes.matrices[layer].to(device), sensor, index)
+    for layer, vectors in steering.vectors.items():
+        _install_steer(blocks[layer], vectors.to(device), sensor)
+    return sensor
+
+
+def decoder_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList:
+    """Return the model's decoder blocks, found by structure: the heaviest `ModuleList` of `num_layers` items."""
+    candidates = [
+        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    if not candidates:
+        raise ModelError(
+            f"{type(model).__name__} has no list of {num_layers} decoder blocks",
+            field="model",
+            remedy="serve a decoder-only language model; docs/compatibility.md lists those that were tried",
+        )
+    return max(candidates, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
+
+
+def _install_read(block: nn.Module, matrix: torch.Tensor, sensor: Sensor, index: int) -> None:
+    block.register_buffer("foreguard_matrix", matrix, persistent=False)
+    block.register_buffer("foreguard_scores", sensor.scores, persistent=False)
+    block.register_buffer("foreguard_fired", sensor.fired, persistent=False)
+
+    def read(module: Any, _args: Any, output: Any) -> None:
+        hidden, residual = split_stream(output)
+        torch.ops.foreguard.read(
+            hidden, residual, module.foreguard_matrix, module.foreguard_scores, module.foreguard_fired, index
+        )
+
+    block.register_forward_hook(read)
+
+
+def _install_steer(block: nn.Module, vectors: torch.Tensor, sensor: Sensor) -> None:
+    block.register_buffer("foreguard_vectors", vectors, persistent=False)
+    block.register_buffer("foreguard_coefficients", sensor.coefficients, persistent=False)
+
+    def steer(module: Any, _args: Any, output: Any) -> None:
+        hidden, _ = split_stream(output)
+        torch.ops.foreguard.steer(hidden, module.foreguard_coefficients, module.foreguard_vectors)
+
+    block.register_forward_hook(steer)
+
+
+def split_stream(output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return a block's output as (hidden, residual): most vLLM blocks return the two apart, some return their sum."""
+    if isinstance(output, torch.Tensor):
+        return output, None
+    hidden, residual = output[0], output[1] if len(output) > 1 else None
+    return hidden, residual if isinstance(residual, torch.Tensor) and residual.shape == hidden.shape else None

@@ -1,0 +1,75 @@
+"""An exchange: what the guard knows about one HTTP request while it is being answered.
+
+The middleware opens it, the listener fills it in from inside vLLM's request handler, the responder reads it. A context
+variable carries it across vLLM's code, which knows nothing of it.
+"""
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from guard.verdict import Action, Verdict
+
+current: ContextVar["Exchange | None"] = ContextVar("foreguard_exchange", default=None)
+
+
+@dataclass(slots=True)
+class Prompt:
+    """One prompt of the request, and its `n` completions."""
+
+    request_id: str
+    n: int
+    model: str | None
+    """The LoRA adapter that answers, if one does."""
+    verdict: Verdict | None = None
+    num_tokens: int = 0
+    blocked: set[int] = field(default_factory=set)
+    """Indices of completions that the gate ended."""
+    passed: bool = False
+    """Whether any completion got through the gate."""
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is known which completions are blocked."""
+        return self.passed or len(self.blocked) == self.n
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One HTTP request to a guarded route."""
+
+    asked: dict[str, object] = field(default_factory=dict)
+    """What the caller may ask of the gate: `tighten`, `shadow`, `caller`."""
+    wants_moderation: bool = False
+    sees_scores: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+    prompts: list[Prompt] = field(default_factory=list)
+
+    @property
+    def decided(self) -> bool:
+        """Whether every prompt has its verdict, so that the answer's first byte may leave."""
+        return bool(self.prompts) and all(prompt.decided for prompt in self.prompts)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing of the request got through the gate."""
+        return bool(self.prompts) and all(len(prompt.blocked) == prompt.n for prompt in self.prompts)
+
+    @property
+    def any_blocked(self) -> bool:
+        """Whether anything of the request was ended by the gate."""
+        return any(prompt.blocked for prompt in self.prompts)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The most severe verdict of the request's prompts."""
+        verdicts = [prompt.verdict for prompt in self.prompts if prompt.verdict]
+        return max(verdicts, key=lambda verdict: verdict.action.severity, default=None)
+
+    @property
+    def decision(self) -> str:
+        """The value of `x-guardrail-decision`."""
+        verdict = self.verdict
+        if verdict is None:
+            return "unscored"
+        return "unscored" if verdict.unscored and verdict.action is not Action.BLOCK else verdict.action.value

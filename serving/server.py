@@ -1,0 +1,168 @@
+"""Starting the guarded server: every check first, then vLLM's own server with the guard's classes named in its flags.
+
+The guard enters vLLM by four of its own flags (`--worker-cls`, `--scheduler-cls`, `--middleware`, `--additional-config`)
+and not by an entry point: vLLM only logs a plugin that fails to load, while a class that it cannot import stops it.
+"""
+
+import os
+import socket
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from probes.artifact import Artifact
+from probes.errors import ServingError
+from probes.fingerprint import fingerprint
+from serving.config import GuardConfig
+from serving.model_folder import model_folder
+
+VLLM_TESTED = ("0.32.",)
+WORKER = "serving.engine.worker.GuardedWorker"
+SCHEDULER = "serving.engine.gate.GuardedScheduler"
+MIDDLEWARE = "serving.voice.GuardMiddleware"
+
+_OURS = ("worker_cls", "scheduler_cls")
+_ENVIRONMENT = {
+    # The V2 runner has other seams; until its adapter exists, guarded servers run the V1 runner.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    # No usage statistics leave an on-box server.
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_UNGUARDABLE = {
+    "VLLM_USE_RUST_FRONTEND": "the Rust front end does not run the guard's middleware",
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "it writes responses to the log",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a person asked for."""
+
+    model: str
+    artifact: Path
+    policy: Path
+    host: str
+    port: int
+    vllm: Sequence[str] = ()
+    """Further arguments of `vllm serve`, as typed."""
+
+
+def serve(launch: Launch) -> None:
+    """Check everything, then serve until stopped. Raises `ForeguardError` before a port is opened."""
+    require_tested_vllm()
+    _require_environment()
+    os.environ.update(_ENVIRONMENT)
+    args = _parse([*_base_arguments(launch), *launch.vllm])
+    _require_guardable(args)
+    config = _check_files(launch, args)
+    _require_free_port(launch.host, launch.port)
+    args.worker_cls, args.scheduler_cls, args.async_scheduling = WORKER, SCHEDULER, False
+    args.middleware = [*args.middleware, MIDDLEWARE]
+    args.additional_config = {**(args.additional_config or {}), **config.to_vllm()}
+    _run(args)
+
+
+def require_tested_vllm() -> None:
+    """Raise `ServingError` unless vLLM is there in a version whose seams were tested."""
+    try:
+        from vllm.version import __version__ as version
+    except ImportError as error:
+        raise ServingError(
+            "vLLM is not installed", field="vllm", remedy="install `foreguard[gpu]`, or run `make setup` on a CPU"
+        ) from error
+    if not version.startswith(VLLM_TESTED):
+        raise ServingError(
+            f"version {version} was not tested; the guard might not fire in it",
+            field="vllm",
+            remedy=f"install vLLM {' or '.join(f'{tested}x' for tested in VLLM_TESTED)}",
+        )
+
+
+def _require_environment() -> None:
+    for name, reason in _UNGUARDABLE.items():
+        if os.environ.get(name, "0") not in ("", "0"):
+            raise ServingError(f"is set, but {reason}", field=name, remedy=f"unset {name}")
+
+
+def _base_arguments(launch: Launch) -> list[str]:
+    return [launch.model, "--host", launch.host, "--port", str(launch.port)]
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = FlexibleArgumentParser(description="vLLM, as started by foreguard serve")
+    ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
+    args: Namespace = parser.parse_args(["serve", *arguments])
+    ServeSubcommand().validate(args)
+    return args
+
+
+def _require_guardable(args: Namespace) -> None:
+    for name in _OURS:
+        if getattr(args, name) not in (None, "auto"):
+            flag = "--" + name.replace("_", "-")
+            raise ServingError("the guard sets this itself", field=flag, remedy=f"leave {flag} out")
+    if getattr(args, "grpc", False):
+        raise ServingError(
+            "the gRPC server does not run the guard's middleware", field="--grpc", remedy="leave --grpc out"
+        )
+    if args.pipeline_parallel_size > 1:
+        raise ServingError(
+            "pipeline parallelism is not guarded yet",
+            field="--pipeline-parallel-size",
+            remedy="use --tensor-parallel-size",
+        )
+    if args.speculative_config:
+        raise ServingError(
+            "speculative decoding is not guarded yet", field="--speculative-config", remedy="leave it out"
+        )
+    if args.enable_lora:
+        raise ServingError(
+            "adapters change the model that the artifact was made from",
+            field="--enable-lora",
+            remedy="merge the adapter and calibrate",
+        )
+
+
+def _check_files(launch: Launch, args: Namespace) -> GuardConfig:
+    artifact = Artifact.load(launch.artifact)
+    folder = model_folder(launch.model, args.revision)
+    dtype = None if args.dtype == "auto" else {"half": "float16", "float": "float32"}.get(args.dtype, args.dtype)
+    artifact.manifest.fingerprint.require(fingerprint(folder, dtype=dtype, chat_template=_chat_template(args)))
+    config = GuardConfig(
+        artifact=launch.artifact.resolve(), artifact_digest=artifact.manifest.digest, policy=launch.policy.resolve()
+    )
+    config.bind_policy(artifact)
+    return config
+
+
+def _chat_template(args: Namespace) -> str | None:
+    template: str | None = args.chat_template
+    if template is None:
+        return None
+    return Path(template).read_text() if Path(template).is_file() else template
+
+
+def _require_free_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(
+                f"cannot listen on {host}:{port}: {error.strerror}",
+                field="--port",
+                remedy="choose a free port with --port",
+            ) from error
+
+
+def _run(args: Namespace) -> None:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    ServeSubcommand.cmd(args)

@@ -1,0 +1,185 @@
+"""Shapes: what the guard says to clients, in the forms that OpenAI's API has for it.
+
+Pure functions from facts to JSON-ready values; nothing here knows vLLM or HTTP. A blocked answer is built from scratch: no
+parser, grammar or template of the server can bend it.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from guard.verdict import Action, Verdict
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The facts of an answer that is blocked as a whole."""
+
+    request_id: str
+    model: str
+    created: int
+    message: str
+    num_choices: int
+    prompt_tokens: int
+    include_usage: bool = False
+
+    @property
+    def usage(self) -> Json:
+        """Token counts: no completion token was ever made."""
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": 0, "total_tokens": self.prompt_tokens}
+
+
+def chat(refusal: Refusal) -> Json:
+    """Return a blocked `chat.completion`."""
+    message = {"role": "assistant", "content": refusal.message, "refusal": refusal.message}
+    choices = [_choice(index, message=message, logprobs=None) for index in range(refusal.num_choices)]
+    return _envelope(refusal, "chat.completion") | {"choices": choices, "usage": refusal.usage}
+
+
+def chat_stream(refusal: Refusal) -> Iterator[bytes]:
+    """Yield a blocked chat completion as server-sent events."""
+    delta = {"role": "assistant", "content": refusal.message, "refusal": refusal.message}
+    envelope = _envelope(refusal, "chat.completion.chunk")
+    for index in range(refusal.num_choices):
+        yield event(envelope | {"choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]})
+        yield event(envelope | {"choices": [_choice(index, delta={}, logprobs=None)]})
+    yield from _end(refusal, envelope)
+
+
+def completion(refusal: Refusal) -> Json:
+    """Return a blocked `text_completion`."""
+    choices = [_choice(index, text=refusal.message, logprobs=None) for index in range(refusal.num_choices)]
+    return _envelope(refusal, "text_completion") | {"choices": choices, "usage": refusal.usage}
+
+
+def completion_stream(refusal: Refusal) -> Iterator[bytes]:
+    """Yield a blocked text completion as server-sent events."""
+    envelope = _envelope(refusal, "text_completion")
+    for index in range(refusal.num_choices):
+        yield event(envelope | {"choices": [_choice(index, text=refusal.message, logprobs=None)]})
+    yield from _end(refusal, envelope)
+
+
+def response(refusal: Refusal, status: str = "incomplete") -> Json:
+    """Return a blocked `response`: incomplete, because of the content filter."""
+    finished = status == "incomplete"
+    return {
+        "id": refusal.request_id,
+        "object": "response",
+        "created_at": refusal.created,
+        "model": refusal.model,
+        "status": status,
+        "incomplete_details": {"reason": "content_filter"} if finished else None,
+        "error": None,
+        "output": [_message_item(refusal)] if finished else [],
+        "usage": _response_usage(refusal) if finished else None,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "metadata": {},
+    }
+
+
+def response_stream(refusal: Refusal) -> Iterator[bytes]:
+    """Yield a blocked response as the Responses API's events."""
+    item = _message_item(refusal)
+    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    part = {"type": "refusal", "refusal": ""}
+    started = response(refusal, "in_progress")
+    events: list[Json] = [
+        {"type": "response.created", "response": started},
+        {"type": "response.in_progress", "response": started},
+        {
+            "type": "response.output_item.added",
+            "output_index": 0,
+            "item": item | {"status": "in_progress", "content": []},
+        },
+        {"type": "response.content_part.added", **place, "part": part},
+        {"type": "response.refusal.delta", **place, "delta": refusal.message},
+        {"type": "response.refusal.done", **place, "refusal": refusal.message},
+        {"type": "response.content_part.done", **place, "part": item["content"][0]},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.incomplete", "response": response(refusal)},
+    ]
+    for number, content in enumerate(events):
+        yield event(content | {"sequence_number": number}, name=content["type"])
+
+
+def error(message: str, code: str, param: str | None) -> Json:
+    """Return OpenAI's error envelope for a request that is at fault."""
+    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+
+
+def moderation(verdict: Verdict | None, model: str, *, with_scores: bool) -> Json:
+    """Return the `moderation` object of a response whose request asked for one.
+
+    Only the prompt was judged, so `output` says so instead of claiming that nothing was found.
+    """
+    not_evaluated = {
+        "type": "error",
+        "code": "not_evaluated",
+        "message": "The guard judges the prompt, not the output.",
+    }
+    if verdict is None or verdict.unscored:
+        failed = {"type": "error", "code": "unscored", "message": "The prompt has no score."}
+        return {"input": failed, "output": not_evaluated}
+    flagged = verdict.decision is not Action.ALLOW
+    scores = verdict.scores if with_scores else {}
+    result = {
+        "type": "moderation_result",
+        "model": model,
+        "flagged": flagged,
+        "categories": dict.fromkeys(scores, flagged),
+        "category_scores": scores,
+        "category_applied_input_types": {name: ["text"] for name in scores},
+    }
+    return {"input": {"type": "moderation_results", "model": model, "results": [result]}, "output": not_evaluated}
+
+
+def encode(content: Json) -> bytes:
+    """Return `content` as compact UTF-8 JSON."""
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def event(content: Json, name: str | None = None) -> bytes:
+    """Return one server-sent event."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + encode(content) + b"\n\n"
+
+
+def _envelope(refusal: Refusal, kind: str) -> Json:
+    return {"id": refusal.request_id, "object": kind, "created": refusal.created, "model": refusal.model}
+
+
+def _choice(index: int, **content: Any) -> Json:
+    return {"index": index, **content, "finish_reason": "content_filter"}
+
+
+def _end(refusal: Refusal, envelope: Json) -> Iterator[bytes]:
+    if refusal.include_usage:
+        yield event(envelope | {"choices": [], "usage": refusal.usage})
+    yield b"data: [DONE]\n\n"
+
+
+def _message_item(refusal: Refusal) -> Json:
+    content = [{"type": "refusal", "refusal": refusal.message}]
+    return {
+        "id": f"msg_{refusal.request_id}",
+        "type": "message",
+        "role": "assistant",
+        "status": "incomplete",
+        "content": content,
+    }
+
+
+def _response_usage(refusal: Refusal) -> Json:
+    return {
+        "input_tokens": refusal.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 0,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": refusal.prompt_tokens,
+    }
