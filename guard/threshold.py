@@ -58,7 +58,7 @@ def allowed_exceedances(num_negatives: int, target_fpr: float, confidence: float
     needed = minimum_negatives(target_fpr, confidence)
     if num_negatives < needed:
         raise TooFewNegatives(
-            f"{num_negatives} benign prompts cannot certify a false-positive rate of {target_fpr:g} at {confidence:.0%} confidence",
+            f"{num_negatives} benign prompts cannot certify a rate of {target_fpr:g} at {confidence:.0%} confidence",
             field="target_fpr",
             remedy=f"give at least {needed} benign prompts, or ask for a higher rate or a lower confidence",
         )

@@ -27,3 +27,19 @@ def serve(
     from serving.server import Launch, serve
 
     serve(Launch(model=model, artifact=artifact, policy=policy, host=host, port=port, vllm=context.args))
+
+
+def demo(
+    lab: Annotated[Path, typer.Option(help="Folder of the lab model and its prompts.")] = Path("examples/lab"),
+    policy: Annotated[Path, typer.Option(help="Policy to serve with.")] = Path("examples/policy.yaml"),
+    work: Annotated[Path, typer.Option(help="Where the artifact and the server's log go.")] = Path(".demo"),
+    compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model: starts slower.")] = False,
+) -> None:
+    """Calibrate the lab model, serve it guarded, and ask it benign, hard-benign, harmful and jailbroken things.
+
+    Takes some minutes on two cores. Exits with status 1 if a verdict is not what it should be.
+    """
+    from serving.demo.run import run
+
+    if not run(lab, policy, work, compiled=compiled):
+        raise typer.Exit(1)

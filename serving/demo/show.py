@@ -1,0 +1,57 @@
+"""What the demo shows: a table of answers, and the metrics that moved."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from guard.verdict import Action
+from serving.demo.asking import Answer
+
+_STYLE = {Action.ALLOW: "green", Action.FLAG: "yellow", Action.STEER: "magenta", Action.BLOCK: "red"}
+_SHOWN = (
+    "foreguard_requests_total",
+    "foreguard_unscored_total",
+    "foreguard_score_count",
+    "foreguard_decision_seconds_count",
+)
+
+
+def answers_table(answers: Sequence[Answer], score: str, thresholds: Mapping[Action, float]) -> Table:
+    """Return the table of `answers`; `score` against the threshold of the action taken, or of the mildest one."""
+    table = Table(title="What the guard did", title_justify="left")
+    for column in ("kind", "how", "action", f"{score} / threshold", "finish", "first words", "first token", ""):
+        table.add_column(column, justify="right" if column == "first token" else "left")
+    for answer in answers:
+        limit = thresholds.get(answer.action, min(thresholds.values()))
+        table.add_row(
+            answer.question.kind,
+            "stream" if answer.question.stream else "whole",
+            f"[{_STYLE[answer.action]}]{answer.action}[/]",
+            f"{answer.scores.get(score, float('nan')):6.2f} / {limit:.2f}",
+            answer.finish_reason,
+            " ".join(answer.text.split()[:6]),
+            f"{answer.seconds * 1e3:.0f} ms",
+            "" if answer.as_expected else "[bold red]unexpected[/]",
+        )
+    return table
+
+
+def metrics_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
+    """Return the guard's metrics that moved between two readings."""
+    table = Table(title="Metrics that moved", title_justify="left")
+    table.add_column("metric")
+    table.add_column("moved by", justify="right")
+    for name, value in after.items():
+        moved = value - before.get(name, 0.0)
+        if moved and name.startswith(_SHOWN):
+            table.add_row(name.replace("[", r"\["), f"{moved:+g}")
+    return table
+
+
+def sum_up(console: Console, answers: Sequence[Answer]) -> None:
+    """Say how many answers were as they should be, kind by kind."""
+    for kind in dict.fromkeys(answer.question.kind for answer in answers):
+        of_kind = [answer for answer in answers if answer.question.kind == kind]
+        right = sum(answer.as_expected for answer in of_kind)
+        console.print(f"  {kind:12} {right} of {len(of_kind)} as expected")
