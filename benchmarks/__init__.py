@@ -1,0 +1,1 @@
+"""What the guard costs: guarded against unguarded vLLM on the same work, interleaved in one run. `make bench`."""
