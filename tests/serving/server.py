@@ -1,0 +1,55 @@
+"""A real server and its clients."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+
+from serving.process import ServerProcess, running
+
+SERVED_NAME = "lab"
+FLAGS = ["--served-model-name", SERVED_NAME, "--max-model-len", "1024"]
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    process: ServerProcess
+    clients: dict[str, openai.OpenAI] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return self.process.url
+
+    @property
+    def log(self) -> Path:
+        return self.process.log
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        if key not in self.clients:
+            self.clients[key] = openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+        return self.clients[key]
+
+    def async_client(self, key: str = "none") -> openai.AsyncOpenAI:
+        """Return a client to be used as an async context manager."""
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the value of one metric on /metrics, summed over the series that match `labels`."""
+        wanted = [f'{key}="{text}"' for key, text in labels.items()]
+        samples = self.process.metrics().items()
+        return sum(value for head, value in samples if head.split("{")[0] == name and all(w in head for w in wanted))
+
+
+@contextmanager
+def served(command: list[str], port: int, log: Path, environment: dict[str, str]) -> Iterator[Server]:
+    """Run a server, and close its clients before it stops."""
+    with running(command, port, log, ENVIRONMENT | environment) as process:
+        server = Server(process)
+        yield server
+        for client in server.clients.values():
+            client.close()

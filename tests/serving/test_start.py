@@ -1,0 +1,131 @@
+"""What is wrong before the start is said before a port is opened or a model is loaded."""
+
+import json
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from probes.artifact import MANIFEST, TENSORS
+from probes.errors import ArtifactCorrupt, ArtifactMismatch, ForeguardError, ModelError, PolicyError, SchemaTooNew
+from serving.process import free_port, guarded_command
+from serving.server import Launch, serve
+from tests.serving.lab import MODEL
+from tests.serving.world import policy_text
+
+
+@pytest.fixture
+def launch(reference, artifact, artifact_folder, tmp_path):
+    """Return a function that tries to serve, with parts replaced; the parts are copies that a test may spoil."""
+    shutil.copytree(artifact_folder, tmp_path / "artifact")
+    shutil.copytree(MODEL, tmp_path / "model")
+    (tmp_path / "policy.yaml").write_text(policy_text(reference, artifact))
+
+    def launch(*vllm: str, port: int | None = None) -> None:
+        serve(
+            Launch(
+                model=str(tmp_path / "model"),
+                artifact=tmp_path / "artifact",
+                policy=tmp_path / "policy.yaml",
+                host="127.0.0.1",
+                port=port or free_port(),
+                vllm=vllm,
+            )
+        )
+
+    return launch
+
+
+def refused(kind: type[ForeguardError], launch, *vllm: str, says: str, **options) -> None:
+    with pytest.raises(kind, match=says) as caught:
+        launch(*vllm, **options)
+    assert caught.value.field
+    assert caught.value.remedy
+
+
+def test_a_truncated_artifact_is_refused(launch, tmp_path):
+    """Half a tensor file is not an artifact."""
+    tensors = tmp_path / "artifact" / TENSORS
+    tensors.write_bytes(tensors.read_bytes()[: tensors.stat().st_size // 2])
+    refused(ArtifactCorrupt, launch, says="not the file that the manifest describes")
+
+
+def test_a_tampered_manifest_is_refused(launch, tmp_path):
+    """A bias changed by hand does not go unnoticed."""
+    manifest = tmp_path / "artifact" / MANIFEST
+    content = json.loads(manifest.read_text())
+    content["probes"][0]["bias"] -= 100
+    manifest.write_text(json.dumps(content))
+    refused(ArtifactCorrupt, launch, says="changed after it was written")
+
+
+def test_a_newer_schema_is_refused(launch, tmp_path):
+    """What a newer version wrote is not guessed at."""
+    manifest = tmp_path / "artifact" / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    refused(SchemaTooNew, launch, says="99")
+
+
+def test_another_models_artifact_is_refused(launch, tmp_path):
+    """One byte of the weights makes it another model."""
+    weights = tmp_path / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    refused(ArtifactMismatch, launch, says="weights")
+
+
+def test_another_chat_template_is_refused(launch, tmp_path):
+    """A template given on the command line counts, in the folder or not."""
+    (tmp_path / "other.jinja").write_text("{{ messages[0].content }}")
+    refused(ArtifactMismatch, launch, "--chat-template", str(tmp_path / "other.jinja"), says="chat_template")
+
+
+def test_a_policy_that_names_an_unknown_probe_is_refused(launch, tmp_path):
+    """The error names the rule, and the probes that there are."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(policy.read_text().replace("harm: {above", "harmm: {above"))
+    refused(PolicyError, launch, says="harmm")
+
+
+def test_a_model_that_is_not_there_is_refused(launch, tmp_path):
+    """A path that leads nowhere is not looked up on a hub."""
+    shutil.rmtree(tmp_path / "model")
+    refused(ModelError, launch, says="neither a folder nor")
+
+
+def test_a_port_in_use_is_refused(launch):
+    """The port is tried before minutes are spent on loading a model."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        refused(ForeguardError, launch, says="cannot listen", port=taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--worker-cls", "some.Worker"],
+        ["--scheduler-cls", "some.Scheduler"],
+        ["--pipeline-parallel-size", "2"],
+        ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'],
+        ["--enable-lora"],
+    ],
+)
+def test_what_the_guard_cannot_watch_is_refused(launch, flags):
+    """A flag that would take the guard out, or around it, stops the start."""
+    refused(ForeguardError, launch, *flags, says="guard|adapters")
+
+
+def test_the_command_says_what_and_how_and_ends_with_status_2(artifact_folder, tmp_path):
+    """The command line prints the field, the problem and the remedy, and no traceback."""
+    (tmp_path / "policy.yaml").write_text(
+        "name: x\nversion: '1'\nrules:\n  - {name: a, action: blok, when: {harm: {above: 1}}}\n"
+    )
+    command = guarded_command(MODEL, artifact_folder, tmp_path / "policy.yaml", free_port())
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert "policy.yaml:4" in ended.stderr
+    assert "remedy" in ended.stderr
+    assert "Traceback" not in ended.stderr

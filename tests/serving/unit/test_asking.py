@@ -1,0 +1,165 @@
+"""What a caller may ask is heard however it is written, and never loosens anything without the operator's word."""
+
+import contextlib
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guard.policy import Caller, Policy
+from serving.asking import BadModeration, Moderation, asked, identify, read_moderation
+
+RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1}}}
+
+
+def caller(key="secret", **grants):
+    """A caller whom the policy names."""
+    return Caller(name="team", key_sha256=hashlib.sha256(key.encode()).hexdigest(), **grants)
+
+
+def policy(*callers):
+    """A policy with callers."""
+    return Policy.model_validate(
+        {"name": "p", "version": "1", "rules": [RULE], "callers": [c.model_dump() for c in callers]}
+    )
+
+
+@pytest.mark.parametrize(
+    "moderation",
+    [
+        {"mode": "block"},
+        {"policy": {"input": {"mode": "block"}}},
+        {"mode": "score", "policy": {"input": {"mode": "block"}}},
+        {"model": "omni", "mode": "block", "policy": {"output": {"mode": "score"}}, "later": [1]},
+    ],
+)
+def test_block_is_heard_at_either_place(moderation):
+    """The input's own mode wins over the one at the top; unknown keys of newer specifications are left alone."""
+    assert read_moderation(json.dumps({"moderation": moderation}).encode()).input_mode == "block"
+
+
+@pytest.mark.parametrize(
+    "moderation",
+    [
+        {},
+        {"mode": "score"},
+        {"mode": None},
+        {"policy": {}},
+        {"policy": None},
+        {"policy": {"input": None}},
+        {"policy": {"output": {"mode": "block"}}},
+    ],
+)
+def test_score_is_the_default(moderation):
+    """Asking for moderation without a mode asks for the score; what OpenAI's types let be null may be null."""
+    assert read_moderation(json.dumps({"moderation": moderation}).encode()).input_mode == "score"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'"moderation"',
+        b'{"moderation": null}',
+        b'{"messages": [{"role": "user", "content": "\\"moderation\\": {}"}]}',
+        b'{"metadata": {"moderation": {"mode": "nonsense"}}}',
+        b'{"moderation": {"mode": "block"}',
+        b"\xff\xfe",
+    ],
+)
+def test_requests_without_moderation(body):
+    """Absent, null, nested, quoted in a prompt, or in a body that is no JSON: nothing is asked, and nothing fails."""
+    assert read_moderation(body) is None
+
+
+@pytest.mark.parametrize(
+    ("moderation", "where"),
+    [
+        ("block", "moderation"),
+        ([], "moderation"),
+        (True, "moderation"),
+        ({"mode": "BLOCK"}, "moderation.mode"),
+        ({"mode": 1}, "moderation.mode"),
+        ({"policy": {"input": "block"}}, "moderation.policy.input"),
+        ({"policy": {"input": {"mode": "off"}}}, "moderation.policy.input.mode"),
+    ],
+)
+def test_malformed_moderation_is_refused(moderation, where):
+    """A wish that cannot be understood is an error that names the key, not a wish ignored."""
+    with pytest.raises(BadModeration) as caught:
+        read_moderation(json.dumps({"moderation": moderation}).encode())
+    assert str(caught.value).startswith(f"{where}: ")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"\u006doderation": {"mode": "block"}}',
+        rb'{"moderatio\u006E": {"mode": "bl\u006fck"}}',
+        '{"moderation": {"mode": "block"}}'.encode("utf-16"),
+        '{"moderation": {"mode": "block"}}'.encode("utf-16-le"),
+        '{"moderation": {"mode": "block"}}'.encode("utf-8-sig"),
+    ],
+    ids=["escaped key", "escaped key and value", "UTF-16", "UTF-16 without a mark", "UTF-8 with a mark"],
+)
+def test_other_spellings_of_the_same_json(body):
+    """The web framework reads escapes and the other Unicode encodings, so the guard must: a wish to tighten is not lost."""
+    assert json.loads(body) == {"moderation": {"mode": "block"}}
+    assert read_moderation(body).input_mode == "block"
+
+
+@given(body=st.binary(max_size=80) | st.text(max_size=80).map(lambda text: f'{{"moderation": {text}}}'.encode()))
+def test_no_body_breaks_the_reading(body):
+    """Whatever bytes arrive, the answer is a moderation, none, or an error for the client."""
+    with contextlib.suppress(BadModeration):
+        assert isinstance(read_moderation(body), Moderation | None)
+
+
+def test_a_body_of_brackets():
+    """Nesting beyond what the parser takes is malformed JSON like any other."""
+    assert read_moderation(b'{"moderation": ' + b"[" * 200_000) is None
+
+
+def test_callers_are_known_by_their_token():
+    """Case of the header and of the scheme do not matter; the key does."""
+    known, other = caller(may_shadow=True), caller("other").model_copy(update={"name": "other"})
+    for name, value in ((b"authorization", b"Bearer secret"), (b"Authorization", b"bearer  secret ")):
+        assert identify([(b"host", b"x"), (name, value)], policy(other, known)) == known
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"authorization", b"")],
+        [(b"authorization", b"Bearer")],
+        [(b"authorization", b"Bearer wrong")],
+        [(b"authorization", b"Basic secret")],
+        [(b"authorization", b"secret")],
+        [(b"x-authorization", b"Bearer secret")],
+        [(b"authorization", b"Bearer " + hashlib.sha256(b"secret").hexdigest().encode())],
+        [(b"authorization", b"Bearer \xff\xfe")],
+    ],
+)
+def test_everyone_else_is_the_public(headers):
+    """A wrong key, another scheme, or the digest itself in place of the key opens nothing."""
+    assert identify(headers, policy(caller())) is None
+
+
+def test_no_callers_no_digest():
+    """Without callers in the policy nobody is known."""
+    assert identify([(b"authorization", b"Bearer secret")], policy()) is None
+
+
+def test_what_goes_to_the_gate():
+    """Anyone may tighten; only a caller who was granted it may ask for shadow, and sends the digest that proves it."""
+    block, score = Moderation(mode="block"), Moderation(mode="score")
+    granted, other = caller(may_shadow=True), caller(sees_scores=True)
+    assert asked(None, granted) == {}
+    assert asked(block, None) == asked(block, granted) == {"tighten": True}
+    assert asked(score, None) == asked(score, other) == {}
+    assert asked(score, granted) == {"shadow": True, "caller": granted.key_sha256}

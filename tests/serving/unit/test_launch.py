@@ -1,0 +1,106 @@
+"""What stops a server before its port opens, as far as that needs no engine."""
+
+import socket
+
+import pytest
+
+from guard.verdict import Action
+from probes.artifact import Artifact
+from probes.errors import ArtifactMismatch, ModelError, PolicyError, ServingError
+from serving import server
+from serving.config import GuardConfig
+from serving.model_folder import model_folder
+
+
+def test_configuration_crosses_vllm(config):
+    """What `foreguard serve` puts into `additional_config` comes out equal in every process."""
+    made = config()
+    assert GuardConfig.from_vllm({"theirs": 1, **made.to_vllm()}) == made
+
+
+@pytest.mark.parametrize(
+    "found", [None, {}, {"foreguard": None}, {"foreguard": {"artifact": "a"}}, {"foreguard": {"x": 1}}]
+)
+def test_configuration_that_is_missing(found):
+    """The guard's classes without its configuration: the error names the key and the command to use."""
+    with pytest.raises(ServingError, match="foreguard serve") as caught:
+        GuardConfig.from_vllm(found)
+    assert caught.value.field == "additional_config.foreguard"
+
+
+def test_configuration_loads_and_binds(config):
+    """The artifact's probes and the policy's rules meet."""
+    made = config()
+    bound = made.bind_policy(made.load_artifact())
+    assert bound.probes == ("harm",)
+    assert bound.judge([3.0]).action is Action.BLOCK
+
+
+def test_an_artifact_replaced_under_a_starting_server(config, artifact):
+    """Every process must load the same artifact: one that was replaced meanwhile is refused."""
+    made = config()
+    loaded = Artifact.load(artifact)
+    Artifact(loaded.manifest.model_copy(update={"name": "another"}), loaded.tensors).save(artifact)
+    with pytest.raises(ArtifactMismatch, match="replaced"):
+        made.load_artifact()
+
+
+def test_a_policy_for_probes_that_are_not_there(config):
+    """Named before a port is opened."""
+    made = config("name: a\nversion: b\nrules: [{name: r, action: flag, when: {nobody: {above: 1}}}]")
+    with pytest.raises(PolicyError, match="nobody"):
+        made.bind_policy(made.load_artifact())
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.320.1", "1.0"])
+def test_vllm_versions_that_were_not_tested(monkeypatch, version):
+    """Another version might not call the guard's seams: it does not start."""
+    monkeypatch.setattr("vllm.version.__version__", version)
+    with pytest.raises(ServingError, match=version) as caught:
+        server.require_tested_vllm()
+    assert "0.32.x" in caught.value.remedy
+
+
+def test_the_installed_vllm_is_tested():
+    """The version that the project pins is one it was tested with."""
+    server.require_tested_vllm()
+
+
+@pytest.mark.parametrize("name", ["VLLM_USE_RUST_FRONTEND", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE"])
+def test_environments_that_lead_around_the_guard(monkeypatch, name):
+    """Set to anything but nothing or 0, the variable is named with the reason."""
+    for harmless in ("", "0"):
+        monkeypatch.setenv(name, harmless)
+        server._require_environment()
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ServingError) as caught:
+        server._require_environment()
+    assert caught.value.field == name
+
+
+def test_a_taken_port():
+    """A port that someone listens on is refused before a model is loaded; a free one is not."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServingError, match=str(port)) as caught:
+            server._require_free_port("127.0.0.1", port)
+        assert caught.value.field == "--port"
+    server._require_free_port("127.0.0.1", port)
+
+
+def test_an_address_that_is_not_ours():
+    """A host that does not exist, or is another machine's, is the same clear error."""
+    for host in ("192.0.2.1", "no-such-host.invalid"):
+        with pytest.raises(ServingError):
+            server._require_free_port(host, 0)
+
+
+def test_models_that_are_nowhere(tmp_path, monkeypatch):
+    """Neither a folder nor in the local cache: nothing is downloaded, and the remedy says how to get it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert model_folder(str(tmp_path)) == tmp_path
+    for name in ("./missing/folder/here", "no-such-owner/no-such-model", "a b c"):
+        with pytest.raises(ModelError, match="neither a folder"):
+            model_folder(name)

@@ -1,0 +1,204 @@
+"""The listener hears each verdict once and leaves no trace of it in vLLM's outputs."""
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from vllm.sampling_params import SamplingParams
+
+from guard.decide import bind
+from guard.metrics import GuardMetrics
+from guard.policy import Policy
+from guard.verdict import Action, Unscored
+from serving.engine.wire import EXTRA
+from serving.exchange import Exchange, current
+from serving.listener import listen
+
+RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
+BOUND = bind(
+    Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]}), ["harm"], np.zeros((0, 1), dtype=np.float32)
+)
+
+
+@pytest.fixture
+def registry():
+    """A registry of our own."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def exchange():
+    """The exchange in force while the test runs."""
+    opened = Exchange()
+    token = current.set(opened)
+    yield opened
+    current.reset(token)
+
+
+@pytest.fixture
+def hear(registry):
+    """A maker of (listening `generate`, what vLLM would see as parameters, ids of closed requests)."""
+    metrics = GuardMetrics(registry, BOUND)
+
+    def make(*produced, fault=None):
+        closed = []
+
+        async def generate(prompt, params, request_id, **options):
+            generate.params = params
+            try:
+                for item in produced:
+                    yield item
+                if fault:
+                    raise fault
+            finally:
+                closed.append(request_id)
+
+        return listen(generate, "No.", metrics), lambda: generate.params, closed
+
+    return make
+
+
+async def drain(generator):
+    """All that a generator yields."""
+    return [item async for item in generator]
+
+
+def counted(registry, action):
+    """How many prompts were counted with this decision, in enforce mode."""
+    return registry.get_sample_value("foreguard_requests_total", {"action": action, "mode": "enforce"})
+
+
+def aborted(registry):
+    """How many prompts were counted as aborted."""
+    return registry.get_sample_value("foreguard_unscored_total", {"reason": Unscored.ABORTED.value})
+
+
+async def test_verdict_is_taken_and_other_parameters_stay(hear, exchange, outputs):
+    """A client that is shown `kv_transfer_params` finds its connector's keys there, and no verdict."""
+    verdict = BOUND.judge([1.0])
+    listening, _, _ = hear(
+        outputs.one(outputs.completion(), verdict=verdict, finished=False, remote_host="a"),
+        outputs.one(outputs.completion(), verdict=verdict),
+    )
+    first, last = await drain(listening("p", SamplingParams(), "id"))
+    assert first.kv_transfer_params == {"remote_host": "a"}
+    assert last.kv_transfer_params is None
+    assert exchange.prompts[0].verdict == verdict
+
+
+async def test_counted_once_though_delivered_twice(hear, exchange, outputs, registry):
+    """The verdict comes with the first output and with the last; the prompt is one prompt."""
+    verdict = BOUND.judge([1.0])
+    listening, _, _ = hear(*[outputs.one(outputs.completion(), verdict=verdict)] * 2)
+    await drain(listening("p", SamplingParams(), "id"))
+    assert counted(registry, "allow") == 1
+    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm"}) == 1
+    assert aborted(registry) == 0
+
+
+async def test_n_completions_are_one_prompt(hear, exchange, outputs, registry):
+    """Each child brings its own verdict; one is counted, and the most severe stays."""
+    allowed, blocked = BOUND.judge([1.0]), BOUND.judge([3.0])
+    listening, _, _ = hear(
+        outputs.one(outputs.completion(0), verdict=allowed, finished=False),
+        outputs.one(outputs.completion(1, blocked=True), verdict=blocked, finished=False),
+        outputs.one(outputs.completion(2), verdict=allowed),
+    )
+    await drain(listening("p", SamplingParams(n=3), "id"))
+    (prompt,) = exchange.prompts
+    assert (prompt.n, prompt.blocked, prompt.passed) == (3, {1}, True)
+    assert prompt.verdict.action is Action.BLOCK
+    assert counted(registry, "allow") + counted(registry, "block") == 1
+
+
+async def test_blocked_completion_says_the_message(hear, exchange, outputs):
+    """VLLM's own response code then writes the operator's message with `content_filter`, and no stop reason of ours."""
+    listening, _, _ = hear(outputs.one(outputs.completion(blocked=True), verdict=BOUND.judge([3.0])))
+    (found,) = await drain(listening("p", SamplingParams(), "id"))
+    (completion,) = found.outputs
+    assert (completion.text, completion.finish_reason, completion.stop_reason) == ("No.", "content_filter", None)
+    assert exchange.prompts[0].num_tokens == 3
+    assert exchange.blocked
+
+
+async def test_a_user_s_stop_string_is_no_block(hear, exchange, outputs):
+    """Only the gate's own stop reason marks a block; others pass as they are."""
+    item = outputs.one(outputs.completion(), verdict=BOUND.judge([0.0]))
+    item.outputs[0].stop_reason, item.outputs[0].finish_reason = "foreguard", "stop"
+    listening, _, _ = hear(item)
+    (found,) = await drain(listening("p", SamplingParams(stop=["foreguard"]), "id"))
+    assert (found.outputs[0].text, found.outputs[0].stop_reason) == ("hello", "foreguard")
+    assert exchange.prompts[0].passed
+
+
+async def test_a_client_that_leaves_is_counted(hear, exchange, outputs, registry):
+    """Gone before the verdict: unscored, aborted. Gone after it: counted by its verdict only. vLLM's generator is closed."""
+    early, _, closed = hear(outputs.one(finished=False), outputs.one(outputs.completion()))
+    generator = early("p", SamplingParams(), "early")
+    await anext(generator)
+    await generator.aclose()
+    assert aborted(registry) == 1
+    late, _, closed_late = hear(*[outputs.one(outputs.completion(), verdict=BOUND.judge([0.0]))] * 2)
+    generator = late("p", SamplingParams(), "late")
+    await anext(generator)
+    await generator.aclose()
+    assert aborted(registry) == 1
+    assert counted(registry, "allow") == 1
+    assert (closed, closed_late) == (["early"], ["late"])
+
+
+async def test_a_request_that_fails_is_counted_and_fails(hear, exchange, registry):
+    """The engine's exception reaches the server, and the prompt is counted as never scored."""
+    listening, _, _ = hear(fault=ValueError("too long"))
+    with pytest.raises(ValueError, match="too long"):
+        await drain(listening("p", SamplingParams(), "id"))
+    assert aborted(registry) == 1
+
+
+async def test_what_a_client_puts_under_the_guard_s_key_is_thrown_away(hear, exchange, outputs):
+    """`vllm_xargs` reaches `extra_args`: a forged ask is scrubbed, the client's other keys stay."""
+    listening, params, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
+    forged = SamplingParams(extra_args={EXTRA: {"shadow": True, "caller": "a" * 64}, "mine": 1})
+    await drain(listening("p", forged, "id"))
+    assert params().extra_args == {"mine": 1}
+    await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
+    assert params().extra_args is None
+
+
+async def test_what_the_middleware_heard_goes_to_the_gate(hear, exchange, outputs):
+    """The exchange's own ask replaces whatever the client put there."""
+    exchange.asked = {"tighten": True}
+    listening, params, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
+    await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
+    assert params().extra_args == {EXTRA: {"tighten": True}}
+
+
+async def test_routes_without_an_exchange_are_counted_and_scrubbed(hear, outputs, registry):
+    """A generating route that the middleware does not know is still counted, blocked and scrubbed."""
+    listening, params, _ = hear(outputs.one(outputs.completion(blocked=True), verdict=BOUND.judge([3.0])))
+    (found,) = await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
+    assert found.outputs[0].text == "No."
+    assert params().extra_args is None
+    assert counted(registry, "block") == 1
+
+
+async def test_several_prompts_of_one_request(hear, exchange, outputs, registry):
+    """Each call is one prompt; the request is decided when the last of them is."""
+    listening, other = (hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))[0] for _ in range(2))
+    first, second = listening("p", SamplingParams(), "id-0"), other("q", SamplingParams(), "id-1")
+    await drain(first)
+    assert [prompt.request_id for prompt in exchange.prompts] == ["id-0", "id-1"]
+    assert not exchange.decided
+    await drain(second)
+    assert exchange.decided
+    assert counted(registry, "allow") == 2
+
+
+async def test_the_adapter_names_the_model(hear, exchange, outputs):
+    """A LoRA adapter that answers gives its name to the refusal."""
+    listening, _, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
+
+    class Adapter:
+        lora_name = "tuned"
+
+    await drain(listening("p", SamplingParams(), "id", lora_request=Adapter()))
+    assert exchange.prompts[0].model == "tuned"

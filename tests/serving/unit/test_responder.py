@@ -1,0 +1,335 @@
+"""One answer is held until it is decided, then let go as it is, marked, or replaced as a whole."""
+
+import json
+
+import pytest
+from openai.types.chat import ChatCompletionChunk
+
+from guard.policy import Policy
+from guard.verdict import Action, Mode, Unscored, Verdict
+from serving.exchange import Exchange, Prompt
+from serving.responder import ROUTES, Responder
+
+RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1}}}
+JSON = [(b"content-type", b"application/json")]
+SSE = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+def verdict(action=Action.ALLOW, **changes):
+    """A verdict that acted."""
+    return Verdict(action, action, Mode.ENFORCE, {"harm": 1.5}, "p@1", "fge_1", **changes)
+
+
+def passed(n=1, **changes):
+    """A prompt that got through."""
+    return Prompt("chatcmpl-1", n, None, verdict=verdict(), num_tokens=3, passed=True, **changes)
+
+
+def blocked(n=1, indices=(0,), **changes):
+    """A prompt of which some completions were blocked."""
+    return Prompt("chatcmpl-1", n, None, verdict=verdict(Action.BLOCK), num_tokens=3, blocked=set(indices), **changes)
+
+
+class Answer:
+    """A responder with a record of what reached the client."""
+
+    def __init__(self, *prompts, style="refusal", route="/v1/chat/completions", body=b"{}", **exchange):
+        self.exchange = Exchange(prompts=list(prompts), created=1700000000, **exchange)
+        self.sent = []
+        response = {"style": style, "message": "Nein – „so nicht“."}
+        policy = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE], "response": response})
+        self.responder = Responder(self._record, ROUTES[route], self.exchange, policy, "served", body)
+
+    async def _record(self, message):
+        self.sent.append(message)
+
+    async def start(self, headers=JSON, status=200):
+        """The app begins its answer."""
+        await self.responder.send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def body(self, body=b"", more=False):
+        """The app sends a part of its answer."""
+        await self.responder.send({"type": "http.response.body", "body": body, "more_body": more})
+
+    @property
+    def status(self):
+        return self.sent[0]["status"]
+
+    @property
+    def headers(self):
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+    @property
+    def text(self):
+        return b"".join(message["body"] for message in self.sent[1:]).decode()
+
+    def check_framing(self):
+        """Exactly one start, then bodies of which only the last is final, and a true content length."""
+        assert [message["type"] for message in self.sent] == ["http.response.start"] + ["http.response.body"] * (
+            len(self.sent) - 1
+        )
+        finals = [not message.get("more_body", False) for message in self.sent[1:]]
+        assert finals == [False] * (len(finals) - 1) + [True]
+        if "content-length" in self.headers:
+            assert int(self.headers["content-length"]) == len(self.text.encode())
+
+
+async def test_allowed_bytes_are_untouched():
+    """The body passes byte for byte and the app's headers stay; three headers of ours are added."""
+    answer = Answer(passed())
+    raw = b'{"a":  1, "\xc3\xa9": [ ] }\n'
+    await answer.start([*JSON, (b"content-length", str(len(raw)).encode()), (b"x-own", b"1")])
+    await answer.body(raw)
+    answer.check_framing()
+    assert answer.text.encode() == raw
+    assert answer.headers == {
+        "content-type": "application/json",
+        "content-length": str(len(raw)),
+        "x-own": "1",
+        "x-guardrail-decision": "allow",
+        "x-guardrail-policy": "p@1",
+        "x-guardrail-event-id": "fge_1",
+    }
+
+
+async def test_held_until_decided():
+    """Not a byte leaves before every prompt has its verdict, however much the app has sent; then all of it, in order."""
+    waiting = Prompt("chatcmpl-1", 1, None)
+    answer = Answer(waiting)
+    await answer.start(SSE)
+    await answer.body(b"data: 1\n\n", more=True)
+    await answer.body(b"data: 2\n\n", more=True)
+    assert answer.sent == []
+    waiting.verdict, waiting.passed = verdict(), True
+    await answer.body(b"data: 3\n\n", more=True)
+    await answer.body(b"data: [DONE]\n\n", more=True)
+    await answer.body()
+    answer.check_framing()
+    assert answer.text == "data: 1\n\ndata: 2\n\ndata: 3\n\ndata: [DONE]\n\n"
+
+
+async def test_a_stream_that_was_held_can_still_be_replaced():
+    """The first event, which vLLM sends before any token, was held, so the refusal is a whole stream of its own."""
+    waiting = Prompt("chatcmpl-1", 1, None)
+    answer = Answer(waiting)
+    await answer.start(SSE)
+    await answer.body(b'data: {"role": "assistant"}\n\n', more=True)
+    waiting.verdict, waiting.blocked = verdict(Action.BLOCK), {0}
+    await answer.body(b"data: SECRET\n\n", more=True)
+    await answer.body(b"data: SECRET\n\n", more=True)
+    await answer.body()
+    answer.check_framing()
+    assert "SECRET" not in answer.text
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert "content-length" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("route", "kind"),
+    [
+        ("/v1/chat/completions", "chat.completion"),
+        ("/v1/completions", "text_completion"),
+        ("/v1/responses", "response"),
+    ],
+)
+async def test_blocked_json(route, kind):
+    """The whole answer is built anew: status 200, right length whatever the message's alphabet, nothing of the app's."""
+    answer = Answer(blocked(), route=route)
+    await answer.start([*JSON, (b"content-length", b"6"), (b"x-own", b"1")], status=500)
+    await answer.body(b"SECRET")
+    answer.check_framing()
+    content = json.loads(answer.text)
+    assert (answer.status, content["object"], content["model"], content["id"]) == (200, kind, "served", "chatcmpl-1")
+    assert "Nein – „so nicht“." in answer.text
+    assert answer.headers["x-guardrail-decision"] == "block"
+    assert "x-own" not in answer.headers
+
+
+@pytest.mark.parametrize("headers", [JSON, SSE])
+@pytest.mark.parametrize(
+    ("route", "param"),
+    [("/v1/chat/completions", "messages"), ("/v1/completions", "prompt"), ("/v1/responses", "input")],
+)
+async def test_error_style(route, param, headers):
+    """HTTP 400 with OpenAI's envelope, for streams too, because no byte of the stream has left."""
+    answer = Answer(blocked(), style="error", route=route)
+    await answer.start(headers)
+    await answer.body(b"SECRET", more=True)
+    await answer.body()
+    answer.check_framing()
+    assert answer.status == 400
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-guardrail-decision"] == "block"
+    error = json.loads(answer.text)["error"]
+    assert (error["code"], error["param"], error["type"]) == ("content_filter", param, "invalid_request_error")
+    assert error["message"] == "Nein – „so nicht“."
+
+
+@pytest.mark.parametrize("style", ["refusal", "error"])
+async def test_messages_after_a_replacement_are_swallowed(style):
+    """Whatever the app goes on to send, the client has its complete answer and gets no second one."""
+    answer = Answer(blocked(), style=style)
+    await answer.start(SSE)
+    await answer.body(b"x", more=True)
+    before = list(answer.sent)
+    await answer.body(b"y", more=True)
+    await answer.body()
+    await answer.start()
+    assert answer.sent == before
+    answer.check_framing()
+
+
+async def test_mixed_n_passes_in_refusal_style():
+    """One of two completions blocked: vLLM's own answer already holds the message in its place, so it passes."""
+    answer = Answer(blocked(n=2, passed=True))
+    await answer.start()
+    await answer.body(b'{"choices": []}')
+    answer.check_framing()
+    assert answer.text == '{"choices": []}'
+    assert answer.headers["x-guardrail-decision"] == "block"
+
+
+async def test_mixed_n_is_an_error_in_error_style():
+    """The operator asked for an error whenever something was blocked."""
+    answer = Answer(blocked(n=2, passed=True), style="error")
+    await answer.start()
+    await answer.body(b'{"choices": []}')
+    assert answer.status == 400
+
+
+async def test_refusal_has_every_choice_of_every_prompt():
+    """Two prompts with n = 2: four choices, numbered through, and the tokens of both."""
+    answer = Answer(blocked(n=2, indices=(0, 1)), blocked(n=2, indices=(0, 1)), route="/v1/completions")
+    await answer.start()
+    await answer.body(b"{}")
+    content = json.loads(answer.text)
+    assert [choice["index"] for choice in content["choices"]] == [0, 1, 2, 3]
+    assert content["usage"]["prompt_tokens"] == 6
+
+
+@pytest.mark.parametrize(("options", "expected"), [('{"include_usage": true}', True), ("null", False), ("{}", False)])
+async def test_usage_of_a_refused_stream(options, expected):
+    """The usage chunk comes if the request's `stream_options` ask for it."""
+    answer = Answer(blocked(), body=f'{{"stream": true, "stream_options": {options}}}'.encode())
+    await answer.start(SSE)
+    await answer.body(b"x")
+    assert ('"usage"' in answer.text) is expected
+
+
+async def test_the_adapter_s_name_answers():
+    """A LoRA adapter that was asked for is the model of the refusal."""
+    prompt = blocked()
+    prompt.model = "tuned"
+    answer = Answer(prompt)
+    await answer.start()
+    await answer.body(b"{}")
+    assert json.loads(answer.text)["model"] == "tuned"
+
+
+async def test_answers_without_a_prompt_pass_unmarked():
+    """Refused by vLLM before any prompt reached the engine: its own 400 passes, with no claim by the guard."""
+    answer = Answer()
+    await answer.start(status=400)
+    await answer.body(b'{"error": 1}')
+    assert (answer.status, answer.text, list(answer.headers)) == (400, '{"error": 1}', ["content-type"])
+
+
+@pytest.mark.parametrize("raw", [b'{"id":"a","choices":[]}', '{"id":"é"}'.encode()])
+async def test_moderation_is_added_with_the_right_length(raw):
+    """The object is added to vLLM's JSON, whose other keys stay, and the content length is that of the new body."""
+    answer = Answer(passed(), wants_moderation=True)
+    await answer.start([*JSON, (b"Content-Length", str(len(raw)).encode())])
+    await answer.body(raw)
+    answer.check_framing()
+    content = json.loads(answer.text)
+    moderation = content.pop("moderation")
+    assert content == json.loads(raw)
+    assert moderation["input"]["results"][0]["flagged"] is False
+    assert moderation["input"]["results"][0]["category_scores"] == {}
+    assert [name for name, _ in answer.sent[0]["headers"] if name.lower() == b"content-length"] == [b"content-length"]
+
+
+@pytest.mark.parametrize("cuts", [(), (4,), (4, 9)])
+async def test_moderation_of_json_that_comes_in_parts(cuts):
+    """A middleware inside (vLLM's `--middleware my.function` is one) may send JSON in parts and an empty end."""
+    raw = b'{"id":"a","choices":[]}'
+    answer = Answer(passed(), wants_moderation=True)
+    await answer.start()
+    for start, end in zip((0, *cuts), (*cuts, len(raw)), strict=True):
+        await answer.body(raw[start:end], more=True)
+    await answer.body()
+    answer.check_framing()
+    assert json.loads(answer.text)["moderation"]["output"]["code"] == "not_evaluated"
+
+
+async def test_moderation_shows_scores_to_those_who_may_see_them():
+    """`sees_scores` is the only key to them."""
+    answer = Answer(passed(), wants_moderation=True, sees_scores=True)
+    await answer.start()
+    await answer.body(b"{}")
+    assert json.loads(answer.text)["moderation"]["input"]["results"][0]["category_scores"] == {"harm": 1.5}
+
+
+async def test_moderation_of_a_blocked_answer():
+    """A refusal says flagged."""
+    answer = Answer(blocked(), wants_moderation=True)
+    await answer.start()
+    await answer.body(b"{}")
+    answer.check_framing()
+    assert json.loads(answer.text)["moderation"]["input"]["results"][0]["flagged"] is True
+
+
+async def test_errors_of_vllm_get_no_moderation():
+    """An error stays the error that it was."""
+    answer = Answer(passed(), wants_moderation=True)
+    await answer.start(status=500)
+    await answer.body(b"not json")
+    assert answer.text == "not json"
+
+
+@pytest.mark.parametrize("prompts", [[passed()], [blocked()]], ids=["passed", "blocked"])
+async def test_moderation_chunk_of_a_chat_stream(prompts):
+    """One chunk of the stream carries the object, and is a `chat.completion.chunk` as any client expects it."""
+    answer = Answer(*prompts, wants_moderation=True)
+    await answer.start(SSE)
+    await answer.body(b"data: [DONE]\n\n", more=True)
+    await answer.body()
+    answer.check_framing()
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line and "[DONE]" not in line]
+    chunks = [ChatCompletionChunk.model_validate_json(event) for event in events]
+    carried = [chunk.moderation for chunk in chunks if chunk.moderation]
+    assert [moderation.output.code for moderation in carried] == ["not_evaluated"]
+    assert {chunk.id for chunk in chunks} == {"chatcmpl-1"}
+
+
+async def test_moderation_of_a_responses_stream():
+    """The Responses API has typed events only: the stream opens with `response.created`; the response holds the object."""
+    answer = Answer(blocked(), wants_moderation=True, route="/v1/responses")
+    await answer.start(SSE)
+    await answer.body(b"x")
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n") if line.startswith("data: ")]
+    assert events[0].get("type") == "response.created"
+    assert events[-1]["response"]["moderation"]["output"]["code"] == "not_evaluated"
+
+
+async def test_unscored_but_let_through_is_said():
+    """Where the policy lets prompts without a score pass, the header says that this is what happened."""
+    prompt = passed()
+    prompt.verdict = verdict(unscored=Unscored.MISSING)
+    answer = Answer(prompt)
+    await answer.start()
+    await answer.body(b"{}")
+    assert answer.headers["x-guardrail-decision"] == "unscored"
+
+
+async def test_policy_names_are_all_that_headers_tell():
+    """No score, threshold or rule leaves in a header."""
+    answer = Answer(blocked())
+    await answer.start()
+    await answer.body(b"{}")
+    assert {name for name in answer.headers if name.startswith("x-guardrail")} == {
+        "x-guardrail-decision",
+        "x-guardrail-policy",
+        "x-guardrail-event-id",
+    }
+    assert "1.5" not in str(answer.sent)

@@ -1,0 +1,114 @@
+"""The tap's two ops, on plain tensors: read is a product, steer is a sum, and nothing else changes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.engine import tap  # noqa: F401 (registers the ops)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    """A seeded normal tensor."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def bits(tensor):
+    """The tensor's bytes, so that equal means equal to the bit."""
+    return tensor.contiguous().view(torch.uint8)
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.integers(1, 9),
+    spare=st.integers(0, 3),
+    num_probes=st.integers(1, 5),
+    dtype=st.sampled_from(DTYPES),
+    with_residual=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_read_is_the_stream_times_the_matrix(rows, spare, num_probes, dtype, with_residual, seed):
+    """`(hidden + residual) @ matrix` in float32, the sum rounded to the model's dtype; rows beyond the batch stay."""
+    hidden, residual = random(rows, 8, seed=seed, dtype=dtype), random(rows, 8, seed=seed + 1, dtype=dtype)
+    matrix = random(8, num_probes, seed=seed + 2)
+    scores, fired = torch.full((rows + spare, num_probes), torch.nan), torch.zeros(1, dtype=torch.int32)
+    torch.ops.foreguard.read(hidden, residual if with_residual else None, matrix, scores, fired, 0)
+    stream = hidden + residual if with_residual else hidden
+    torch.testing.assert_close(scores[:rows], (stream.double() @ matrix.double()).float(), rtol=1e-5, atol=1e-5)
+    assert scores[rows:].isnan().all()
+    assert fired.tolist() == [1]
+
+
+def test_read_accumulates_over_blocks():
+    """The first tapped block overwrites what the last step left, NaN included; the others add to it."""
+    streams, matrices = [random(4, 8, seed=i) for i in range(3)], [random(8, 2, seed=9 + i) for i in range(3)]
+    scores, fired = torch.full((6, 2), torch.nan), torch.zeros(3, dtype=torch.int32)
+    for _ in range(2):
+        for index, (stream, matrix) in enumerate(zip(streams, matrices, strict=True)):
+            torch.ops.foreguard.read(stream, None, matrix, scores, fired, index)
+            assert fired[index] == 1
+    expected = sum(stream @ matrix for stream, matrix in zip(streams, matrices, strict=True))
+    torch.testing.assert_close(scores[:4], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_read_leaves_the_stream_alone():
+    """Reading changes no bit of what the model computes with."""
+    hidden, residual = random(4, 8), random(4, 8, seed=1)
+    before = bits(hidden).clone(), bits(residual).clone()
+    torch.ops.foreguard.read(hidden, residual, random(8, 2), torch.zeros(4, 2), torch.zeros(1, dtype=torch.int32), 0)
+    assert torch.equal(bits(hidden), before[0])
+    assert torch.equal(bits(residual), before[1])
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_batch_beyond_the_buffer_stops_loudly(index):
+    """More rows than the buffer holds is an error, never a score that is lost."""
+    fired = torch.zeros(2, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match=r"size|shape|dimension"):
+        torch.ops.foreguard.read(random(5, 8), None, random(8, 2), torch.zeros(4, 2), fired, index)
+
+
+@settings(max_examples=40)
+@given(rows=st.integers(1, 9), num_vectors=st.integers(1, 4), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
+def test_steer_adds_coefficients_times_vectors(rows, num_vectors, dtype, seed):
+    """Each row gets its own mix of vectors, rounded once to the model's dtype, in place."""
+    hidden = random(rows, 8, seed=seed, dtype=dtype)
+    coefficients, vectors = random(rows + 2, num_vectors, seed=seed + 1), random(num_vectors, 8, seed=seed + 2)
+    expected = hidden + (coefficients[:rows] @ vectors).to(dtype)
+    torch.ops.foreguard.steer(hidden, coefficients, vectors)
+    assert torch.equal(hidden, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_coefficients_leave_bits_unchanged(dtype):
+    """A row that is not steered keeps its bits beside rows that are."""
+    hidden = random(6, 8, dtype=dtype) * 1000
+    before = hidden.clone()
+    coefficients = torch.zeros(10, 2)
+    coefficients[2] = torch.tensor([1.0, -2.0])
+    torch.ops.foreguard.steer(hidden, coefficients, random(2, 8, seed=1) * 1e4)
+    others = [0, 1, 3, 4, 5]
+    assert torch.equal(bits(hidden[others]), bits(before[others]))
+    assert not torch.equal(hidden[2], before[2])
+
+
+def test_zero_coefficients_keep_special_values():
+    """Infinities, the smallest and the largest numbers, and zero of either sign come through as equal values."""
+    info = torch.finfo(torch.bfloat16)
+    values = [torch.inf, -torch.inf, 0.0, -0.0, info.max, info.min, info.tiny, info.smallest_normal]
+    hidden = torch.tensor([values], dtype=torch.bfloat16)
+    before = hidden.clone()
+    torch.ops.foreguard.steer(hidden, torch.zeros(1, 1), random(1, 8))
+    assert torch.equal(hidden, before)
+
+
+def test_ops_declare_what_they_change():
+    """PyTorch's own checker: schemas, fake implementations and functionalisation agree with what the ops do."""
+    fired = torch.zeros(1, dtype=torch.int32)
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+    read = (random(4, 8), random(4, 8), random(8, 2), torch.zeros(4, 2), fired, 0)
+    torch.library.opcheck(torch.ops.foreguard.read.default, read, test_utils=checks)
+    steer = (random(4, 8), torch.ones(4, 2), random(2, 8))
+    torch.library.opcheck(torch.ops.foreguard.steer.default, steer, test_utils=checks)

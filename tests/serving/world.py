@@ -1,0 +1,106 @@
+"""One guarded server in one mode, with what an unguarded server of the same mode answered to the same prompts."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import openai
+
+from tests.serving.lab import Reference, of
+from tests.serving.planted import naive_scores
+from tests.serving.server import SERVED_NAME, Server
+
+OBSERVER_KEY = "observer-key"
+MESSAGE = "The operator declines."
+TOKENS = 24
+
+BENIGN = of("test", "plain_harmless", 12) + of("test", "hard_benign", 4)
+LONG = of("test", "long_benign", 6)
+HARMFUL = of("test", "plain_harmful", 40)
+STEERED = of("validation", "plain_harmless", 1)[0]
+
+
+def block_limit(reference: Reference, artifact) -> float:
+    """Return a `harm` threshold that clearly none of the benign prompts reaches."""
+    return max(_score(reference, artifact, messages, "harm") for messages in [*BENIGN, *LONG, STEERED]) + 0.5
+
+
+def clearly_harmful(reference: Reference, artifact, count: int) -> list[list[dict]]:
+    """Return prompts that are clearly above the threshold."""
+    limit = block_limit(reference, artifact) + 0.5
+    found = [messages for messages in HARMFUL if _score(reference, artifact, messages, "harm") > limit]
+    assert len(found) >= count, "the planted probe does not separate: nothing to test with"
+    return found[:count]
+
+
+def _score(reference: Reference, artifact, messages: list[dict], probe: str) -> float:
+    return naive_scores(artifact, reference.streams(reference.token_ids(messages)))[probe]
+
+
+def policy_text(reference: Reference, artifact) -> str:
+    """Return a policy that blocks harm, steers exactly one benign prompt, and lets an observer see without acting."""
+    mark = _score(reference, artifact, STEERED, "r_offset")
+    limit = block_limit(reference, artifact)
+    return f"""
+name: enforce
+version: "2"
+rules:
+  - {{name: harmful, action: block, when: {{harm: {{above: {limit}}}}}}}
+  - {{name: marked, action: steer, when: {{r_offset: {{above: {mark - 0.04}, below: {mark + 0.04}}}}}}}
+steering: {{vector: refusal, strength: 1.5}}
+response: {{message: {MESSAGE!r}}}
+callers:
+  - {{name: observer, key_sha256: {hashlib.sha256(OBSERVER_KEY.encode()).hexdigest()}, may_shadow: true, sees_scores: true}}
+"""
+
+
+@dataclass
+class World:
+    """What the tests of one mode need."""
+
+    server: Server
+    reference: Reference
+    harmful: list[list[dict]]
+    unguarded: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return self.server.client()
+
+    def rendered(self, messages: list[dict]) -> str:
+        """Return a conversation as the text that the chat template makes of it."""
+        return self.reference.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def observe(self, messages: list[dict], **options) -> dict[str, float]:
+        """Return the served scores of a prompt, asked in a way that acts on nothing."""
+        body = {"moderation": {"model": "guard", "mode": "score"}, **options}
+        reply = self.server.client(OBSERVER_KEY).chat.completions.create(
+            model=SERVED_NAME, messages=messages, max_tokens=1, temperature=0, extra_body=body
+        )
+        return scores_of(reply)
+
+
+def scores_of(reply) -> dict[str, float]:
+    return reply.model_dump()["moderation"]["input"]["results"][0]["category_scores"]
+
+
+def answer(client: openai.OpenAI, messages: list[dict], **options) -> str:
+    reply = client.chat.completions.create(
+        model=SERVED_NAME, messages=messages, max_tokens=TOKENS, temperature=0, **options
+    )
+    return reply.choices[0].message.content
+
+
+def key(messages: list[dict]) -> str:
+    """Return a name for a conversation, fit to be a cache salt: its blocks are then its own."""
+    return hashlib.sha256(repr(messages).encode()).hexdigest()
+
+
+@contextmanager
+def world(start, reference: Reference, artifact, *vllm: str) -> Iterator[World]:
+    """Ask an unguarded server first, then keep a guarded one; both share one compile cache."""
+    with start(None, *vllm) as server:
+        unguarded = {key(messages): answer(server.client(), messages) for messages in BENIGN + LONG}
+    with start(policy_text(reference, artifact), *vllm) as server:
+        yield World(server, reference, clearly_harmful(reference, artifact, 8), unguarded)
