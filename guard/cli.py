@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from probes.errors import ForeguardError
@@ -40,8 +41,8 @@ def main() -> None:
         application()()
     except ForeguardError as error:
         console = Console(stderr=True, highlight=False)
-        console.print(f"[bold red]error[/] {error.field}: {error.problem}", soft_wrap=True)
-        console.print(f"[bold]remedy[/] {error.remedy}", soft_wrap=True)
+        console.print(f"[bold red]error[/] {escape(error.field)}: {escape(error.problem)}", soft_wrap=True)
+        console.print(f"[bold]remedy[/] {escape(error.remedy)}", soft_wrap=True)
         sys.exit(2)
 
 

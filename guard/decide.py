@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,9 +84,15 @@ class BoundPolicy:
 
     def _named(self, scores: Sequence[float]) -> dict[str, float]:
         named = dict(zip(self.probes, map(float, scores), strict=True))
-        for name, weights in self.policy.combine.items():
-            named[name] = math.fsum(weight * named[probe] for probe, weight in weights.items())
-        return named
+        return named | {name: _weighted(weights, named) for name, weights in self.policy.combine.items()}
+
+
+def _weighted(weights: Mapping[str, float], scores: Mapping[str, Any]) -> Any:
+    """Return the weighted sum of floats, or of float64 columns: bit for bit the same, so that ties stay ties."""
+    total = 0.0
+    for probe, weight in weights.items():
+        total = total + weight * scores[probe]
+    return total
 
 
 def _holds(rule: _BoundRule, scores: Mapping[str, float]) -> bool:
@@ -113,7 +120,7 @@ def bind(
         )
     if policy.steering and policy.steering.vector not in steering:
         raise _unknown("steering.vector", policy.steering.vector, "steering vector", steering)
-    columns = {name: benign_scores[:, index] for index, name in enumerate(probes)}
+    columns = {name: benign_scores[:, index].astype(np.float64) for index, name in enumerate(probes)}
     for name, weights in policy.combine.items():
         columns[name] = _combination(name, weights, columns, probes)
     rules = tuple(
@@ -128,17 +135,17 @@ def bind(
 
 
 def _combination(
-    name: str, weights: Mapping[str, float], columns: Mapping[str, npt.NDArray[np.float32]], probes: Sequence[str]
-) -> npt.NDArray[np.float32]:
+    name: str, weights: Mapping[str, float], columns: Mapping[str, npt.NDArray[np.float64]], probes: Sequence[str]
+) -> npt.NDArray[np.float64]:
     if name in columns:
         raise PolicyError("a probe has this name", field=f"combine.{name}", remedy="give the combination another name")
     for probe in weights:
         if probe not in probes:
             raise _unknown(f"combine.{name}", probe, "probe", probes)
-    return np.asarray(sum(weight * columns[probe] for probe, weight in weights.items()), dtype=np.float32)
+    return np.asarray(_weighted(weights, columns))
 
 
-def _band(field: str, score: str, condition: Condition, columns: Mapping[str, npt.NDArray[np.float32]]) -> _Band:
+def _band(field: str, score: str, condition: Condition, columns: Mapping[str, npt.NDArray[np.float64]]) -> _Band:
     if score not in columns:
         raise _unknown(field, score, "probe or combination", list(columns))
     above = condition.above
@@ -153,7 +160,7 @@ def _band(field: str, score: str, condition: Condition, columns: Mapping[str, np
     return _Band(score, lower, upper)
 
 
-def _certified(field: str, target: TargetFpr, benign: npt.NDArray[np.float32]) -> float:
+def _certified(field: str, target: TargetFpr, benign: npt.NDArray[np.float64]) -> float:
     try:
         return certify(benign, target.target_fpr, target.confidence).value
     except TooFewNegatives as error:

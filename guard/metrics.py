@@ -42,9 +42,14 @@ class GuardMetrics:
         self.requests.labels(verdict.decision.value, verdict.mode.value).inc()
         if verdict.unscored:
             self.unscored.labels(verdict.unscored.value).inc()
+            self.errors.labels(verdict.unscored.value).inc()
         for probe, score in verdict.scores.items():
             self.score.labels(probe).observe(score)
         self.decision_seconds.observe(verdict.decision_seconds)
+
+    def observe_aborted(self) -> None:
+        """Count a prompt whose client left, or whose request failed, before its verdict: no fault of the guard."""
+        self.unscored.labels(Unscored.ABORTED.value).inc()
 
     def _publish_policy(self, registry: CollectorRegistry, policy: BoundPolicy) -> None:
         threshold = Gauge(
@@ -72,5 +77,7 @@ class GuardMetrics:
                 self.requests.labels(action.value, mode.value)
         for reason in Unscored:
             self.unscored.labels(reason.value)
+            if reason is not Unscored.ABORTED:
+                self.errors.labels(reason.value)
         for probe in (*policy.probes, *policy.policy.combine):
             self.score.labels(probe)

@@ -11,6 +11,7 @@ from probes.errors import PolicyError
 
 _REMEDIES = {
     "extra_forbidden": "remove the key, or correct its spelling; docs/policy.md lists them all",
+    "string_type": "put the value in quotes: YAML takes bare numbers and dates for something else",
     "missing": "add the key; docs/policy.md shows an example",
 }
 
@@ -18,7 +19,7 @@ _REMEDIES = {
 def load_policy(path: Path) -> Policy:
     """Read the policy at `path`. Raises `PolicyError` naming the key, the line and the remedy."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(
             f"cannot read {path.name}: {error}", field="policy", remedy="name a readable YAML file"
@@ -28,8 +29,7 @@ def load_policy(path: Path) -> Policy:
 
 def parse_policy(text: str, source: str = "policy") -> Policy:
     """Read a policy from YAML `text`; `source` names it in errors."""
-    root = _compose(text, source)
-    content = yaml.safe_load(text)
+    root, content = _read(text, source)
     if not isinstance(content, dict):
         raise PolicyError(
             f"{source} is not a mapping", field="policy", remedy="start from the example in docs/policy.md"
@@ -40,34 +40,36 @@ def parse_policy(text: str, source: str = "policy") -> Policy:
         raise _explain(error, root, source) from error
 
 
-def _compose(text: str, source: str) -> yaml.Node | None:
+def _read(text: str, source: str) -> tuple[yaml.Node | None, object]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+        _require_plain_keys(root, source, set())
+        return root, yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}:{mark.line + 1}" if mark else source
         problem = getattr(error, "problem", None) or str(error)
         raise PolicyError(f"is not YAML: {problem}", field=where, remedy="mend the syntax at that line") from error
-    duplicate = _duplicate_key(root)
-    if duplicate is not None:
-        key, line = duplicate
-        raise PolicyError(f"key {key!r} is given twice", field=f"{source}:{line}", remedy="keep one of the two")
-    return root
 
 
-def _duplicate_key(node: yaml.Node | None) -> tuple[str, int] | None:
-    # YAML's reader keeps the last of two equal keys and says nothing: in a policy that could drop a rule's condition.
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                return key.value, key.start_mark.line + 1
-            seen.add(key.value)
-            if found := _duplicate_key(value):
-                return found
+def _require_plain_keys(node: yaml.Node | None, source: str, seen: set[int]) -> None:
+    """Raise `PolicyError` for a key that is no word, or is given twice: YAML's reader would keep the last, silently."""
+    if node is None or id(node) in seen:  # aliases share their nodes, and may contain themselves
+        return
+    seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
-        return next((found for item in node.value if (found := _duplicate_key(item))), None)
-    return None
+        for item in node.value:
+            _require_plain_keys(item, source, seen)
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, value in node.value:
+            where = f"{source}:{key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise PolicyError("a key is a list or a mapping", field=where, remedy="use a word as the key")
+            if key.value in keys:
+                raise PolicyError(f"key {key.value!r} is given twice", field=where, remedy="keep one of the two")
+            keys.add(key.value)
+            _require_plain_keys(value, source, seen)
 
 
 def _explain(error: ValidationError, root: yaml.Node | None, source: str) -> PolicyError:
@@ -85,8 +87,9 @@ def _explain(error: ValidationError, root: yaml.Node | None, source: str) -> Pol
 
 
 def _keys(location: Sequence[str | int]) -> list[str | int]:
-    # pydantic names union branches in the location ("float", "TargetFpr"): they are no keys of the file.
-    return [part for part in location if part not in {"float", "TargetFpr"}]
+    # After "above", pydantic names the branch of the union: it is no key of the file.
+    pairs = zip(("", *location), location, strict=False)
+    return [part for before, part in pairs if not (before == "above" and part in {"float", "TargetFpr"})]
 
 
 def _line(node: yaml.Node | None, keys: Sequence[str | int]) -> int:

@@ -3,8 +3,11 @@
 No pickle, ever. Loading checks digests, schema, names, shapes, dtypes and finiteness before anything is used.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -42,6 +45,17 @@ class Artifact:
     @classmethod
     def load(cls, folder: Path) -> "Artifact":
         """Read and check the artifact in `folder`. Raises `ArtifactCorrupt` or `SchemaTooNew`."""
+        while True:
+            before = _identity(folder)
+            try:
+                return cls._load(folder)
+            except ArtifactCorrupt:
+                # Its two files may be of two artifacts, if the folder was replaced while it was read.
+                if _identity(folder) == before:
+                    raise
+
+    @classmethod
+    def _load(cls, folder: Path) -> "Artifact":
         manifest = _load_manifest(folder)
         raw = _read(folder / TENSORS)
         if hashlib.sha256(raw).hexdigest() != manifest.tensors_sha256:
@@ -58,31 +72,61 @@ class Artifact:
     def save(self, folder: Path) -> Manifest:
         """Write the artifact to `folder`, replacing what is there only when all is written; return the sealed manifest."""
         _check_tensors(self.manifest, self.tensors)
-        raw = save_tensors({name: tensor.contiguous() for name, tensor in self.tensors.items()})
+        # Copies, because safetensors refuses tensors that share their storage.
+        raw = save_tensors({name: tensor.clone().contiguous() for name, tensor in self.tensors.items()})
         sealed = _seal(self.manifest.model_copy(update={"tensors_sha256": hashlib.sha256(raw).hexdigest()}))
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        (staging / TENSORS).write_bytes(raw)
-        (staging / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n")
-        staging.chmod(0o755)
-        _replace(staging, folder)
+        try:
+            (staging / TENSORS).write_bytes(raw)
+            (staging / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            staging.chmod(0o755)
+            _replace(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         return sealed
 
 
 def _replace(staging: Path, folder: Path) -> None:
-    if folder.exists():
+    if not folder.exists():
+        staging.replace(folder)
+    elif not _exchange(staging, folder):
+        # Without that call there is a moment in which the folder is missing; a reader tries again.
         retired = staging.with_name(staging.name + "-old")
         folder.replace(retired)
         staging.replace(folder)
         shutil.rmtree(retired)
-    else:
-        staging.replace(folder)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step, so that at no time is there none; return whether the system can.
+
+    `renameat2` with RENAME_EXCHANGE: Linux, on most local file systems.
+    """
+    at_working_directory, exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if not renameat2(at_working_directory, os.fsencode(first), at_working_directory, os.fsencode(second), exchange):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number or errno.EIO, os.strerror(number), str(second))
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns  # an inode's number is soon used again; its time of change is not
 
 
 def _load_manifest(folder: Path) -> Manifest:
     try:
         content = json.loads(_read(folder / MANIFEST))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactCorrupt(f"{MANIFEST} is not JSON: {error}", field=MANIFEST, remedy=_RECALIBRATE) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -97,14 +141,18 @@ def _load_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or MANIFEST
         raise ArtifactCorrupt(f"{MANIFEST}: {first['msg']}", field=where, remedy=_RECALIBRATE) from error
-    if _seal(manifest).digest != manifest.digest:
+    if _digest(content) != manifest.digest:
         raise ArtifactCorrupt(f"{MANIFEST} was changed after it was written", field="digest", remedy=_RECALIBRATE)
     return manifest
 
 
 def _seal(manifest: Manifest) -> Manifest:
-    content = manifest.model_dump_json(exclude={"digest"})
-    return manifest.model_copy(update={"digest": hashlib.sha256(content.encode()).hexdigest()})
+    return manifest.model_copy(update={"digest": _digest(json.loads(manifest.model_dump_json()))})
+
+
+def _digest(content: dict[str, object]) -> str:
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
 
 
 def _read(path: Path) -> bytes:

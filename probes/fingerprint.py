@@ -17,6 +17,7 @@ from probes.errors import ArtifactMismatch, ModelError
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tekken.json")
 _CHUNK_BYTES = 1 << 22
+_NOT_A_MODEL = "name a folder that holds a Hugging Face model"
 
 
 class Fingerprint(BaseModel):
@@ -59,7 +60,9 @@ def fingerprint(model: Path, *, dtype: str | None = None, chat_template: str | N
     Raises `ModelError` when the folder lacks a part.
     """
     config = _read_json(model / "config.json")
-    text = config.get("text_config", config)
+    text = config.get("text_config") or config
+    if not isinstance(text, dict):
+        raise ModelError("is not an object", field="config.text_config", remedy=_NOT_A_MODEL)
     return Fingerprint(
         architecture=(config.get("architectures") or [config.get("model_type", "unknown")])[0],
         num_layers=_positive(text, "num_hidden_layers", model),
@@ -78,16 +81,23 @@ def fingerprint(model: Path, *, dtype: str | None = None, chat_template: str | N
 def read_chat_template(model: Path) -> str:
     """Return the model folder's chat template, or an empty string where it has none."""
     if (model / "chat_template.jinja").exists():
-        return (model / "chat_template.jinja").read_text()
+        return _read_text(model / "chat_template.jinja")
     tokenizer_config = model / "tokenizer_config.json"
     template = _read_json(tokenizer_config).get("chat_template") if tokenizer_config.exists() else None
     return template if isinstance(template, str) else json.dumps(template) if template else ""
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path.name}: {error}", field="model", remedy=_NOT_A_MODEL) from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
         raise ModelError(
             f"cannot read {path.name}: {error}", field="model", remedy="name a folder that holds a Hugging Face model"
         ) from error

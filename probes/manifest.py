@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from probes.fingerprint import Fingerprint
 from probes.readout import Readout
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Site = Literal["resid_post", "mlp_neurons"]
@@ -70,8 +70,7 @@ class Probe(_Strict):
 
     @model_validator(mode="after")
     def _layers_ascend(self) -> Self:
-        if list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
-            raise ValueError("layers must be distinct, ascending and not negative")
+        _require_ascending(self.layers)
         return self
 
 
@@ -90,6 +89,16 @@ class SteeringVector(_Strict):
     evidence: dict[str, float] = {}
     """`induce` (refusal metric gained on harmless prompts), `kl` (benign KL under ablation), and the like."""
 
+    @model_validator(mode="after")
+    def _layers_ascend(self) -> Self:
+        _require_ascending(self.layers)
+        return self
+
+
+def _require_ascending(layers: tuple[int, ...]) -> None:
+    if list(layers) != sorted(set(layers)) or layers[0] < 0:
+        raise ValueError("layers must be distinct, ascending and not negative")
+
 
 class DataDigest(_Strict):
     """One prompt file that went into the artifact."""
@@ -104,7 +113,7 @@ class DataDigest(_Strict):
 class Manifest(_Strict):
     """All of `manifest.json`."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[1] = SCHEMA_VERSION
     name: str
     created: str
     fingerprint: Fingerprint

@@ -3,6 +3,7 @@
 Pure functions on numpy arrays, used by calibration and serving alike, so that both mean the same thing by a score.
 """
 
+import math
 from typing import Literal, Self
 
 import numpy as np
@@ -61,7 +62,8 @@ def _ema_max(scores: Scores, alpha: float) -> float:
     for score in scores[1:].tolist():
         level += alpha * (score - level)
         peak = max(peak, level)
-    return peak
+    # A token without a score makes the level NaN for good, which max() would hide.
+    return level if math.isnan(level) else peak
 
 
 def _window_max(scores: Scores, window: int) -> float:

@@ -22,7 +22,7 @@ class _Side(BaseModel):
 
 class _ModerationPolicy(BaseModel):
     model_config = ConfigDict(extra="ignore")
-    input: _Side = _Side()
+    input: _Side | None = None
 
 
 class Moderation(BaseModel):
@@ -31,12 +31,13 @@ class Moderation(BaseModel):
     model_config = ConfigDict(extra="ignore")
     model: str | None = None
     mode: _Mode | None = None
-    policy: _ModerationPolicy = _ModerationPolicy()
+    policy: _ModerationPolicy | None = None
 
     @property
     def input_mode(self) -> _Mode:
         """The mode asked for the prompt."""
-        return self.policy.input.mode or self.mode or "score"
+        side = self.policy.input if self.policy else None
+        return (side.mode if side else None) or self.mode or "score"
 
 
 class BadModeration(ValueError):
@@ -45,11 +46,12 @@ class BadModeration(ValueError):
 
 def read_moderation(body: bytes) -> Moderation | None:
     """Return the request's `moderation` object, if it has one. Raises `BadModeration`."""
-    if b'"moderation"' not in body:
+    # The key can also be spelt with escapes, or in an encoding of two or four bytes: JSON's readers take both.
+    if not any(sign in body for sign in (b"moderation", b"\\u", b"\0")):
         return None
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # vLLM answers malformed JSON itself
     if not isinstance(content, dict) or content.get("moderation") is None:
         return None

@@ -64,12 +64,12 @@ class Exchange:
     def verdict(self) -> Verdict | None:
         """The most severe verdict of the request's prompts."""
         verdicts = [prompt.verdict for prompt in self.prompts if prompt.verdict]
-        return max(verdicts, key=lambda verdict: verdict.action.severity, default=None)
+        return max(verdicts, key=lambda verdict: (verdict.action.severity, bool(verdict.unscored)), default=None)
 
     @property
     def decision(self) -> str:
         """The value of `x-guardrail-decision`."""
         verdict = self.verdict
-        if verdict is None:
+        if verdict is None or (verdict.action is Action.ALLOW and not all(prompt.verdict for prompt in self.prompts)):
             return "unscored"
         return "unscored" if verdict.unscored and verdict.action is not Action.BLOCK else verdict.action.value

@@ -12,7 +12,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
 from guard.metrics import GuardMetrics
-from guard.verdict import Unscored, Verdict
+from guard.verdict import Verdict
 from serving.engine.wire import EXTRA, STOP_BLOCKED
 from serving.exchange import Exchange, Prompt, current
 
@@ -57,7 +57,7 @@ async def _heard(
     finally:
         await outputs.aclose()
         if entry.verdict is None:
-            metrics.unscored.labels(Unscored.ABORTED.value).inc()
+            metrics.observe_aborted()
 
 
 def _take_verdict(output: RequestOutput) -> Verdict | None:

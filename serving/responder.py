@@ -24,12 +24,14 @@ class Route:
     param: str
     whole: Callable[[Refusal], dict[str, Any]]
     stream: Callable[[Refusal], Iterator[bytes]]
+    chunk: str | None
+    """`object` of a streamed chunk, where the route streams chunks."""
 
 
 ROUTES = {
-    "/v1/chat/completions": Route("messages", shapes.chat, shapes.chat_stream),
-    "/v1/completions": Route("prompt", shapes.completion, shapes.completion_stream),
-    "/v1/responses": Route("input", shapes.response, shapes.response_stream),
+    "/v1/chat/completions": Route("messages", shapes.chat, shapes.chat_stream, "chat.completion.chunk"),
+    "/v1/completions": Route("prompt", shapes.completion, shapes.completion_stream, "text_completion"),
+    "/v1/responses": Route("input", shapes.response, shapes.response_stream, None),
 }
 
 
@@ -55,9 +57,13 @@ class Responder:
             await self._send(message)
             return
         self._held.append(message)
-        complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if complete or (message["type"] == "http.response.body" and self._exchange.decided):
+        if message["type"] == "http.response.body" and (not message.get("more_body", False) or self._may_release()):
             await self._release()
+
+    def _may_release(self) -> bool:
+        # JSON that gets a moderation object must be there as a whole.
+        needs_whole = self._exchange.wants_moderation and not self._is_stream(self._held[0])
+        return self._exchange.decided and (not needs_whole or self._must_replace())
 
     async def _release(self) -> None:
         if self._must_replace():
@@ -99,8 +105,8 @@ class Responder:
     async def _send_stream(self) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *self._guard_headers()]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        if self._exchange.wants_moderation:
-            await self._send({"type": "http.response.body", "body": self._moderation_chunk(), "more_body": True})
+        if chunk := self._moderation_chunk():
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         body = b"".join(self._route.stream(self._refusal()))
         await self._send({"type": "http.response.body", "body": body})
 
@@ -114,6 +120,7 @@ class Responder:
             num_choices=sum(prompt.n for prompt in prompts),
             prompt_tokens=sum(prompt.num_tokens for prompt in prompts),
             include_usage=self._asks_for_usage(),
+            moderation=self._moderation() if self._exchange.wants_moderation else None,
         )
 
     def _asks_for_usage(self) -> bool:
@@ -140,7 +147,9 @@ class Responder:
         return content | {"moderation": self._moderation()} if self._exchange.wants_moderation else content
 
     def _moderation_chunk(self) -> bytes:
-        return shapes.event({"object": "moderation", "choices": [], "moderation": self._moderation()})
+        if self._route.chunk is None or not self._exchange.wants_moderation:
+            return b""  # the Responses API has typed events only; a refusal's last one holds the object
+        return shapes.moderation_chunk(self._refusal(), self._route.chunk)
 
     def _moderation(self) -> dict[str, Any]:
         exchange = self._exchange

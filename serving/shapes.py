@@ -25,6 +25,7 @@ class Refusal:
     num_choices: int
     prompt_tokens: int
     include_usage: bool = False
+    moderation: Json | None = None
 
     @property
     def usage(self) -> Json:
@@ -76,6 +77,7 @@ def response(refusal: Refusal, status: str = "incomplete") -> Json:
         "error": None,
         "output": [_message_item(refusal)] if finished else [],
         "usage": _response_usage(refusal) if finished else None,
+        "moderation": refusal.moderation if finished else None,
         "parallel_tool_calls": True,
         "tool_choice": "auto",
         "tools": [],
@@ -139,6 +141,11 @@ def moderation(verdict: Verdict | None, model: str, *, with_scores: bool) -> Jso
     return {"input": {"type": "moderation_results", "model": model, "results": [result]}, "output": not_evaluated}
 
 
+def moderation_chunk(refusal: Refusal, kind: str) -> bytes:
+    """Return the chunk of a stream that carries the `moderation` object."""
+    return event(_envelope(refusal, kind) | {"choices": [], "moderation": refusal.moderation})
+
+
 def encode(content: Json) -> bytes:
     """Return `content` as compact UTF-8 JSON."""
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
@@ -178,7 +185,7 @@ def _message_item(refusal: Refusal) -> Json:
 def _response_usage(refusal: Refusal) -> Json:
     return {
         "input_tokens": refusal.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": 0,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": refusal.prompt_tokens,

@@ -26,10 +26,8 @@ def read(
     """
     stream = hidden if residual is None else hidden + residual
     rows = scores[: stream.shape[0]]
-    if index == 0:
-        torch.mm(stream.float(), matrix, out=rows)
-    else:
-        rows.addmm_(stream.float(), matrix)
+    # With beta 0 the old rows are ignored, NaN included; unlike `out=`, a buffer too small is an error.
+    rows.addmm_(stream.float(), matrix, beta=0 if index == 0 else 1)
     fired[index] = 1
 
 
@@ -37,7 +35,7 @@ def steer(hidden: torch.Tensor, coefficients: torch.Tensor, vectors: torch.Tenso
     """Add `coefficients[t] @ vectors` to row t of `hidden` `[T, D]`, in place.
 
     `coefficients` `[max_tokens, S]` and `vectors` `[S, D]` are float32. A row whose coefficients are all zero keeps its
-    value to the bit.
+    value (a negative zero becomes a positive one, which no later sum can tell).
     """
     hidden.add_((coefficients[: hidden.shape[0]] @ vectors).to(hidden.dtype))
 

@@ -213,9 +213,9 @@ async def hang_up(port: int, content: str) -> None:
     body = json.dumps(
         {"model": SERVED_NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 64}
     ).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: lab\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    headers = f"Host: lab\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(head.encode() + body)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\n" + headers.encode() + body)
     await writer.drain()
     await asyncio.sleep(0.01)
     writer.close()

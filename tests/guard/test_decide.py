@@ -1,0 +1,285 @@
+"""Decisions follow the policy exactly, and no ask of a client ever loosens one."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guard.decide import bind
+from guard.policy import Policy
+from guard.threshold import allowed_exceedances
+from guard.verdict import Action, Mode, Unscored
+from probes.errors import PolicyError
+
+PROBES = ("harm", "refusal")
+NONE = np.zeros((0, 2), dtype=np.float32)
+ABOVE_0 = {"harm": {"above": 0}}
+
+
+def judged(policy, *scores, **asked):
+    """The verdict on one prompt's scores under `policy`, whose thresholds need no benign scores."""
+    return bind(policy, PROBES, NONE, steering=["refusal"]).judge(scores, **asked)
+
+
+@pytest.mark.parametrize("order", [("flag", "steer", "block"), ("block", "flag", "steer"), ("steer", "block", "flag")])
+def test_the_most_severe_rule_wins_wherever_it_stands(policy, order):
+    """Order of the file decides nothing between actions."""
+    rules = policy(*((action, action, ABOVE_0) for action in order))
+    verdict = judged(rules, 1, 0)
+    assert (verdict.decision, verdict.action, verdict.rule) == (Action.BLOCK, Action.BLOCK, "block")
+
+
+def test_among_equals_the_first_wins(policy):
+    """Of two rules that block, the one that stands first is named."""
+    rules = policy(("a", "flag", ABOVE_0), ("b", "block", {"refusal": {"above": 5}}), ("c", "block", ABOVE_0))
+    assert judged(rules, 1, 0).rule == "c"
+    assert judged(rules, 1, 6).rule == "b"
+
+
+@pytest.mark.parametrize(
+    ("score", "fires"), [(2.0, False), (math.nextafter(2.0, 3), True), (2.5, True), (3.0, False), (3.5, False)]
+)
+def test_both_ends_of_a_band_are_open(policy, score, fires):
+    """A score equal to a threshold is on the quiet side of it."""
+    rules = policy(("r", "flag", {"harm": {"above": 2, "below": 3}}))
+    assert (judged(rules, score, 0).decision is Action.FLAG) is fires
+
+
+def test_all_conditions_of_a_rule_must_hold(policy):
+    """A rule is a conjunction; the policy is a disjunction of its rules."""
+    rules = policy(("r", "block", {"harm": {"above": 1}, "refusal": {"below": 0}}))
+    assert judged(rules, 2, -1).decision is Action.BLOCK
+    assert judged(rules, 2, 1).decision is Action.ALLOW
+    assert judged(rules, 0, -1).decision is Action.ALLOW
+
+
+def test_allowed_prompts_have_their_scores_on_record(policy):
+    """A verdict says what was seen, by whom it was judged, and that nothing fired."""
+    verdict = judged(policy(("r", "block", ABOVE_0)), -1, 0.5)
+    assert (verdict.decision, verdict.action, verdict.rule, verdict.unscored) == (
+        Action.ALLOW,
+        Action.ALLOW,
+        None,
+        None,
+    )
+    assert verdict.scores == {"harm": -1.0, "refusal": 0.5}
+    assert verdict.policy == "test@1"
+    assert 0 <= verdict.decision_seconds < 1
+
+
+def test_every_verdict_has_its_own_event(policy):
+    """Event ids do not repeat and are fit for a header."""
+    bound = bind(policy(("r", "block", ABOVE_0)), PROBES, NONE)
+    events = {bound.judge([0, 0]).event_id for _ in range(500)}
+    assert len(events) == 500
+    assert all(event.startswith("fge_") and event.isascii() and event.isprintable() for event in events)
+
+
+@pytest.mark.parametrize("scores", [(math.nan, 0), (0, math.inf), (-math.inf, 0), (math.inf, math.inf)])
+@pytest.mark.parametrize("combine", [{}, {"gap": {"harm": 1, "refusal": -1}}, {"nil": {"harm": 0}}])
+def test_scores_that_are_not_finite_are_no_scores(policy, scores, combine):
+    """NaN compares false with everything, which would read as harmless; with or without combinations it is unscored."""
+    verdict = judged(policy(("r", "block", ABOVE_0), combine=combine), *scores)
+    assert verdict.unscored is Unscored.NOT_FINITE
+    assert verdict.decision is Action.BLOCK
+    assert verdict.scores == {}
+    assert verdict.rule is None
+
+
+def test_a_combination_that_overflows_is_no_score(policy):
+    """Weights that carry finite scores beyond the largest number give an unscored prompt, not an exception."""
+    rules = policy(("r", "block", {"huge": {"above": 0}}), combine={"huge": {"harm": 1e308, "refusal": 1e308}})
+    assert judged(rules, 1.0, 1.0).unscored is Unscored.NOT_FINITE
+    assert judged(rules, 9.0, -9.0).unscored is Unscored.NOT_FINITE
+
+
+@pytest.mark.parametrize("reason", Unscored)
+@pytest.mark.parametrize("choice", ["block", "flag", "allow"])
+def test_unscored_prompts_get_what_the_policy_says(policy, reason, choice):
+    """Each reason, under each choice, in enforce and in shadow mode."""
+    rules = policy(("r", "flag", ABOVE_0), on_unscored=choice)
+    bound = bind(rules, PROBES, NONE)
+    verdict = bound.judge(reason)
+    assert (verdict.decision.value, verdict.action.value, verdict.unscored) == (choice, choice, reason)
+    shadow = bound.judge(reason, shadow=True)
+    assert (shadow.decision.value, shadow.action) == (choice, Action.ALLOW)
+
+
+def test_shadow_decides_and_does_not_act(policy):
+    """In shadow mode, and for a caller who was granted it, the decision is on record and the action is allow."""
+    enforce, shadow = (policy(("r", "block", ABOVE_0), mode=mode) for mode in ("enforce", "shadow"))
+    for verdict in (judged(shadow, 1, 0), judged(enforce, 1, 0, shadow=True)):
+        assert (verdict.decision, verdict.action, verdict.mode) == (Action.BLOCK, Action.ALLOW, Mode.SHADOW)
+        assert verdict.rule == "r"
+    assert judged(enforce, 1, 0).mode is Mode.ENFORCE
+
+
+@pytest.mark.parametrize("action", ["flag", "steer"])
+def test_tighten_makes_a_warning_a_block(policy, action):
+    """What the policy flags or steers, a client may have blocked; what it allows stays allowed."""
+    rules = policy(("r", action, ABOVE_0))
+    assert judged(rules, 1, 0, tighten=True).decision is Action.BLOCK
+    assert judged(rules, -1, 0, tighten=True).decision is Action.ALLOW
+
+
+def test_tighten_reaches_unscored_prompts(policy):
+    """A client who asks for blocks gets one where the operator would have flagged a missing score."""
+    bound = bind(policy(("r", "flag", ABOVE_0), on_unscored="flag"), PROBES, NONE)
+    assert bound.judge(Unscored.MISSING, tighten=True).decision is Action.BLOCK
+
+
+conditions = st.fixed_dictionaries({}, optional={name: st.floats(-5, 5) for name in ("above", "below")}).filter(
+    lambda band: band and band.get("above", -9) < band.get("below", 9)
+)
+rules = st.lists(
+    st.tuples(
+        st.sampled_from(["flag", "steer", "block"]),
+        st.dictionaries(st.sampled_from([*PROBES, "sum"]), conditions, min_size=1),
+    ),
+    min_size=1,
+    max_size=5,
+)
+any_scores = st.one_of(
+    st.tuples(*[st.floats(-8, 8) | st.sampled_from([math.nan, math.inf, -math.inf])] * 2), st.sampled_from(Unscored)
+)
+
+
+@settings(max_examples=300)
+@given(
+    rules=rules,
+    mode=st.sampled_from(Mode),
+    on_unscored=st.sampled_from(["block", "flag", "allow"]),
+    scores=any_scores,
+)
+def test_no_ask_loosens(rules, mode, on_unscored, scores):
+    """For any policy and any scores, finite or not, `tighten` acts at least as severely; and shadow only ever allows."""
+    policy = Policy.model_validate(
+        {
+            "name": "any",
+            "version": "1",
+            "mode": mode,
+            "on_unscored": on_unscored,
+            "combine": {"sum": {"harm": 1, "refusal": 1}},
+            "rules": [{"name": f"r{i}", "action": action, "when": when} for i, (action, when) in enumerate(rules)],
+            "steering": {},
+        }
+    )
+    bound = bind(policy, PROBES, NONE, steering=["refusal"])
+    plain, tight = bound.judge(scores), bound.judge(scores, tighten=True)
+    assert tight.action.severity >= plain.action.severity
+    assert tight.decision.severity >= plain.decision.severity
+    assert (tight.rule, tight.scores, tight.unscored) == (plain.rule, plain.scores, plain.unscored)
+    assert bound.judge(scores, tighten=True, shadow=True).action is Action.ALLOW
+    assert plain.action is (plain.decision if mode is Mode.ENFORCE else Action.ALLOW)
+    if plain.unscored is None:
+        assert plain.decision is naive_decision(policy, plain.scores)
+
+
+def naive_decision(policy, scores):
+    """The policy's rule, read aloud: the most severe action of all rules whose every condition holds."""
+    fired = [
+        rule.action
+        for rule in policy.rules
+        if all(
+            (band.above is None or scores[name] > band.above) and (band.below is None or scores[name] < band.below)
+            for name, band in rule.when.items()
+        )
+    ]
+    return max(fired, key=lambda action: action.severity, default=Action.ALLOW)
+
+
+def test_a_wrong_number_of_scores_is_never_judged(policy):
+    """Scores of another set of probes are refused, not zipped to the shorter."""
+    with pytest.raises(ValueError, match="zip"):
+        judged(policy(("r", "block", ABOVE_0)), 1.0)
+
+
+def test_combinations_are_weighted_sums(policy):
+    """A combination is judged and recorded like a probe."""
+    rules = policy(("r", "block", {"gap": {"above": 2}}), combine={"gap": {"harm": 1, "refusal": -0.5}})
+    verdict = judged(rules, 2.0, -1.0)
+    assert verdict.scores == {"harm": 2.0, "refusal": -1.0, "gap": 2.5}
+    assert verdict.decision is Action.BLOCK
+    assert judged(rules, 2.0, 0.0).decision is Action.ALLOW
+
+
+def test_target_rates_become_order_statistics(policy, benign):
+    """At 1 % of 1,000 benign scores 0..999, four may lie above: the threshold is 995, and the sixth-highest prompt passes."""
+    bound = bind(policy(("r", "block", {"harm": {"above": {"target_fpr": 0.01}}})), PROBES, benign)
+    assert bound.thresholds == {("r", "harm"): 995.0}
+    decisions = [bound.judge(row).decision for row in benign]
+    assert decisions.count(Action.BLOCK) == 4 == allowed_exceedances(1000, 0.01)
+
+
+def test_thresholds_in_force(policy, benign):
+    """Every upper threshold is listed by rule and score, and a rule that has only a lower end has none."""
+    bound = bind(
+        policy(
+            ("a", "flag", {"harm": {"above": 2}, "refusal": {"below": 1}}), ("b", "flag", {"refusal": {"below": 0}})
+        ),
+        PROBES,
+        benign,
+    )
+    assert bound.thresholds == {("a", "harm"): 2.0}
+
+
+def test_combinations_are_certified_on_joint_scores(policy, benign):
+    """The columns are opposite, so their sum is 999 for every prompt: the joint threshold is 999, not a sum of tails."""
+    rules = policy(
+        ("r", "block", {"both": {"above": {"target_fpr": 0.01}}}), combine={"both": {"harm": 1, "refusal": 1}}
+    )
+    bound = bind(rules, PROBES, benign)
+    assert bound.thresholds == {("r", "both"): 999.0}
+    assert {bound.judge(row).decision for row in benign} == {Action.ALLOW}
+
+
+@settings(max_examples=50)
+@given(
+    weights=st.tuples(st.floats(-3, 3), st.floats(-3, 3)),
+    distinct=st.integers(1, 40),
+    seed=st.integers(0, 100),
+)
+def test_a_certified_combination_keeps_its_promise_on_ties(weights, distinct, seed):
+    """However the benign scores tie, no more of them fire than the certificate allows, rounding included."""
+    rng = np.random.default_rng(seed)
+    benign = rng.normal(size=(distinct, 2)).astype(np.float32)[rng.integers(distinct, size=400)]
+    policy = Policy.model_validate(
+        {
+            "name": "a",
+            "version": "1",
+            "combine": {"sum": dict(zip(PROBES, weights, strict=True))},
+            "rules": [{"name": "r", "action": "block", "when": {"sum": {"above": {"target_fpr": 0.05}}}}],
+        }
+    )
+    bound = bind(policy, PROBES, benign)
+    fired = sum(bound.judge(row).decision is Action.BLOCK for row in benign)
+    assert fired <= allowed_exceedances(400, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("rule", "keys", "field", "words"),
+    [
+        ({"harmm": {"above": 1}}, {}, "rules.r.when.harmm", "harm, refusal"),
+        ({"sum": {"above": 1}}, {"combine": {"sum": {"harmm": 1}}}, "combine.sum", "harm, refusal"),
+        ({"harm": {"above": 1}}, {"combine": {"harm": {"refusal": 1}}}, "combine.harm", "another name"),
+        ({"a": {"above": 1}}, {"combine": {"a": {"harm": 1}, "b": {"a": 1}}}, "combine.b", "harm, refusal"),
+        ({"harm": {"above": 1}}, {"steering": {"vector": "mood"}}, "steering.vector", "refusal"),
+        ({"harm": {"above": 1}}, {"artifact": "a" * 64}, "artifact", "update its digest"),
+        ({"harm": {"above": {"target_fpr": 0.001}}}, {}, "rules.r.when.harm.above.target_fpr", "at least 2995"),
+        ({"harm": {"above": {"target_fpr": 0.01}, "below": 5}}, {}, "rules.r.when.harm", "raise 'below'"),
+    ],
+)
+def test_policies_that_do_not_fit_the_artifact(policy, benign, rule, keys, field, words):
+    """Unknown names list the known ones; too few benign prompts say how many are needed; another artifact is refused."""
+    with pytest.raises(PolicyError) as caught:
+        bind(policy(("r", "block", rule), **keys), PROBES, benign, steering=["refusal"], digest="b" * 64)
+    assert caught.value.field == field
+    assert words in caught.value.remedy
+
+
+def test_the_named_artifact_is_accepted(policy, benign):
+    """A policy that pins its artifact binds to that artifact."""
+    pinned = policy(("r", "block", ABOVE_0), artifact="a" * 64)
+    assert bind(pinned, PROBES, benign, digest="a" * 64).policy is pinned

@@ -1,0 +1,85 @@
+"""The threshold's promise: its false-positive rate stays below the target with the stated confidence."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import beta
+
+from guard.threshold import Threshold, allowed_exceedances, certify, minimum_negatives
+from probes.errors import CalibrationError, TooFewNegatives
+
+
+@pytest.mark.parametrize(
+    ("num_negatives", "target_fpr", "allowed"),
+    [
+        *[(n, 0.05, m) for n, m in ((300, 8), (500, 16), (1000, 38), (2000, 83), (3000, 130), (10000, 463))],
+        *[(n, 0.01, m) for n, m in ((300, 0), (500, 1), (1000, 4), (2000, 12), (5000, 38), (10000, 83))],
+        *[(n, 0.001, m) for n, m in ((3000, 0), (5000, 1), (10000, 4), (50000, 38))],
+    ],
+)
+def test_allowed_exceedances_are_those_of_the_exact_binomial_table(num_negatives, target_fpr, allowed):
+    """The published table of the order-statistic rule at 95 % confidence is reproduced."""
+    assert allowed_exceedances(num_negatives, target_fpr) == allowed
+
+
+@pytest.mark.parametrize(("target_fpr", "needed"), [(0.05, 59), (0.01, 299), (0.005, 598), (0.001, 2995)])
+def test_minimum_sample_is_exact(target_fpr, needed):
+    """One benign prompt fewer than the minimum is refused, and the refusal says how many are needed."""
+    assert minimum_negatives(target_fpr) == needed
+    assert allowed_exceedances(needed, target_fpr) == 0
+    with pytest.raises(TooFewNegatives, match=f"at least {needed}"):
+        certify(np.zeros(needed - 1), target_fpr)
+
+
+@given(
+    num_negatives=st.integers(300, 20_000),
+    target_fpr=st.floats(0.01, 0.3),
+    confidence=st.floats(0.5, 0.95),
+)
+def test_clopper_pearson_agrees(num_negatives, target_fpr, confidence):
+    """The one-sided Clopper-Pearson bound (a beta quantile) is below the target for m exceedances, above it for m + 1."""
+    allowed = allowed_exceedances(num_negatives, target_fpr, confidence)
+    bound = beta.ppf(confidence, [allowed + 1, allowed + 2], [num_negatives - allowed, num_negatives - allowed - 1])
+    assert bound[0] <= target_fpr + 1e-9
+    assert bound[1] > target_fpr - 1e-9
+
+
+def test_promise_holds_in_simulation():
+    """Over 2,000 draws of 500 benign scores, the true rate exceeds 1 % in at most about 5 % of them."""
+    rng = np.random.default_rng(0)
+    thresholds = [certify(rng.uniform(size=500), 0.01).value for _ in range(2000)]
+    violations = np.mean([1.0 - value > 0.01 for value in thresholds])
+    assert 0.02 < violations <= 0.05
+
+
+def test_ties_stay_on_the_safe_side():
+    """Where many benign scores are equal, none of them is flagged beyond what is allowed."""
+    scores = np.r_[np.zeros(900), np.ones(100)]
+    threshold = certify(scores, 0.01)
+    assert (scores > threshold.value).sum() <= threshold.allowed_exceedances
+    assert threshold == Threshold(1.0, 0.01, 0.95, 1000, 4)
+
+
+def test_order_of_scores_does_not_matter():
+    """Exactly the allowed number of distinct benign scores lies above the value."""
+    scores = np.random.default_rng(1).permutation(1000).astype(np.float32)
+    threshold = certify(scores, 0.01)
+    assert (scores > threshold.value).sum() == 4 == threshold.allowed_exceedances
+
+
+@pytest.mark.parametrize(
+    ("target_fpr", "confidence", "field"),
+    [(0.0, 0.95, "target_fpr"), (1.5, 0.95, "target_fpr"), (0.1, 1.0, "confidence")],
+)
+def test_rates_outside_the_unit_interval_are_refused(target_fpr, confidence, field):
+    """The error names the argument that is wrong."""
+    with pytest.raises(CalibrationError) as caught:
+        certify(np.zeros(1000), target_fpr, confidence)
+    assert caught.value.field == field
+
+
+def test_scores_that_are_not_numbers_are_refused():
+    """A NaN would sort to the top and hide in the tail."""
+    with pytest.raises(CalibrationError, match="NaN"):
+        certify([0.0, float("nan")] * 1000, 0.01)
