@@ -12,7 +12,7 @@ from torch import nn
 from probes.errors import ModelError
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
-from serving.engine import tap as tap  # registers the ops
+from serving.engine.tap import project  # importing it registers the ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,16 @@ def decoder_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList:
 
 
 def _install_read(block: nn.Module, matrix: torch.Tensor, sensor: Sensor, index: int) -> None:
-    block.register_buffer("foreguard_matrix", matrix, persistent=False)
+    columns = matrix.any(0).nonzero()[:, 0]
+    block.register_buffer("foreguard_matrix", matrix[:, columns].contiguous(), persistent=False)
+    block.register_buffer("foreguard_columns", columns, persistent=False)
     block.register_buffer("foreguard_scores", sensor.scores, persistent=False)
     block.register_buffer("foreguard_fired", sensor.fired, persistent=False)
 
     def read(module: Any, _args: Any, output: Any) -> None:
-        hidden, residual = split_stream(output)
-        torch.ops.foreguard.read(
-            hidden, residual, module.foreguard_matrix, module.foreguard_scores, module.foreguard_fired, index
+        part = project(*split_stream(output), module.foreguard_matrix)
+        torch.ops.foreguard.store(
+            part, module.foreguard_columns, module.foreguard_scores, module.foreguard_fired, index
         )
 
     block.register_forward_hook(read)

@@ -10,24 +10,28 @@ from vllm.utils.torch_utils import direct_register_custom_op
 _LIBRARY = torch.library.Library("foreguard", "FRAGMENT")
 
 
-def read(
-    hidden: torch.Tensor,
-    residual: torch.Tensor | None,
-    matrix: torch.Tensor,
-    scores: torch.Tensor,
-    fired: torch.Tensor,
-    index: int,
-) -> None:
-    """Add one block's part of the token scores.
+def project(hidden: torch.Tensor, residual: torch.Tensor | None, matrix: torch.Tensor) -> torch.Tensor:
+    """Return the residual stream `hidden + residual` `[T, D]` times `matrix` `[D, k]` (float32) as float32 `[T, k]`.
 
-    The residual stream after the block is `hidden + residual` `[T, D]`, rounded to the model's dtype as the next block sees
-    it. Its product with `matrix` `[D, K]` (float32) is written to the first T rows of `scores` by the first tapped block
-    (`index` 0) and added by the others. `fired[index]` becomes 1: proof that the tap ran in this step.
+    No op of its own: the compiler fuses the sum into the reduction that normalises the same stream. An op that takes the
+    stream as an argument would make the compiler write it out, rounded to the model's dtype, where it otherwise keeps
+    more digits, and the guarded model's answers would not be the unguarded one's to the token.
     """
     stream = hidden if residual is None else hidden + residual
-    rows = scores[: stream.shape[0]]
-    # With beta 0 the old rows are ignored, NaN included; unlike `out=`, a buffer too small is an error.
-    rows.addmm_(stream.float(), matrix, beta=0 if index == 0 else 1)
+    if torch.compiler.is_compiling():
+        return (stream.float().unsqueeze(-1) * matrix).sum(1)
+    return stream.float() @ matrix
+
+
+def store(part: torch.Tensor, columns: torch.Tensor, scores: torch.Tensor, fired: torch.Tensor, index: int) -> None:
+    """Add one block's part of the token scores, `part` `[T, k]`, to `columns` `[k]` of the first T rows of `scores`.
+
+    The first tapped block (`index` 0) clears the rows before. `fired[index]` becomes 1: proof that the tap ran in this step.
+    """
+    rows = scores[: part.shape[0]]
+    if index == 0:
+        rows.zero_()
+    rows.index_add_(1, columns, part)
     fired[index] = 1
 
 
@@ -40,13 +44,8 @@ def steer(hidden: torch.Tensor, coefficients: torch.Tensor, vectors: torch.Tenso
     hidden.add_((coefficients[: hidden.shape[0]] @ vectors).to(hidden.dtype))
 
 
-def _fake_read(
-    hidden: torch.Tensor,
-    residual: torch.Tensor | None,
-    matrix: torch.Tensor,
-    scores: torch.Tensor,
-    fired: torch.Tensor,
-    index: int,
+def _fake_store(
+    part: torch.Tensor, columns: torch.Tensor, scores: torch.Tensor, fired: torch.Tensor, index: int
 ) -> None:
     return None
 
@@ -55,5 +54,5 @@ def _fake_steer(hidden: torch.Tensor, coefficients: torch.Tensor, vectors: torch
     return None
 
 
-direct_register_custom_op("read", read, mutates_args=["scores", "fired"], fake_impl=_fake_read, target_lib=_LIBRARY)
+direct_register_custom_op("store", store, mutates_args=["scores", "fired"], fake_impl=_fake_store, target_lib=_LIBRARY)
 direct_register_custom_op("steer", steer, mutates_args=["hidden"], fake_impl=_fake_steer, target_lib=_LIBRARY)

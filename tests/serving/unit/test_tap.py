@@ -1,11 +1,11 @@
-"""The tap's two ops, on plain tensors: read is a product, steer is a sum, and nothing else changes."""
+"""The tap on plain tensors: reading is a product, steering is a sum, and nothing else changes."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.engine import tap  # noqa: F401 (registers the ops)
+from serving.engine.tap import project
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -18,6 +18,12 @@ def random(*shape, seed=0, dtype=torch.float32):
 def bits(tensor):
     """The tensor's bytes, so that equal means equal to the bit."""
     return tensor.contiguous().view(torch.uint8)
+
+
+def read(hidden, residual, matrix, scores, fired, index):
+    """What the hook on a tapped block does, with all columns."""
+    columns = torch.arange(matrix.shape[1])
+    torch.ops.foreguard.store(project(hidden, residual, matrix), columns, scores, fired, index)
 
 
 @settings(max_examples=40)
@@ -34,7 +40,7 @@ def test_read_is_the_stream_times_the_matrix(rows, spare, num_probes, dtype, wit
     hidden, residual = random(rows, 8, seed=seed, dtype=dtype), random(rows, 8, seed=seed + 1, dtype=dtype)
     matrix = random(8, num_probes, seed=seed + 2)
     scores, fired = torch.full((rows + spare, num_probes), torch.nan), torch.zeros(1, dtype=torch.int32)
-    torch.ops.foreguard.read(hidden, residual if with_residual else None, matrix, scores, fired, 0)
+    read(hidden, residual if with_residual else None, matrix, scores, fired, 0)
     stream = hidden + residual if with_residual else hidden
     torch.testing.assert_close(scores[:rows], (stream.double() @ matrix.double()).float(), rtol=1e-5, atol=1e-5)
     assert scores[rows:].isnan().all()
@@ -47,7 +53,7 @@ def test_read_accumulates_over_blocks():
     scores, fired = torch.full((6, 2), torch.nan), torch.zeros(3, dtype=torch.int32)
     for _ in range(2):
         for index, (stream, matrix) in enumerate(zip(streams, matrices, strict=True)):
-            torch.ops.foreguard.read(stream, None, matrix, scores, fired, index)
+            read(stream, None, matrix, scores, fired, index)
             assert fired[index] == 1
     expected = sum(stream @ matrix for stream, matrix in zip(streams, matrices, strict=True))
     torch.testing.assert_close(scores[:4], expected, rtol=1e-5, atol=1e-5)
@@ -57,9 +63,24 @@ def test_read_leaves_the_stream_alone():
     """Reading changes no bit of what the model computes with."""
     hidden, residual = random(4, 8), random(4, 8, seed=1)
     before = bits(hidden).clone(), bits(residual).clone()
-    torch.ops.foreguard.read(hidden, residual, random(8, 2), torch.zeros(4, 2), torch.zeros(1, dtype=torch.int32), 0)
+    read(hidden, residual, random(8, 2), torch.zeros(4, 2), torch.zeros(1, dtype=torch.int32), 0)
     assert torch.equal(bits(hidden), before[0])
     assert torch.equal(bits(residual), before[1])
+
+
+def test_a_part_goes_to_its_own_columns():
+    """Blocks that serve different probes write side by side."""
+    scores, fired = torch.full((4, 3), torch.nan), torch.zeros(2, dtype=torch.int32)
+    torch.ops.foreguard.store(torch.ones(4, 2), torch.tensor([0, 2]), scores, fired, 0)
+    torch.ops.foreguard.store(torch.ones(4, 2) * 5, torch.tensor([2, 1]), scores, fired, 1)
+    assert scores.tolist() == [[1.0, 5.0, 6.0]] * 4
+
+
+def test_the_compiled_projection_is_the_same_sum():
+    """What the compiler is given to fuse equals the matrix product."""
+    hidden, residual, matrix = random(5, 32), random(5, 32, seed=1), random(32, 3, seed=2)
+    compiled = torch.compile(project, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(hidden, residual, matrix), project(hidden, residual, matrix))
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -67,7 +88,7 @@ def test_a_batch_beyond_the_buffer_stops_loudly(index):
     """More rows than the buffer holds is an error, never a score that is lost."""
     fired = torch.zeros(2, dtype=torch.int32)
     with pytest.raises(RuntimeError, match=r"size|shape|dimension"):
-        torch.ops.foreguard.read(random(5, 8), None, random(8, 2), torch.zeros(4, 2), fired, index)
+        read(random(5, 8), None, random(8, 2), torch.zeros(4, 2), fired, index)
 
 
 @settings(max_examples=40)
@@ -108,7 +129,7 @@ def test_ops_declare_what_they_change():
     """PyTorch's own checker: schemas, fake implementations and functionalisation agree with what the ops do."""
     fired = torch.zeros(1, dtype=torch.int32)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    read = (random(4, 8), random(4, 8), random(8, 2), torch.zeros(4, 2), fired, 0)
-    torch.library.opcheck(torch.ops.foreguard.read.default, read, test_utils=checks)
+    store = (random(4, 2), torch.tensor([0, 2]), torch.zeros(4, 3), fired, 0)
+    torch.library.opcheck(torch.ops.foreguard.store.default, store, test_utils=checks)
     steer = (random(4, 8), torch.ones(4, 2), random(2, 8))
     torch.library.opcheck(torch.ops.foreguard.steer.default, steer, test_utils=checks)
