@@ -1,0 +1,182 @@
+"""The commands of the offline spoke. Heavy imports wait inside the functions, so that `foreguard --help` is instant."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from calibration.evaluate import Report
+
+_Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Precision to compute in: auto (the model's own), bfloat16, float16 or float32. Serve in the same one."
+    ),
+]
+_Device = Annotated[str, typer.Option(help="Where to run the model: cpu, or a torch device such as cuda.")]
+_SkipLong = Annotated[
+    bool, typer.Option("--skip-long", help="Leave out prompts longer than the model's context, and count them.")
+]
+_ModelOption = Annotated[
+    str, typer.Option(help="The model that the artifact was calibrated on: folder or Hugging Face id.")
+]
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Folder or Hugging Face id of the chat model to guard.")],
+    train: Annotated[Path, typer.Option(help="Prompts (JSONL) that probes are fitted on and chosen by.")],
+    validation: Annotated[
+        Path, typer.Option(help="Prompts that certify thresholds: at least 299 harmless ones for 1 %, 2,995 for 0.1 %.")
+    ],
+    test: Annotated[Path, typer.Option(help="Prompts that only report.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to write the artifact to; one that stands there is replaced at the end.")
+    ],
+    dtype: _Dtype = "auto",
+    device: _Device = "cpu",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            help="Most training prompts per class; an 8B model leaves about 2 MB a prompt on disk.",
+        ),
+    ] = None,
+    skip_long: _SkipLong = False,
+    keep_work: Annotated[
+        bool, typer.Option("--keep-work", help="Keep the recorded activations and every stage's file.")
+    ] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the evaluation to this file.")] = None,
+) -> None:
+    """Calibrate probes and steering vectors on a model: prompts in, an artifact out.
+
+    Each line of a prompt file is {"prompt": "…", "label": "harmful"} or "harmless"; "messages" may stand for "prompt",
+    and "category" and "source" group the report. The three files must share no request.
+
+    An interrupted run goes on where it stopped when the same command is given again.
+
+        foreguard calibrate ./my-model --train train.jsonl --validation validation.jsonl --test test.jsonl --out ./artifact
+    """
+    from calibration.display import evaluation_tables
+    from calibration.model import resolve_model
+    from calibration.pipeline import WORK, Settings
+    from calibration.pipeline import calibrate as run
+
+    settings = Settings(dtype, device, limit, skip_long, keep_work)
+    console = Console()
+    try:
+        done = run(resolve_model(model), train, validation, test, out, settings)
+    except KeyboardInterrupt:
+        console.print(
+            f"stopped; what is finished is kept in {out.parent / WORK}: give the same command again to go on from there"
+        )
+        raise typer.Exit(130) from None
+    _write_json(done.report, json)
+    console.print(evaluation_tables(done.report))
+    console.print(f"artifact {done.manifest.digest[:12]} written to {out}")
+
+
+def evaluate(
+    model: _ModelOption,
+    artifact: Annotated[Path, typer.Option(help="Artifact folder.")],
+    prompts: Annotated[Path, typer.Option(help="Labelled prompts (JSONL) that calibration has not seen.")],
+    train: Annotated[
+        Path | None,
+        typer.Option(help="Training prompts, for the controls that learn: words, and the model's own refusal."),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the whole report, by category and source, to this file.")
+    ] = None,
+    dtype: _Dtype = "auto",
+    device: _Device = "cpu",
+    skip_long: _SkipLong = False,
+) -> None:
+    """Measure an artifact's probes on labelled prompts: AUROC, recall at low false-positive rates, and controls.
+
+    Also says what the thresholds certified at calibration really let through here.
+
+        foreguard evaluate --model ./my-model --artifact ./artifact --prompts new.jsonl --json report.json
+    """
+    from calibration.display import evaluation_tables
+    from calibration.evaluation_run import evaluate_artifact
+    from calibration.model import resolve_model
+    from calibration.prompts import load_prompts
+    from probes.artifact import Artifact
+
+    report = evaluate_artifact(
+        resolve_model(model),
+        Artifact.load(artifact),
+        load_prompts(prompts),
+        train=load_prompts(train) if train else None,
+        dtype=dtype,
+        device=device,
+        skip_long=skip_long,
+    )
+    _write_json(report, json)
+    Console().print(evaluation_tables(report))
+
+
+def tune(
+    model: _ModelOption,
+    artifact: Annotated[Path, typer.Option(help="Artifact folder.")],
+    policy: Annotated[Path, typer.Option(help="Policy file whose thresholds to tune; it is read, never written.")],
+    prompts: Annotated[
+        Path, typer.Option(help="Your own benign prompts (JSONL, label harmless); harmful ones in it measure recall.")
+    ],
+    target_fpr: Annotated[float, typer.Option(help="Share of benign requests that may be flagged.")] = 0.01,
+    confidence: Annotated[float, typer.Option(help="Probability that the true share is no higher.")] = 0.95,
+    harmful: Annotated[
+        Path | None, typer.Option(help="Harmful prompts to expect recall on; else the artifact's own.")
+    ] = None,
+    dtype: _Dtype = "auto",
+    device: _Device = "cpu",
+    skip_long: _SkipLong = False,
+) -> None:
+    """Find thresholds on your own benign traffic, and print them as a diff of the policy.
+
+    At 1 % and 95 % confidence this takes at least 299 benign prompts; at 0.1 %, 2,995. Review the diff, then apply it:
+
+        foreguard tune --model ./my-model --artifact ./artifact --policy policy.yaml --prompts benign.jsonl > tuned.diff
+        patch policy.yaml tuned.diff
+    """
+    from calibration.evaluation_run import tune_policy
+    from calibration.model import resolve_model
+    from calibration.prompts import load_prompts
+    from probes.artifact import Artifact
+
+    tuned, diff = tune_policy(
+        resolve_model(model),
+        Artifact.load(artifact),
+        policy,
+        load_prompts(prompts),
+        harmful=load_prompts(harmful) if harmful else None,
+        target_fpr=target_fpr,
+        confidence=confidence,
+        dtype=dtype,
+        device=device,
+        skip_long=skip_long,
+    )
+    from calibration.display import tuned_table
+
+    # The diff alone goes to standard output, so that it can be redirected into `patch`.
+    Console(stderr=True).print(tuned_table(tuned))
+    typer.echo(diff, nl=False)
+
+
+def inspect(artifact: Annotated[Path, typer.Argument(help="Artifact folder.")]) -> None:
+    """Show what an artifact holds: its model, probes with their numbers, steering vectors and data.
+
+    The whole artifact is checked on the way: digests, shapes and finiteness.
+
+        foreguard inspect ./artifact
+    """
+    from calibration.display import artifact_summary
+    from probes.artifact import Artifact
+
+    Console().print(artifact_summary(Artifact.load(artifact)))
+
+
+def _write_json(report: "Report", path: Path | None) -> None:
+    if path is not None:
+        path.write_text(report.model_dump_json(indent=2) + "\n")

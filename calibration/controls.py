@@ -1,0 +1,91 @@
+"""Controls: the cheap explanations that a probe has to beat before anyone should believe it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from calibration.activations import Where
+from calibration.evaluate import ControlReport, control
+from calibration.methods.classifiers import fit_logistic
+from calibration.methods.fitted import FittedProbe
+from calibration.methods.training import TrainingSet
+from calibration.metrics import auroc
+from calibration.request_scores import RequestScores
+from calibration.template import EncodedPrompts
+from probes.manifest import Probe
+
+_NUM_DRAWS = 5
+_SEED = 20_260
+_RANDOM, _SHUFFLED = "control_random", "control_shuffled"
+
+
+def random_probes(like: Probe, hidden_size: int) -> list[FittedProbe]:
+    """Return probes in random directions that read where `like` reads."""
+    generator = torch.Generator().manual_seed(_SEED)
+    return [
+        FittedProbe(
+            like.model_copy(update={"name": f"{_RANDOM}_{draw}", "bias": 0.0, "evidence": {}}),
+            torch.randn(len(like.layers), hidden_size, generator=generator) / hidden_size**0.5,
+        )
+        for draw in range(_NUM_DRAWS)
+    ]
+
+
+def shuffled_probes(like: Probe, training: TrainingSet) -> list[FittedProbe]:
+    """Return logistic probes that read where `like` reads, fitted on labels shuffled among the prompts."""
+    rng = np.random.default_rng(_SEED)
+    where: Where = "mean" if like.readout.kind == "mean" else like.readout.offset
+    features = training.features(like.layers[0], where)[training.fit]
+    probes = []
+    for draw in range(_NUM_DRAWS):
+        linear = fit_logistic(features, rng.permutation(training.harmful[training.fit]))
+        spec = like.model_copy(update={"name": f"{_SHUFFLED}_{draw}", "bias": linear.bias, "evidence": {}})
+        probes.append(FittedProbe(spec, torch.from_numpy(linear.weight.astype(np.float32)).unsqueeze(0)))
+    return probes
+
+
+def report_controls(
+    prompts: EncodedPrompts,
+    scored: RequestScores,
+    names: Sequence[str],
+    *,
+    train: EncodedPrompts | None = None,
+) -> dict[str, ControlReport]:
+    """Return every control that the arguments allow: `names` are the bank's columns, `train` gives TF-IDF its labels."""
+    harmful = prompts.harmful
+    reports = {
+        "prompt_length": control("number of tokens", prompts.lengths.astype(np.float64), harmful),
+        **_drawn(
+            _RANDOM, "random directions, mean of 5, each taken in its better sense", scored.scores, names, harmful
+        ),
+        **_drawn(_SHUFFLED, "logistic on shuffled labels, mean of 5, better sense", scored.scores, names, harmful),
+    }
+    if train is not None:
+        reports["tfidf"] = control("words and word pairs, logistic regression", _tfidf_scores(train, prompts), harmful)
+    if np.isfinite(scored.refusal).all():
+        reports["first_token_refusal"] = control(
+            "the model's own first-token refusal log-odds", scored.refusal, harmful
+        )
+    return reports
+
+
+def _drawn(
+    prefix: str, what: str, scores: npt.NDArray[np.float32], names: Sequence[str], harmful: npt.NDArray[np.bool_]
+) -> dict[str, ControlReport]:
+    columns = [column for column, name in enumerate(names) if name.startswith(prefix)]
+    if not columns:
+        return {}
+    areas = [auroc(scores[harmful, column], scores[~harmful, column]) for column in columns]
+    mean = float(np.mean([max(area, 1 - area) for area in areas]))
+    return {prefix.removeprefix("control_"): ControlReport(what=what, auroc=mean, tpr_at_fpr={})}
+
+
+def _tfidf_scores(train: EncodedPrompts, prompts: EncodedPrompts) -> npt.NDArray[np.float64]:
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    features = vectorizer.fit_transform([prompt.text for prompt in train.prompts])
+    model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000).fit(features, train.harmful)
+    return np.asarray(model.decision_function(vectorizer.transform([prompt.text for prompt in prompts.prompts])))

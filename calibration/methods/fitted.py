@@ -1,0 +1,103 @@
+"""What every method gives: probes and steering vectors as the manifest describes them, with their tensors."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from calibration.methods.training import TrainingSet
+from probes.manifest import Probe, SteeringVector
+
+
+@dataclass(frozen=True, slots=True)
+class FittedProbe:
+    """A probe and its weight, float32 `[len(layers), D]`."""
+
+    spec: Probe
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FittedSteering:
+    """A steering vector, float32 `[len(layers), D]`."""
+
+    spec: SteeringVector
+    vector: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """All that one or more methods found; `notes` say in words what was not found, and why."""
+
+    probes: tuple[FittedProbe, ...] = ()
+    steering: tuple[FittedSteering, ...] = ()
+    notes: tuple[str, ...] = ()
+    refusal_tokens: tuple[int, ...] = ()
+    """The tokens that start the model's refusals, where a method found them."""
+
+
+class Method(Protocol):
+    """A way to fit probes or steering vectors."""
+
+    def __call__(self, training: TrainingSet) -> Fitted:
+        """Fit on the training set. Raises `CalibrationError`."""
+        ...
+
+
+def merge(parts: Iterable[Fitted]) -> Fitted:
+    """Return everything that was found, in the methods' order, with each probe's cosine with the refusal direction."""
+    found = list(parts)
+    steering = tuple(item for part in found for item in part.steering)
+    probes = tuple(item for part in found for item in part.probes)
+    refusal = next((item for item in steering if item.spec.name == "refusal"), None)
+    return Fitted(
+        probes=tuple(_with_cosine(probe, refusal) for probe in probes) if refusal else probes,
+        steering=steering,
+        notes=tuple(note for part in found for note in part.notes),
+        refusal_tokens=tuple(token for part in found for token in part.refusal_tokens),
+    )
+
+
+def _with_cosine(probe: FittedProbe, refusal: FittedSteering) -> FittedProbe:
+    # Blocks share one residual basis, so a probe elsewhere is compared by its row nearest to the refusal's block.
+    layer = refusal.spec.layers[0]
+    row = min(range(len(probe.spec.layers)), key=lambda index: abs(probe.spec.layers[index] - layer))
+    cosine = float(torch.cosine_similarity(probe.weight[row], refusal.vector[0], dim=0))
+    return replace(
+        probe, spec=probe.spec.model_copy(update={"evidence": probe.spec.evidence | {"cos_refusal": cosine}})
+    )
+
+
+def save_fitted(fitted: Fitted, path: Path) -> None:
+    """Write what was found to one safetensors file; its header holds the descriptions."""
+    tensors = {f"probe.{item.spec.name}": item.weight.contiguous() for item in fitted.probes}
+    tensors |= {f"steering.{item.spec.name}": item.vector.contiguous() for item in fitted.steering}
+    header = {
+        "probes": json.dumps([item.spec.model_dump(mode="json") for item in fitted.probes]),
+        "steering": json.dumps([item.spec.model_dump(mode="json") for item in fitted.steering]),
+        "notes": json.dumps(fitted.notes),
+        "refusal_tokens": json.dumps(fitted.refusal_tokens),
+    }
+    staging = path.with_suffix(".partial")
+    # safetensors refuses an empty file, and a method may find nothing.
+    save_file(tensors or {"nothing": torch.zeros(1)}, staging, metadata=header)
+    staging.replace(path)
+
+
+def load_fitted(path: Path) -> Fitted:
+    """Read what `save_fitted` wrote."""
+    with safe_open(path, framework="pt") as file:
+        header = {name: json.loads(text) for name, text in file.metadata().items()}
+        probes = [Probe.model_validate(spec) for spec in header["probes"]]
+        steering = [SteeringVector.model_validate(spec) for spec in header["steering"]]
+        return Fitted(
+            probes=tuple(FittedProbe(spec, file.get_tensor(f"probe.{spec.name}")) for spec in probes),
+            steering=tuple(FittedSteering(spec, file.get_tensor(f"steering.{spec.name}")) for spec in steering),
+            notes=tuple(header["notes"]),
+            refusal_tokens=tuple(header["refusal_tokens"]),
+        )

@@ -1,0 +1,51 @@
+"""The harmfulness direction: what the model knows of a request before it decides whether to refuse.
+
+Difference in means at the instruction's last token (arXiv 2507.11878), where harmfulness is encoded apart from refusal.
+Small models may gather what was said only in the template that follows, so its positions compete too, save the last:
+that one is refusal's.
+"""
+
+from calibration.methods.directions import difference_in_means, direction_probe
+from calibration.methods.fitted import Fitted, FittedProbe
+from calibration.methods.training import TrainingSet
+from calibration.metrics import auroc
+
+_MARGIN = 0.02
+"""AUROC by which a template position must beat the instruction's last token to be read instead."""
+
+
+def fit_harmfulness_direction(training: TrainingSet) -> Fitted:
+    """Return probe `harmfulness` at the block and position that separate the selection prompts best by AUROC."""
+    offsets = range(training.instruction_offset, 0, -1)
+    layers = range(training.chat.num_layers)
+    candidates = [_candidate(training, layer, offset) for offset in offsets for layer in layers]
+    return Fitted(probes=(_choose(candidates, training.instruction_offset),))
+
+
+def _candidate(training: TrainingSet, layer: int, offset: int) -> FittedProbe:
+    features = training.features(layer, offset)
+    fit_harmful, select_harmful = training.harmful[training.fit], training.harmful[training.select]
+    direction = difference_in_means(features[training.fit], fit_harmful)
+    projection = features[training.select] @ direction
+    return direction_probe(
+        "harmfulness",
+        "difference in means before the last position",
+        direction,
+        features[training.fit],
+        fit_harmful,
+        layer=layer,
+        offset=offset,
+        evidence={"selection_auroc": auroc(projection[select_harmful], projection[~select_harmful])},
+    )
+
+
+def _choose(candidates: list[FittedProbe], instruction_offset: int) -> FittedProbe:
+    at_instruction = [probe for probe in candidates if probe.spec.readout.offset == instruction_offset]
+    best, ours = max(candidates, key=_auroc), max(at_instruction, key=_auroc)
+    chosen = best if _auroc(best) > _auroc(ours) + _MARGIN else ours
+    evidence = chosen.spec.evidence | {"instruction_auroc": _auroc(ours)}
+    return FittedProbe(chosen.spec.model_copy(update={"evidence": evidence}), chosen.weight)
+
+
+def _auroc(probe: FittedProbe) -> float:
+    return probe.spec.evidence["selection_auroc"]

@@ -1,0 +1,108 @@
+"""The model under calibration: any Hugging Face causal language model, run batch by batch in its own precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from calibration.batching import Batch
+from calibration.structure import find_blocks, find_writers
+from probes.errors import ModelError
+
+_NAME_A_FOLDER = "name a folder or a Hugging Face id of a causal language model in safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatModel:
+    """A loaded model with its tokenizer and the parts of it that probes read and write."""
+
+    model: nn.Module
+    tokenizer: Any
+    hidden_size: int
+    context: int
+    """Most tokens that a prompt may have."""
+    blocks: list[nn.Module]
+    """The decoder blocks `[L]`; block l's output is `resid_post` of layer l."""
+    writers: list[nn.Module] = field(repr=False)
+    """The attention and MLP of every block."""
+    head: nn.Module = field(repr=False)
+
+    @classmethod
+    def load(cls, folder: Path, *, dtype: str = "auto", device: str = "cpu") -> "ChatModel":
+        """Load the model in `folder`; `dtype` is `auto` (its own) or torch's name of another. Raises `ModelError`."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{folder.name} cannot be loaded: {error}", field="model", remedy=_NAME_A_FOLDER
+            ) from error
+        return cls.wrap(model.to(device), tokenizer)
+
+    @classmethod
+    def wrap(cls, model: Any, tokenizer: Any) -> "ChatModel":
+        """Find the parts of a model that is loaded already. Raises `ModelError`."""
+        model.eval().requires_grad_(False)
+        config = model.config.get_text_config()
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ModelError("the model has no output head", field="model", remedy=_NAME_A_FOLDER)
+        blocks = find_blocks(model, config.num_hidden_layers, config.hidden_size)
+        writers = find_writers(model, blocks, config.hidden_size)
+        context = getattr(config, "max_position_embeddings", None) or 1 << 20
+        return cls(model, tokenizer, config.hidden_size, context, blocks, writers, head)
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters()).device
+
+    def last_logits(self, batch: Batch) -> torch.Tensor:
+        """Run the batch; return each prompt's next-token logits, float32 `[B, V]`. Block hooks see the same pass."""
+        with torch.inference_mode(), _only_last(self.head, batch):
+            output = self.model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
+        logits: torch.Tensor = output.logits[:, 0]
+        return logits.float()
+
+
+@contextmanager
+def _only_last(head: nn.Module, batch: Batch) -> Iterator[None]:
+    """Give the output head one position per prompt: logits for all would be the largest tensor of the pass."""
+    rows = torch.arange(len(batch.lengths), device=batch.lengths.device)
+
+    def narrow(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (args[0][rows, batch.from_end(0)].unsqueeze(1),)
+
+    handle = head.register_forward_pre_hook(narrow)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def resolve_model(name: str) -> Path:
+    """Return the folder of a model named by folder or Hugging Face id (fetched unless cached). Raises `ModelError`."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{name} is no folder and cannot be fetched: {error}", field="model", remedy=_NAME_A_FOLDER
+        ) from error

@@ -1,0 +1,288 @@
+"""The pipeline: a model and three prompt files in, an artifact out, in numbered stages that each leave a file.
+
+    01-inputs.json              what goes in
+    02-activations/             residual streams of the training prompts
+    03-<method>.safetensors     probes and steering vectors
+    04-scores-<split>…          request scores, by the arithmetic that serves
+    05-evaluation.json          the report on the test split
+
+Training prompts fit and choose; validation prompts certify thresholds and fit probabilities; test prompts only report.
+An interrupted run goes on from its last file.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import load_file, save_file
+
+from calibration.activations import Where, record
+from calibration.controls import random_probes, report_controls, shuffled_probes
+from calibration.evaluate import Report, evaluate
+from calibration.methods.classifiers import fit_classifiers
+from calibration.methods.fitted import Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
+from calibration.methods.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.refusal_direction import fit_refusal_direction
+from calibration.methods.training import TrainingSet
+from calibration.metrics import evaluate_scores
+from calibration.model import ChatModel
+from calibration.platt import fit_platt
+from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
+from calibration.request_scores import RequestScores, score_prompts
+from calibration.template import EncodedPrompts, encode_prompts, template_suffix
+from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.errors import CalibrationError
+from probes.fingerprint import Fingerprint, fingerprint
+from probes.manifest import Manifest, Probe
+from probes.scoring import ProbeBank
+
+METHODS: dict[str, Method] = {
+    "refusal_direction": fit_refusal_direction,
+    "harmfulness_direction": fit_harmfulness_direction,
+    "classifiers": fit_classifiers,
+}
+WORK = ".foreguard-work"
+SPLITS = ("train", "validation", "test")
+_MINIMA = {"train": MINIMUM_PER_CLASS, "validation": MINIMUM_PER_CLASS, "test": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a calibration can be told beyond its model and its prompts."""
+
+    dtype: str = "auto"
+    """`auto` computes in the model's own precision."""
+    device: str = "cpu"
+    limit: int | None = None
+    """Most training prompts per class; validation and test are always used whole."""
+    skip_long: bool = False
+    """Leave out prompts longer than the model's context instead of refusing them."""
+    keep_work: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A finished calibration."""
+
+    manifest: Manifest
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A calibration under way."""
+
+    chat: ChatModel
+    fingerprint: Fingerprint
+    files: dict[str, PromptFile]
+    encoded: dict[str, EncodedPrompts]
+    work: Path
+
+
+def calibrate(
+    model: Path, train: Path, validation: Path, test: Path, out: Path, settings: Settings = Settings()
+) -> Calibration:
+    """Fit, certify and test probes for `model`, and write the artifact to `out`.
+
+    Raises `PromptError`, `ModelError` or `CalibrationError`; nothing is written to `out` unless all went well.
+    """
+    files = _read_files(train, validation, test)
+    identity = fingerprint(model, dtype=None if settings.dtype == "auto" else settings.dtype)
+    work = _work_folder(out, identity, files, settings)
+    chat = ChatModel.load(model, dtype=settings.dtype, device=settings.device)
+    run = _Run(chat, identity, files, _encode(chat, files, settings), work)
+    created = _write_inputs(run)
+    training = _read_activations(run)
+    found = _fit(run, training)
+    controls = [*random_probes(found.probes[0].spec, chat.hidden_size), *_shuffled(found, training)]
+    bank = bank_of(identity, [*found.probes, *controls])
+    scored = {split: _score(run, bank, split, found.refusal_tokens) for split in ("validation", "test")}
+    _require_unchanged(run, model, settings)
+    report = _report(run, bank.names, scored, found)
+    manifest = _assemble(run, found, scored["validation"].scores, report, created).save(out)
+    if not settings.keep_work:
+        shutil.rmtree(work)
+        if not any(work.parent.iterdir()):
+            work.parent.rmdir()
+    return Calibration(manifest, report)
+
+
+def bank_of(identity: Fingerprint, probes: Sequence[FittedProbe]) -> ProbeBank:
+    """Lay out fitted probes as serving does."""
+    manifest = Manifest(name="fitted", created="", fingerprint=identity, probes=tuple(probe.spec for probe in probes))
+    return ProbeBank.from_artifact(Artifact(manifest, {f"probe.{p.spec.name}.weight": p.weight for p in probes}))
+
+
+def _read_files(train: Path, validation: Path, test: Path) -> dict[str, PromptFile]:
+    files = dict(zip(SPLITS, map(load_prompts, (train, validation, test)), strict=True))
+    for split, file in files.items():
+        require_classes(file.harmful, file.name, _MINIMA[split])
+    require_disjoint(list(files.values()))
+    return files
+
+
+def _work_folder(out: Path, identity: Fingerprint, files: dict[str, PromptFile], settings: Settings) -> Path:
+    """Name the work by all that decides its content, so that a resumed run can never mix two."""
+    content = {
+        "model": identity.model_dump(),
+        "prompts": {split: file.sha256 for split, file in files.items()},
+        "settings": asdict(settings) | {"keep_work": None},
+        "tools": _tools(),
+    }
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    work = out.parent / WORK / key
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _encode(chat: ChatModel, files: dict[str, PromptFile], settings: Settings) -> dict[str, EncodedPrompts]:
+    encoded = {
+        split: encode_prompts(chat.tokenizer, file, chat.context, skip_long=settings.skip_long)
+        for split, file in files.items()
+    }
+    for split, kept in encoded.items():  # --skip-long may have taken the last prompts of a class
+        require_classes(kept.harmful, files[split].name, _MINIMA[split])
+    if settings.limit is not None:
+        train = encoded["train"]
+        rng = np.random.default_rng(0)
+        sides = [rng.permutation(np.flatnonzero(train.harmful == label))[: settings.limit] for label in (False, True)]
+        encoded["train"] = train.subset(np.sort(np.concatenate(sides)))
+    return encoded
+
+
+def _require_unchanged(run: _Run, model: Path, settings: Settings) -> None:
+    """Raise `CalibrationError`, and forget the run, when the model's files are no longer those that it began with.
+
+    Weights are mapped from their file, so a file written over in place changes the model in the middle of a run.
+    """
+    if fingerprint(model, dtype=None if settings.dtype == "auto" else settings.dtype) != run.fingerprint:
+        shutil.rmtree(run.work)
+        raise CalibrationError(
+            "the model's files changed while it was being read",
+            field="model",
+            remedy="calibrate again when nothing writes to the model's folder",
+        )
+
+
+def _write_inputs(run: _Run) -> str:
+    path = run.work / "01-inputs.json"
+    if not path.exists():
+        content = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "model": run.fingerprint.model_dump(),
+            "prompts": {split: len(encoded.prompts) for split, encoded in run.encoded.items()},
+            "skipped": {split: encoded.num_skipped for split, encoded in run.encoded.items()},
+        }
+        _write_whole(path, json.dumps(content, indent=2) + "\n")
+    created: str = json.loads(path.read_text())["created"]
+    return created
+
+
+def _read_activations(run: _Run) -> TrainingSet:
+    offset = len(template_suffix(run.chat.tokenizer))
+    where: tuple[Where, ...] = (*range(offset + 1), "mean")
+    recording = record(run.chat, run.encoded["train"], where, run.work / "02-activations")
+    return TrainingSet.split(run.chat, run.encoded["train"], recording, offset)
+
+
+def _fit(run: _Run, training: TrainingSet) -> Fitted:
+    parts = []
+    for name, method in METHODS.items():
+        path = run.work / f"03-{name}.safetensors"
+        if not path.exists():
+            save_fitted(method(training), path)
+        parts.append(load_fitted(path))
+    return merge(parts)
+
+
+def _shuffled(found: Fitted, training: TrainingSet) -> list[FittedProbe]:
+    logistic = next((probe.spec for probe in found.probes if probe.spec.name == "logistic"), None)
+    return shuffled_probes(logistic, training) if logistic else []
+
+
+def _score(run: _Run, bank: ProbeBank, split: str, refusal_tokens: Sequence[int]) -> RequestScores:
+    path = run.work / f"04-scores-{split}.safetensors"
+    if not path.exists():
+        scored = score_prompts(
+            run.chat, bank, run.encoded[split], refusal_tokens=refusal_tokens, title=f"scoring {split} prompts"
+        )
+        staging = path.with_suffix(".partial")
+        save_file({"scores": scored.scores, "refusal": scored.refusal}, staging)
+        staging.replace(path)
+    content = load_file(path)
+    return RequestScores(content["scores"], content["refusal"])
+
+
+def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], found: Fitted) -> Report:
+    path = run.work / "05-evaluation.json"
+    if not path.exists():
+        test, num_probes = run.encoded["test"], len(found.probes)
+        benign = scored["validation"].scores[~run.encoded["validation"].harmful]
+        report = evaluate(
+            test,
+            scored["test"].scores,
+            names[:num_probes],
+            benign,
+            split="test",
+            controls=report_controls(test, scored["test"], names, train=run.encoded["train"]),
+            notes=found.notes,
+        )
+        _write_whole(path, report.model_dump_json(indent=2) + "\n")
+    return Report.model_validate_json(path.read_text())
+
+
+def _assemble(
+    run: _Run, found: Fitted, validation_scores: npt.NDArray[np.float32], report: Report, created: str
+) -> Artifact:
+    harmful = run.encoded["validation"].harmful
+    scores = validation_scores[:, : len(found.probes)]
+    tensors = {f"probe.{item.spec.name}.weight": item.weight for item in found.probes}
+    tensors |= {f"steering.{item.spec.name}.vector": item.vector for item in found.steering}
+    tensors |= {
+        BENIGN_SCORES: torch.from_numpy(scores[~harmful].copy()),
+        HARMFUL_SCORES: torch.from_numpy(scores[harmful].copy()),
+    }
+    measured = [_measured(item.spec, scores[:, column], harmful, report) for column, item in enumerate(found.probes)]
+    manifest = Manifest(
+        name=run.fingerprint.architecture,
+        created=created,
+        fingerprint=run.fingerprint,
+        probes=tuple(measured),
+        steering=tuple(item.spec for item in found.steering),
+        data=tuple(run.files[split].digest(split) for split in SPLITS),
+        tools=_tools(),
+    )
+    return Artifact(manifest, tensors)
+
+
+def _measured(
+    spec: Probe, validation_scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_], report: Report
+) -> Probe:
+    validation = evaluate_scores(validation_scores, harmful, "validation")
+    evaluation = (validation, report.probes[spec.name].evaluation)
+    return spec.model_copy(update={"platt": fit_platt(validation_scores, harmful), "evaluation": evaluation})
+
+
+def _tools() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("foreguard", "torch", "transformers", "scikit-learn", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def _write_whole(path: Path, text: str) -> None:
+    staging = path.with_suffix(".partial")
+    staging.write_text(text)
+    staging.replace(path)

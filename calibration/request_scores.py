@@ -1,0 +1,79 @@
+"""Request scores: prompts through the model and the very arithmetic that serves (`probes.scoring.ProbeBank`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from calibration.activations import read_blocks
+from calibration.batching import Batch, make_batch, plan_batches
+from calibration.model import ChatModel
+from calibration.progress import track
+from calibration.refusal_metric import refusal_metric
+from calibration.template import EncodedPrompts
+from probes.errors import CalibrationError
+from probes.scoring import ProbeBank
+
+_BATCH_TOKENS, _BATCH_PROMPTS = 4096, 64
+
+
+@dataclass(frozen=True, slots=True)
+class RequestScores:
+    """Scores of N prompts, in file order."""
+
+    scores: npt.NDArray[np.float32]
+    """`[N, K]`, columns as in the bank."""
+    refusal: npt.NDArray[np.float64]
+    """The model's own refusal metric `[N]`, NaN where its refusal tokens are not known."""
+
+
+def score_prompts(
+    chat: ChatModel,
+    bank: ProbeBank,
+    prompts: EncodedPrompts,
+    *,
+    refusal_tokens: Sequence[int] = (),
+    title: str = "scoring",
+) -> RequestScores:
+    """Score every prompt. Raises `CalibrationError` naming a prompt whose score is not a number."""
+    lengths = prompts.lengths.tolist()
+    scores = np.empty((len(lengths), len(bank.names)), dtype=np.float32)
+    refusal = np.full(len(lengths), np.nan)
+    plan = plan_batches(lengths, max_tokens=_BATCH_TOKENS, max_prompts=_BATCH_PROMPTS)
+    for rows in track(plan, title):
+        batch = make_batch(prompts.token_ids, rows, chat.device)
+        with read_blocks(chat, sorted(bank.matrices), lambda stream: stream.cpu()) as streams:
+            logits = chat.last_logits(batch)
+        scores[rows] = _score_batch(bank, batch, streams)
+        if refusal_tokens:
+            refusal[rows] = refusal_metric(logits.log_softmax(dim=-1).cpu(), refusal_tokens)
+    _require_finite(scores, prompts)
+    return RequestScores(scores, refusal)
+
+
+def _score_batch(bank: ProbeBank, batch: Batch, streams: Mapping[int, torch.Tensor]) -> npt.NDArray[np.float32]:
+    lengths = batch.lengths.tolist()
+    positions = [bank.positions(length) for length in lengths]
+    # One product for the batch: rows are tokens of all its prompts, one prompt after another.
+    index = torch.from_numpy(np.repeat(np.arange(len(lengths)), [len(each) for each in positions]))
+    place = torch.from_numpy(np.concatenate(positions))
+    token_scores = bank.token_scores({layer: stream[index, place] for layer, stream in streams.items()})
+    ends = np.cumsum([len(each) for each in positions])
+    return np.stack(
+        [
+            bank.request_scores(token_scores[end - len(each) : end], each, length)
+            for end, each, length in zip(ends, positions, lengths, strict=True)
+        ]
+    )
+
+
+def _require_finite(scores: npt.NDArray[np.float32], prompts: EncodedPrompts) -> None:
+    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+    if len(bad):
+        raise CalibrationError(
+            "a score is NaN or infinite",
+            field=f"prompt {prompts.prompts[int(bad[0])].id}",
+            remedy="load the model in the precision it was trained in (float16 overflows where bfloat16 does not)",
+        )

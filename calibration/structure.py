@@ -1,0 +1,84 @@
+"""Where a model keeps its decoder blocks, found by what they do in one short forward pass rather than by name."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from probes.errors import ModelError
+
+_PROBE_TOKENS = 5
+
+
+def stream_of(output: Any) -> torch.Tensor | None:
+    """Return the tensor that a module hands on: its output, or the first part of it."""
+    first = output[0] if isinstance(output, tuple) and output else output
+    return first if isinstance(first, torch.Tensor) else None
+
+
+def find_blocks(model: nn.Module, num_layers: int, hidden_size: int) -> list[nn.Module]:
+    """Return the decoder blocks: the `nn.ModuleList` of `num_layers` modules that each give `[B, T, D]` once per pass.
+
+    Where several qualify (a list inside each block, say), the one with the most parameters is it. Raises `ModelError`.
+    """
+    lists: list[nn.ModuleList] = [
+        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    calls = _count_outputs(model, [item for group in lists for item in group], (1, _PROBE_TOKENS, hidden_size))
+    fitting = [group for group in lists if all(calls[item] == 1 for item in group)]
+    if not fitting:
+        raise ModelError(
+            f"no list of {num_layers} decoder blocks that each give hidden states [B, T, {hidden_size}] once per pass",
+            field="model",
+            remedy="use a decoder-only language model whose blocks stand in one nn.ModuleList",
+        )
+    largest = max(fitting, key=lambda group: sum(parameter.numel() for parameter in group.parameters()))
+    return list(largest)
+
+
+def find_writers(model: nn.Module, blocks: list[nn.Module], hidden_size: int) -> list[nn.Module]:
+    """Return the modules that write to the residual stream: every block's attention and MLP.
+
+    These are a block's children that hold a matrix and give D numbers per token; norms hold vectors only. (OPT's MLP is
+    two loose matrices that work on `[B * T, D]`; its second one is the writer.) Raises `ModelError`.
+    """
+    children = [child for block in blocks for child in block.children() if _holds_matrix(child)]
+    calls = _count_outputs(model, children, (_PROBE_TOKENS, hidden_size))
+    writers = [child for child in children if calls[child]]
+    if len(writers) < len(blocks):
+        raise ModelError(
+            "the attention and MLP of each decoder block were not found",
+            field="model",
+            remedy="use a model whose blocks hold attention and MLP as modules",
+        )
+    return writers
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    return any(tensor.ndim >= 2 for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _count_outputs(model: nn.Module, modules: list[nn.Module], shape: tuple[int, ...]) -> Counter[nn.Module]:
+    """Run one short prompt; count how often each module gives a tensor of `shape`, leading ones disregarded."""
+    calls: Counter[nn.Module] = Counter()
+
+    def count(module: nn.Module, _args: Any, output: Any) -> None:
+        stream = stream_of(output)
+        found = () if stream is None else tuple(stream.shape)
+        calls[module] += found in (shape, (1, *shape))
+
+    handles = [module.register_forward_hook(count) for module in modules]
+    try:
+        _probe_forward(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _probe_forward(model: nn.Module) -> None:
+    device = next(model.parameters()).device
+    tokens = torch.arange(1, _PROBE_TOKENS + 1, device=device).unsqueeze(0)
+    with torch.inference_mode():
+        model(input_ids=tokens, use_cache=False)

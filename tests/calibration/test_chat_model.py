@@ -1,0 +1,85 @@
+"""Models are taken apart by what their modules do, and read and edited where the names of things say."""
+
+import pytest
+import torch
+from tiny import HIDDEN, LAYERS, make_model
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
+
+from calibration.batching import make_batch
+from calibration.model import ChatModel, resolve_model
+from calibration.structure import find_blocks
+from probes.errors import ModelError
+
+OTHERS = {
+    "gpt2": lambda size: GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=32, n_layer=3, n_head=4, n_positions=64)),
+    "neox": lambda size: GPTNeoXForCausalLM(
+        GPTNeoXConfig(vocab_size=size, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48)
+    ),
+    "opt": lambda size: OPTForCausalLM(
+        OPTConfig(
+            vocab_size=size,
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            ffn_dim=48,
+            word_embed_proj_dim=32,
+        )
+    ),
+}
+
+
+def test_blocks_and_writers_of_a_llama_are_found(chat):
+    """The blocks are model.layers; the writers are every block's attention and MLP, and no norm."""
+    layers = chat.model.model.layers
+    assert chat.blocks == list(layers)
+    assert chat.writers == [part for layer in layers for part in (layer.self_attn, layer.mlp)]
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_need_no_table_of_names(family, tokenizer):
+    """GPT-2, GPT-NeoX and OPT keep blocks under other names and their writers in other shapes."""
+    chat = ChatModel.wrap(OTHERS[family](len(tokenizer)), tokenizer)
+    assert chat.num_layers == 3
+    assert len(chat.writers) == 6
+
+
+def test_a_model_without_a_list_of_blocks_is_refused(chat):
+    """The error says what was looked for."""
+    with pytest.raises(ModelError, match=f"no list of {LAYERS + 1} decoder blocks"):
+        find_blocks(chat.model, LAYERS + 1, HIDDEN)
+    with pytest.raises(ModelError, match=r"\[B, T, 99\]"):
+        find_blocks(chat.model, LAYERS, 99)
+
+
+def test_a_list_inside_each_block_is_not_taken_for_the_blocks(tokenizer):
+    """As many experts per block as there are blocks: the larger list is the blocks."""
+    model = make_model(len(tokenizer))
+    for layer in model.model.layers:
+        layer.mlp.experts = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN) for _ in range(LAYERS))
+    assert find_blocks(model, LAYERS, HIDDEN) == list(model.model.layers)
+
+
+def test_last_logits_are_those_of_the_whole_pass(chat):
+    """Narrowing the head to one position changes none of its numbers, whatever the padding."""
+    token_ids = [[1, 2, 40, 50, 60], [1, 2, 70]]
+    batch = make_batch(token_ids, [0, 1], chat.device)
+    logits = chat.last_logits(batch)
+    for row, ids in enumerate(token_ids):
+        whole = chat.model(input_ids=torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(logits[row], whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    """The error names the folder and what to give instead."""
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        ChatModel.load(tmp_path)
+    assert resolve_model(str(tmp_path)) == tmp_path
+
+
+def test_bfloat16_models_compute_in_bfloat16(tokenizer, tmp_path):
+    """`auto` keeps the precision that the model's config states."""
+    make_model(len(tokenizer), dtype=torch.bfloat16).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert next(ChatModel.load(tmp_path).model.parameters()).dtype == torch.bfloat16
+    assert next(ChatModel.load(tmp_path, dtype="float32").model.parameters()).dtype == torch.float32

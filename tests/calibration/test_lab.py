@@ -1,0 +1,86 @@
+"""On the lab model, which was trained and not planted, the probes see harm and the vector makes it refuse."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import write_prompts
+
+from calibration.batching import iterate_batches
+from calibration.intervention import added
+from calibration.model import ChatModel
+from calibration.pipeline import SPLITS, calibrate
+from calibration.prompts import load_prompts
+from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
+from calibration.template import encode_prompts
+from probes.artifact import Artifact
+from probes.steering import SteeringBank
+
+LAB = Path(__file__).parents[2] / "examples" / "lab"
+MOST = {"train": (400, 600), "validation": (100, 320), "test": (150, 300)}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Some harmful and harmless prompts of each split of the lab, in file order."""
+    folder = tmp_path_factory.mktemp("lab")
+    return {split: write_prompts(folder / f"{split}.jsonl", thinned(split)) for split in SPLITS}
+
+
+def thinned(split):
+    """Return lines spread evenly over the file, so that every kind of prompt is among them."""
+    lines = [json.loads(line) for line in (LAB / "prompts" / f"{split}.jsonl").read_text().splitlines()]
+    chosen = []
+    for label, most in zip(("harmful", "harmless"), MOST[split], strict=True):
+        of_label = [line for line in lines if line["label"] == label]
+        chosen += [of_label[index] for index in np.linspace(0, len(of_label) - 1, most).astype(int)]
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def calibrated(files, tmp_path_factory):
+    """The lab model, calibrated on few prompts."""
+    out = tmp_path_factory.mktemp("out") / "artifact"
+    return calibrate(LAB / "aligned", *(files[split] for split in SPLITS), out), Artifact.load(out)
+
+
+def test_probes_see_harm_in_prompts_of_other_seeds(calibrated):
+    """Fitted on a thousand prompts, the probes separate the test split far better than length or chance does."""
+    report = calibrated[0].report
+    areas = {name: probe.evaluation.auroc for name, probe in report.probes.items()}
+    assert areas["stack"] > 0.85
+    assert areas["harmfulness"] > 0.75
+    assert areas["stack"] > max(report.controls[name].auroc for name in ("prompt_length", "shuffled")) + 0.15
+
+
+def test_the_refusal_vector_is_proved_by_what_it_does(calibrated):
+    """Its evidence meets the selection rule, and it induces refusal as it is served."""
+    (vector,) = calibrated[1].manifest.steering
+    assert vector.evidence["baseline_harmful"] > 0 > vector.evidence["baseline_harmless"]
+    assert vector.evidence["bypass"] < 0 < vector.evidence["induce"]
+    assert vector.evidence["kl"] < 0.1
+    assert "served_strength" in vector.evidence
+
+
+def test_adding_the_vector_makes_the_model_refuse(calibrated, files):
+    """Greedy first tokens: few answers to harmless requests refuse; with the vector added, far more do."""
+    chat = ChatModel.load(LAB / "aligned")
+    train = encode_prompts(chat.tokenizer, load_prompts(files["train"]), chat.context)
+    tokens = find_refusal_tokens(first_token_log_probs(chat, train), train.harmful)
+    test = encode_prompts(chat.tokenizer, load_prompts(files["test"]), chat.context)
+    plain = [row for row, prompt in enumerate(test.prompts) if prompt.source == "plain_harmless"][:60]
+    bank = SteeringBank.from_artifact(calibrated[1])
+    ((layer, vectors),) = bank.vectors.items()
+    strength = calibrated[1].manifest.steering[0].evidence["served_strength"]
+
+    def refusing(scale):
+        first = []
+        for batch in iterate_batches(test.subset(plain).token_ids, chat.device):
+            with added(chat, layer, scale * vectors[0], only=batch.from_end(0)):
+                first.append(chat.last_logits(batch).argmax(dim=-1))
+        return torch.isin(torch.cat(first), torch.tensor(tokens)).float().mean().item()
+
+    assert refusing(0.0) < 0.3
+    assert refusing(strength) > refusing(0.0) + 0.4

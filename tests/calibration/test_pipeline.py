@@ -1,0 +1,183 @@
+"""From a model folder and three files to an artifact, interrupted or not."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_prompts, write_prompts
+
+from calibration.evaluation_run import evaluate_artifact
+from calibration.pipeline import SPLITS, WORK, Settings, calibrate
+from calibration.prompts import load_prompts
+from guard.threshold import certify
+from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.errors import ArtifactMismatch, CalibrationError, PromptError
+from probes.fingerprint import fingerprint
+
+NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled"]
+
+
+@pytest.fixture(scope="module")
+def calibrated(planted, splits, tmp_path_factory):
+    """A finished calibration and its folder."""
+    out = tmp_path_factory.mktemp("out") / "artifact"
+    return calibrate(planted.folder, *(splits[split] for split in SPLITS), out), out
+
+
+def test_an_artifact_is_written_whole(calibrated, planted, splits):
+    """It loads, belongs to the model, names its data, and holds every probe with Platt scaling and two evaluations."""
+    done, out = calibrated
+    artifact = Artifact.load(out)
+    assert artifact.manifest == done.manifest
+    artifact.manifest.fingerprint.require(fingerprint(planted.folder))
+    assert [probe.name for probe in artifact.manifest.probes] == NAMES
+    assert [vector.name for vector in artifact.manifest.steering] == ["refusal"]
+    assert [item.split for item in artifact.manifest.data] == list(SPLITS)
+    assert artifact.tensors[BENIGN_SCORES].shape == (336, len(NAMES))
+    assert artifact.tensors[HARMFUL_SCORES].shape == (84, len(NAMES))
+    for probe in artifact.manifest.probes:
+        assert probe.platt is not None
+        assert probe.platt.slope > 0
+        assert [each.split for each in probe.evaluation] == ["validation", "test"]
+        assert probe.evaluation[1].auroc > 0.99
+    assert not (out.parent / WORK).exists()
+
+
+def test_a_certified_threshold_keeps_its_promise_on_test(calibrated):
+    """The realised false-positive rate is reported, and is compatible with the target."""
+    done, _ = calibrated
+    for name in NAMES:
+        frozen = done.report.probes[name].frozen[0]
+        assert frozen.target_fpr == 0.01
+        assert frozen.fpr.low <= 0.01
+
+
+def test_the_report_says_what_the_sample_cannot(calibrated):
+    """320 harmless prompts give no recall at 0.1 %, and the report says so instead of a number."""
+    done, _ = calibrated
+    assert set(done.report.probes["stack"].evaluation.tpr_at_fpr) == {"0.01"}
+    assert any("0.1%" in note and "2995" in note for note in done.report.notes)
+
+
+def test_controls_are_reported_beside_the_probes(calibrated):
+    """Words explain the planted labels as well as any probe; length, chance directions and shuffled labels do not."""
+    controls = calibrated[0].report.controls
+    assert set(controls) == {"prompt_length", "random", "shuffled", "tfidf", "first_token_refusal"}
+    assert controls["tfidf"].auroc > 0.95
+    assert controls["first_token_refusal"].auroc > 0.95
+    assert abs(controls["prompt_length"].auroc - 0.5) < 0.15
+
+
+def test_categories_and_sources_are_reported(calibrated):
+    """Each group has its own counts and rates; together they are all prompts."""
+    report = calibrated[0].report
+    groups = report.probes["stack"].categories
+    assert sum(group.num_harmful for group in groups.values()) == report.num_harmful
+    assert set(report.probes["stack"].sources) == {"made here"}
+    assert json.loads(report.model_dump_json())["probes"]["stack"]["sources"]["made here"]["auroc"] > 0.99
+
+
+@pytest.mark.parametrize("passes", [3, 12, 25, 38])
+def test_an_interrupted_calibration_goes_on_and_ends_the_same(
+    calibrated, planted, splits, tmp_path, monkeypatch, passes
+):
+    """Stopped in the middle of reading, judging or scoring, the same call ends with the same tensors and numbers."""
+    from calibration.model import ChatModel
+
+    original, count = ChatModel.last_logits, 0
+
+    def stopping(self, batch):
+        nonlocal count
+        count += 1
+        if count > passes:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    files = [splits[split] for split in SPLITS]
+    monkeypatch.setattr(ChatModel, "last_logits", stopping)
+    try:
+        calibrate(planted.folder, *files, tmp_path / "artifact")
+    except KeyboardInterrupt:
+        assert any((tmp_path / WORK).iterdir())
+        assert not (tmp_path / "artifact").exists()
+    else:
+        pytest.fail("the run was not interrupted")
+    monkeypatch.setattr(ChatModel, "last_logits", original)
+    done = calibrate(planted.folder, *files, tmp_path / "artifact")
+    whole, resumed = Artifact.load(calibrated[1]), Artifact.load(tmp_path / "artifact")
+    assert all(torch.equal(whole.tensors[name], tensor) for name, tensor in resumed.tensors.items())
+    same = {"created": "", "digest": ""}
+    assert done.manifest.model_copy(update=same) == calibrated[0].manifest.model_copy(update=same)
+    assert done.report == calibrated[0].report
+
+
+def test_evaluating_the_test_file_again_gives_the_report_again(calibrated, planted, splits):
+    """`evaluate` on calibration's test file agrees with calibration's report, probe for probe."""
+    done, out = calibrated
+    again = evaluate_artifact(
+        planted.folder, Artifact.load(out), load_prompts(splits["test"]), train=load_prompts(splits["train"])
+    )
+    for name in NAMES:
+        assert again.probes[name].evaluation.auroc == pytest.approx(done.report.probes[name].evaluation.auroc, abs=1e-6)
+        assert again.probes[name].frozen[0].tpr.value == pytest.approx(done.report.probes[name].frozen[0].tpr.value)
+    assert again.controls["tfidf"].auroc == done.report.controls["tfidf"].auroc
+
+
+def test_another_model_is_refused(calibrated, planted, splits, tmp_path):
+    """An artifact meets a model whose chat template was changed: the difference is named."""
+    other = tmp_path / "other"
+    shutil.copytree(planted.folder, other)
+    (other / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with pytest.raises(ArtifactMismatch, match="chat_template"):
+        evaluate_artifact(other, Artifact.load(calibrated[1]), load_prompts(splits["test"]))
+
+
+def test_a_model_that_changes_during_the_run_is_refused(planted, splits, tmp_path, monkeypatch):
+    """Weights written over in the middle would give an artifact of two models: nothing is written or kept."""
+    import calibration.pipeline as pipeline
+
+    folder = tmp_path / "model"
+    shutil.copytree(planted.folder, folder)
+    read = pipeline.fit_harmfulness_direction
+
+    def overwrite(training):
+        (folder / "config.json").write_text((folder / "config.json").read_text().replace('"rms_norm_eps"', '"x"'))
+        return read(training)
+
+    monkeypatch.setitem(pipeline.METHODS, "harmfulness_direction", overwrite)
+    with pytest.raises(CalibrationError, match="changed while it was being read"):
+        calibrate(folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
+    assert not any((tmp_path / WORK).iterdir())
+
+
+def test_a_limit_thins_training_only(planted, splits, tmp_path):
+    """Certification keeps every prompt; training keeps the limit per class; the work folder can be kept."""
+    settings = Settings(limit=40, keep_work=True)
+    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", settings)
+    assert Artifact.load(tmp_path / "artifact").tensors[BENIGN_SCORES].shape[0] == 336
+    (work,) = (tmp_path / WORK).iterdir()
+    assert json.loads((work / "01-inputs.json").read_text())["prompts"] == {"train": 80, "validation": 420, "test": 400}
+    assert done.report.probes["stack"].evaluation.auroc > 0.99
+
+
+def test_bad_data_stops_before_the_model_is_loaded(splits, tmp_path):
+    """One-class training data, and a request shared by two files, are refused though the model does not exist."""
+    one_class = write_prompts(tmp_path / "one.jsonl", make_prompts(40, 9, harmful_share=0))
+    with pytest.raises(PromptError, match="0 harmful prompts"):
+        calibrate(tmp_path / "none", one_class, splits["validation"], splits["test"], tmp_path / "a")
+    with pytest.raises(PromptError, match="the same request stands in"):
+        calibrate(tmp_path / "none", splits["train"], splits["validation"], splits["validation"], tmp_path / "a")
+
+
+def test_thresholds_from_stored_scores_hold_in_simulation(calibrated):
+    """Resampling the stored benign scores as if they were traffic, 1 % thresholds break their promise rarely."""
+    scores = Artifact.load(calibrated[1]).tensors[BENIGN_SCORES][:, 0].numpy()
+    rng = np.random.default_rng(0)
+    broken = 0
+    for _ in range(500):
+        cut = certify(rng.choice(scores, 600), 0.01).value
+        broken += (scores > cut).mean() > 0.01
+    assert broken / 500 <= 0.07
