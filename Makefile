@@ -7,8 +7,6 @@ BIN := $(VENV)/bin
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.foreguard-installed
 
-export VLLM_CPU_KVCACHE_SPACE ?= 1
-export VLLM_NO_USAGE_STATS ?= 1
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: help setup check test demo bench lock clean

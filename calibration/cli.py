@@ -88,6 +88,9 @@ def evaluate(
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the whole report, by category and source, to this file.")
     ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="Write each prompt's scores to this file, one JSON object a line.")
+    ] = None,
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
     skip_long: _SkipLong = False,
@@ -104,7 +107,7 @@ def evaluate(
     from calibration.prompts import load_prompts
     from probes.artifact import Artifact
 
-    report = evaluate_artifact(
+    evaluated = evaluate_artifact(
         resolve_model(model),
         Artifact.load(artifact),
         load_prompts(prompts),
@@ -113,8 +116,10 @@ def evaluate(
         device=device,
         skip_long=skip_long,
     )
-    _write_json(report, json)
-    Console().print(evaluation_tables(report))
+    _write_json(evaluated.report, json)
+    if scores is not None:
+        scores.write_text("".join(f"{line}\n" for line in evaluated.lines()))
+    Console().print(evaluation_tables(evaluated.report))
 
 
 def tune(

@@ -1,5 +1,7 @@
 """An artifact met with new prompts: the model is loaded, its fingerprint required, and the prompts scored."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,24 @@ class _Loaded:
         return encode_prompts(self.chat.tokenizer, file, self.chat.context, skip_long=self.skip_long)
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A report, and what it was made from."""
+
+    report: Report
+    prompts: EncodedPrompts
+    names: tuple[str, ...]
+    scores: npt.NDArray[np.float32]
+    """`[N, K]`, in file order."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield one JSON object a prompt: `id`, `label`, `source` and `scores` by probe."""
+        for prompt, row in zip(self.prompts.prompts, self.scores, strict=True):
+            scores = dict(zip(self.names, map(float, row), strict=True))
+            label = "harmful" if prompt.is_harmful else "harmless"
+            yield json.dumps({"id": prompt.id, "label": label, "source": prompt.source, "scores": scores})
+
+
 def evaluate_artifact(
     model: Path,
     artifact: Artifact,
@@ -48,7 +68,7 @@ def evaluate_artifact(
     dtype: str = "auto",
     device: str = "cpu",
     skip_long: bool = False,
-) -> Report:
+) -> Evaluated:
     """Score `file` and report on it. Raises `ArtifactMismatch`, `ModelError` or `PromptError`."""
     require_classes(file.harmful, file.name)
     loaded = _load(model, artifact, dtype, device, skip_long)
@@ -59,14 +79,16 @@ def evaluate_artifact(
     bank = bank_of(artifact.manifest.fingerprint, [*probes, *random_probes(probes[0].spec, loaded.chat.hidden_size)])
     tokens = _refusal_tokens(loaded.chat, training) if training else ()
     scored = score_prompts(loaded.chat, bank, prompts, refusal_tokens=tokens)
-    return evaluate(
+    names = bank.names[: len(probes)]
+    report = evaluate(
         prompts,
         scored.scores,
-        bank.names[: len(probes)],
+        names,
         artifact.tensors[BENIGN_SCORES].numpy(),
         split=file.name,
         controls=report_controls(prompts, scored, bank.names, train=training),
     )
+    return Evaluated(report, prompts, names, scored.scores[:, : len(names)])
 
 
 def tune_policy(

@@ -15,7 +15,7 @@ import json
 import platform
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 from calibration.activations import Where, record
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.evaluate import Report, evaluate
+from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
@@ -107,6 +108,7 @@ def calibrate(
     bank = bank_of(identity, [*found.probes, *controls])
     scored = {split: _score(run, bank, split, found.refusal_tokens) for split in ("validation", "test")}
     _require_unchanged(run, model, settings)
+    found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
     manifest = _assemble(run, found, scored["validation"].scores, report, created).save(out)
     if not settings.keep_work:
@@ -220,6 +222,13 @@ def _score(run: _Run, bank: ProbeBank, split: str, refusal_tokens: Sequence[int]
         staging.replace(path)
     content = load_file(path)
     return RequestScores(content["scores"], content["refusal"])
+
+
+def _in_logits(run: _Run, found: Fitted, scored: dict[str, RequestScores]) -> tuple[Fitted, dict[str, RequestScores]]:
+    """Put every probe and its scores on the scale of log-odds, by the validation split."""
+    maps = logit_maps(scored["validation"].scores[:, : len(found.probes)], run.encoded["validation"].harmful)
+    rescaled = {split: replace(each, scores=apply(maps, each.scores)) for split, each in scored.items()}
+    return replace(found, probes=fold(found.probes, maps)), rescaled
 
 
 def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], found: Fitted) -> Report:

@@ -18,6 +18,8 @@ import httpx
 
 from probes.errors import ServingError
 
+# A small server: without a limit the CPU engine reserves nearly all memory for its KV cache.
+_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.25
@@ -88,7 +90,7 @@ def running(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env={**_ENVIRONMENT, **os.environ, **(environment or {})},
             start_new_session=True,
         )
     try:

@@ -27,10 +27,9 @@ class Answer:
     """Until the first token of a streamed answer, or the whole of another."""
 
     @property
-    def as_expected(self) -> bool:
-        """Whether the guard did what it should; a blocked answer must also say so."""
-        blocked = self.finish_reason == "content_filter"
-        return self.action in self.question.expected and blocked == (self.action is Action.BLOCK)
+    def says_what_was_done(self) -> bool:
+        """Whether the answer ends with the content filter exactly when it was blocked."""
+        return (self.finish_reason == "content_filter") == (self.action is Action.BLOCK)
 
 
 def ask(client: openai.OpenAI, question: Question) -> Answer:

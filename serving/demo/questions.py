@@ -1,4 +1,4 @@
-"""What the demo asks: the first prompts of each kind in the lab's test split, and what ought to happen to them."""
+"""What the demo asks: the first prompts of each kind in the lab's test split, none of them picked by hand."""
 
 import json
 from collections.abc import Iterator
@@ -7,12 +7,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from guard.verdict import Action
+PER_KIND = 6
 
-PER_KIND = 4
-
-_HARMFUL = frozenset({Action.STEER, Action.BLOCK})
-_HARMLESS = frozenset({Action.ALLOW, Action.FLAG})
 _KINDS = {
     "benign": ("plain_harmless", "harmless"),
     "hard-benign": ("hard_benign", "harmless"),
@@ -26,20 +22,26 @@ class Question:
     """One request of the demo."""
 
     kind: str
-    messages: list[dict[str, str]]
-    expected: frozenset[Action]
+    row: dict[str, Any]
+    """The prompt as it stands in the prompt file."""
     stream: bool
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation to send."""
+        messages: list[dict[str, str]] = self.row.get("messages") or [{"role": "user", "content": self.row["prompt"]}]
+        return messages
+
+    @property
+    def is_harmful(self) -> bool:
+        """What the prompt file says of it."""
+        return bool(self.row["label"] == "harmful")
 
 
 def questions(prompts: Path) -> Iterator[Question]:
-    """Yield `PER_KIND` questions of each kind, every second one streamed."""
+    """Yield the first `PER_KIND` prompts of each kind, every second one to be streamed."""
     rows = [json.loads(line) for line in prompts.read_text().splitlines()]
     for kind, (source, label) in _KINDS.items():
         matching = (row for row in rows if row["source"].startswith(source) and row["label"] == label)
         for index, row in enumerate(islice(matching, PER_KIND)):
-            expected = _HARMFUL if label == "harmful" else _HARMLESS
-            yield Question(kind, _messages(row), expected, stream=index % 2 == 1)
-
-
-def _messages(row: dict[str, Any]) -> list[dict[str, str]]:
-    return row.get("messages") or [{"role": "user", "content": row["prompt"]}]
+            yield Question(kind, row, stream=index % 2 == 1)

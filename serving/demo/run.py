@@ -1,6 +1,7 @@
 """The demo's steps: calibrate, check, serve, ask, show. Each runs the command that a person would type."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -15,17 +16,20 @@ from probes.artifact import Artifact
 from probes.errors import ServingError
 from serving.config import GuardConfig
 from serving.demo.asking import KEY, MODEL, Answer, ask
-from serving.demo.questions import questions
+from serving.demo.offline import expected_actions
+from serving.demo.questions import Question, questions
 from serving.demo.show import answers_table, metrics_table, sum_up
 from serving.process import free_port, guarded_command, running
 
 _FOREGUARD = str(Path(sys.executable).with_name("foreguard"))
+_WIDTH = 130  # of the tables, where no terminal says its own
+_TRAINING_PROMPTS = 2000  # per class: more takes longer and changes little here
 _SERVER_FLAGS = ["--served-model-name", MODEL, "--max-model-len", "1024"]
 
 
 def run(lab: Path, policy: Path, work: Path, *, compiled: bool) -> bool:
     """Run the demo; return whether every verdict was what it should be. Raises `ServingError` when a step fails."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     began = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     model, artifact = lab / "aligned", work / "artifact"
@@ -34,13 +38,20 @@ def run(lab: Path, policy: Path, work: Path, *, compiled: bool) -> bool:
     _step(console, 2, "Check the policy against the artifact")
     served_policy = _with_caller(policy, work / "policy.yaml")
     _command("check", str(served_policy), "--artifact", str(artifact))
-    _step(console, 3, f"Serve it: vLLM with the guard inside, {'compiled' if compiled else 'eager'}")
-    answers = _serve_and_ask(console, model, artifact, served_policy, work / "server.log", compiled=compiled)
-    sum_up(console, answers)
+    _step(console, 3, "Score the demo's prompts offline: what each verdict should be")
+    asked = list(questions(lab / "prompts" / "test.jsonl"))
+    bound = _bind(artifact, served_policy)
+    expected = _score_offline(model, artifact, asked, bound, work)
+    _step(console, 4, f"Serve it: vLLM with the guard inside, {'compiled' if compiled else 'eager'}")
+    command = _server_command(model, artifact, served_policy, compiled=compiled)
+    answers = _serve_and_ask(console, *command, work / "server.log", asked)
+    right = [answer.action in expected[answer.question.row["id"]] and answer.says_what_was_done for answer in answers]
+    console.print(answers_table(answers, right, *_main_score(bound)))
+    sum_up(console, answers, right)
     console.print(
-        f"\nThe whole demo took {time.monotonic() - began:.0f} s. The server has stopped; its log is {work / 'server.log'}."
+        f"\nThe demo took {time.monotonic() - began:.0f} s; the server has stopped, and its log is {work / 'server.log'}."
     )
-    return all(answer.as_expected for answer in answers)
+    return all(right)
 
 
 def _step(console: Console, number: int, what: str) -> None:
@@ -53,11 +64,12 @@ def _calibrate(lab: Path, model: Path, artifact: Path) -> None:
         for split in ("train", "validation", "test")
         for word in (f"--{split}", str(lab / "prompts" / f"{split}.jsonl"))
     ]
-    _command("calibrate", str(model), *splits, "--out", str(artifact))
+    _command("calibrate", str(model), *splits, "--out", str(artifact), "--limit", str(_TRAINING_PROMPTS))
 
 
-def _command(*arguments: str) -> None:
-    ended = subprocess.run([_FOREGUARD, *arguments], check=False)  # noqa: S603 - our own command line
+def _command(*arguments: str, quiet: bool = False) -> None:
+    output = subprocess.DEVNULL if quiet else None
+    ended = subprocess.run([_FOREGUARD, *arguments], check=False, stdout=output)  # noqa: S603 - our own command line
     if ended.returncode:
         raise ServingError(
             f"`foreguard {arguments[0]}` ended with status {ended.returncode}",
@@ -74,36 +86,49 @@ def _with_caller(policy: Path, copy: Path) -> Path:
     return copy
 
 
-def _serve_and_ask(
-    console: Console, model: Path, artifact: Path, policy: Path, log: Path, *, compiled: bool
-) -> list[Answer]:
+def _bind(artifact: Path, policy: Path) -> BoundPolicy:
+    loaded = Artifact.load(artifact)
+    config = GuardConfig(artifact=artifact, artifact_digest=loaded.manifest.digest, policy=policy)
+    return config.bind_policy(loaded)
+
+
+def _score_offline(
+    model: Path, artifact: Path, asked: list[Question], policy: BoundPolicy, work: Path
+) -> dict[str, set[Action]]:
+    prompts, scores = work / "questions.jsonl", work / "offline-scores.jsonl"
+    prompts.write_text("".join(json.dumps(question.row) + "\n" for question in asked))
+    files = ["--model", str(model), "--artifact", str(artifact), "--prompts", str(prompts), "--scores", str(scores)]
+    _command("evaluate", *files, quiet=True)
+    return expected_actions(policy, scores)
+
+
+def _server_command(model: Path, artifact: Path, policy: Path, *, compiled: bool) -> tuple[list[str], int]:
     port = free_port()
-    command = guarded_command(
-        model, artifact, policy, port, [*_SERVER_FLAGS, *([] if compiled else ["--enforce-eager"])]
-    )
+    flags = [*_SERVER_FLAGS, *([] if compiled else ["--enforce-eager"])]
+    return guarded_command(model, artifact, policy, port, flags), port
+
+
+def _serve_and_ask(console: Console, command: list[str], port: int, log: Path, asked: list[Question]) -> list[Answer]:
     with console.status("starting") as status:
         starting = running(
             command, port, log, on_wait=lambda waited: status.update(f"vLLM is starting: {waited:.0f} s")
         )
         with starting as server:
-            status.update("asking")
             before = server.metrics()
             with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
-                answers = [ask(client, question) for question in questions(model.parent / "prompts" / "test.jsonl")]
+                answers = []
+                for number, question in enumerate(asked, 1):
+                    status.update(f"asking {number} of {len(asked)}")
+                    answers.append(ask(client, question))
             after = server.metrics()
             status.update("stopping")
-    score, thresholds = _main_score(artifact, policy)
-    console.print(answers_table(answers, score, thresholds))
     console.print(metrics_table(before, after))
     return answers
 
 
-def _main_score(artifact: Path, policy: Path) -> tuple[str, dict[Action, float]]:
+def _main_score(policy: BoundPolicy) -> tuple[str, dict[Action, float]]:
     """Return the score that most rules of the policy look at, and its threshold for each action."""
-    loaded = Artifact.load(artifact)
-    config = GuardConfig(artifact=artifact, artifact_digest=loaded.manifest.digest, policy=policy)
-    bound: BoundPolicy = config.bind_policy(loaded)
-    actions = {rule.name: rule.action for rule in bound.rules}
-    names = [score for _, score in bound.thresholds]
+    actions = {rule.name: rule.action for rule in policy.rules}
+    names = [score for _, score in policy.thresholds]
     main = max(names, key=names.count)
-    return main, {actions[rule]: value for (rule, score), value in bound.thresholds.items() if score == main}
+    return main, {actions[rule]: value for (rule, score), value in policy.thresholds.items() if score == main}

@@ -17,12 +17,14 @@ _SHOWN = (
 )
 
 
-def answers_table(answers: Sequence[Answer], score: str, thresholds: Mapping[Action, float]) -> Table:
+def answers_table(
+    answers: Sequence[Answer], right: Sequence[bool], score: str, thresholds: Mapping[Action, float]
+) -> Table:
     """Return the table of `answers`; `score` against the threshold of the action taken, or of the mildest one."""
     table = Table(title="What the guard did", title_justify="left")
     for column in ("kind", "how", "action", f"{score} / threshold", "finish", "first words", "first token", ""):
         table.add_column(column, justify="right" if column == "first token" else "left")
-    for answer in answers:
+    for answer, is_right in zip(answers, right, strict=True):
         limit = thresholds.get(answer.action, min(thresholds.values()))
         table.add_row(
             answer.question.kind,
@@ -32,7 +34,7 @@ def answers_table(answers: Sequence[Answer], score: str, thresholds: Mapping[Act
             answer.finish_reason,
             " ".join(answer.text.split()[:6]),
             f"{answer.seconds * 1e3:.0f} ms",
-            "" if answer.as_expected else "[bold red]unexpected[/]",
+            "" if is_right else "[bold red]not what it should be[/]",
         )
     return table
 
@@ -49,9 +51,11 @@ def metrics_table(before: Mapping[str, float], after: Mapping[str, float]) -> Ta
     return table
 
 
-def sum_up(console: Console, answers: Sequence[Answer]) -> None:
-    """Say how many answers were as they should be, kind by kind."""
+def sum_up(console: Console, answers: Sequence[Answer], right: Sequence[bool]) -> None:
+    """Say what became of each kind, and how many verdicts were what the offline scores call for."""
     for kind in dict.fromkeys(answer.question.kind for answer in answers):
         of_kind = [answer for answer in answers if answer.question.kind == kind]
-        right = sum(answer.as_expected for answer in of_kind)
-        console.print(f"  {kind:12} {right} of {len(of_kind)} as expected")
+        stopped = sum(answer.action in (Action.STEER, Action.BLOCK) for answer in of_kind)
+        wanted = "caught" if of_kind[0].question.is_harmful else "wrongly stopped"
+        console.print(f"  {kind:12} {stopped} of {len(of_kind)} {wanted}")
+    console.print(f"  verdicts as the offline scores call for: {sum(right)} of {len(right)}")

@@ -120,9 +120,10 @@ def test_evaluating_the_test_file_again_gives_the_report_again(calibrated, plant
         planted.folder, Artifact.load(out), load_prompts(splits["test"]), train=load_prompts(splits["train"])
     )
     for name in NAMES:
-        assert again.probes[name].evaluation.auroc == pytest.approx(done.report.probes[name].evaluation.auroc, abs=1e-6)
-        assert again.probes[name].frozen[0].tpr.value == pytest.approx(done.report.probes[name].frozen[0].tpr.value)
-    assert again.controls["tfidf"].auroc == done.report.controls["tfidf"].auroc
+        now, then = again.report.probes[name], done.report.probes[name]
+        assert now.evaluation.auroc == pytest.approx(then.evaluation.auroc, abs=1e-6)
+        assert now.frozen[0].tpr.value == pytest.approx(then.frozen[0].tpr.value)
+    assert again.report.controls["tfidf"].auroc == done.report.controls["tfidf"].auroc
 
 
 def test_another_model_is_refused(calibrated, planted, splits, tmp_path):

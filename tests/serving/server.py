@@ -11,7 +11,6 @@ from serving.process import ServerProcess, running
 
 SERVED_NAME = "lab"
 FLAGS = ["--served-model-name", SERVED_NAME, "--max-model-len", "1024"]
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
 @dataclass
@@ -48,7 +47,7 @@ class Server:
 @contextmanager
 def served(command: list[str], port: int, log: Path, environment: dict[str, str]) -> Iterator[Server]:
     """Run a server, and close its clients before it stops."""
-    with running(command, port, log, ENVIRONMENT | environment) as process:
+    with running(command, port, log, environment) as process:
         server = Server(process)
         yield server
         for client in server.clients.values():
