@@ -19,7 +19,7 @@ import httpx
 from probes.errors import ServingError
 
 # A small server: without a limit the CPU engine reserves nearly all memory for its KV cache.
-_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 30.0
 _POLL_S = 0.25
@@ -90,7 +90,7 @@ def running(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**_ENVIRONMENT, **os.environ, **(environment or {})},
+            env={**SMALL, **os.environ, **(environment or {})},
             start_new_session=True,
         )
     try:

@@ -64,10 +64,13 @@ def _readout_probes(reference: Reference) -> list[tuple[Probe, torch.Tensor]]:
 
 def naive_scores(artifact: Artifact, streams: list[torch.Tensor]) -> dict[str, float]:
     """Return every probe's score of one prompt, computed the slow and obvious way."""
-    return {
-        probe.name: _naive(probe, artifact.tensors[f"probe.{probe.name}.weight"], streams)
-        for probe in artifact.manifest.probes
-    }
+    return {probe.name: naive_score(artifact, streams, probe.name) for probe in artifact.manifest.probes}
+
+
+def naive_score(artifact: Artifact, streams: list[torch.Tensor], name: str) -> float:
+    """Return one probe's score of one prompt."""
+    probe = next(probe for probe in artifact.manifest.probes if probe.name == name)
+    return _naive(probe, artifact.tensors[f"probe.{name}.weight"], streams)
 
 
 def _naive(probe: Probe, weight: torch.Tensor, streams: list[torch.Tensor]) -> float:

@@ -37,7 +37,7 @@ class Server:
         """Return a client to be used as an async context manager."""
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         """Return the value of one metric on /metrics, summed over the series that match `labels`."""
         wanted = [f'{key}="{text}"' for key, text in labels.items()]
         samples = self.process.metrics().items()

@@ -7,7 +7,7 @@ import pytest
 from tests.serving.lab import of
 from tests.serving.planted import naive_scores
 from tests.serving.server import SERVED_NAME
-from tests.serving.world import BENIGN, LONG, MESSAGE, OBSERVER_KEY, STEERED, TOKENS, answer, key, scores_of
+from tests.serving.world import BENIGN, LONG, MESSAGE, OBSERVER_KEY, TOKENS, answer, key, scores_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -75,9 +75,9 @@ def test_a_blocked_request_has_no_token(here):
 
 def test_steering_begins_with_the_first_token(here):
     """A steered request's first token already differs, and the request goes on to its end."""
-    plain = answer(here.server.client(OBSERVER_KEY), STEERED, extra_body={"moderation": {"mode": "score"}})
+    plain = answer(here.server.client(OBSERVER_KEY), here.steered, extra_body={"moderation": {"mode": "score"}})
     reply = here.client.chat.completions.with_raw_response.create(
-        model=SERVED_NAME, messages=STEERED, max_tokens=TOKENS, temperature=0, logprobs=True
+        model=SERVED_NAME, messages=here.steered, max_tokens=TOKENS, temperature=0, logprobs=True
     )
     assert reply.headers["x-guardrail-decision"] == "steer"
     steered = reply.parse().choices[0]
@@ -88,16 +88,16 @@ def test_steering_begins_with_the_first_token(here):
 
 def test_a_steered_request_leaks_into_no_other(here):
     """Follow-ups that share the steered request's blocks answer as they do on blocks of their own."""
-    plain = answer(here.server.client(OBSERVER_KEY), STEERED, extra_body={"moderation": {"mode": "score"}})
-    steered = answer(here.client, STEERED)
+    plain = answer(here.server.client(OBSERVER_KEY), here.steered, extra_body={"moderation": {"mode": "score"}})
+    steered = answer(here.client, here.steered)
     assert steered != plain
     observer = here.server.client(OBSERVER_KEY)
     for follow_up in BENIGN[:6]:
-        grown = [*STEERED, {"role": "assistant", "content": steered}, *follow_up]
+        grown = [*here.steered, {"role": "assistant", "content": steered}, *follow_up]
         shared = answer(observer, grown, extra_body={"moderation": {"mode": "score"}})
         fresh = answer(observer, grown, extra_body={"moderation": {"mode": "score"}, "cache_salt": key(grown)})
         assert shared == fresh
-    again = answer(observer, STEERED, extra_body={"moderation": {"mode": "score"}})
+    again = answer(observer, here.steered, extra_body={"moderation": {"mode": "score"}})
     assert again == plain
 
 
@@ -111,7 +111,7 @@ async def test_steering_leaves_its_neighbours_in_the_batch_alone(here):
         return reply.choices[0].message.content
 
     neighbours = BENIGN[:8]
-    mixed = [messages for pair in zip(neighbours, [STEERED] * 8, strict=True) for messages in pair]
+    mixed = [messages for pair in zip(neighbours, [here.steered] * 8, strict=True) for messages in pair]
     async with here.server.async_client() as client:
         replies = await asyncio.gather(*[ask(client, messages) for messages in mixed])
     assert replies[::2] == [here.unguarded[key(messages)] for messages in neighbours]
@@ -123,7 +123,7 @@ def test_every_prompt_is_counted_once(here):
         action: here.server.metric("foreguard_requests_total", action=action) for action in ("allow", "block", "steer")
     }
     scored = here.server.metric("foreguard_score_count", probe="harm")
-    for messages in [*BENIGN[:3], *here.harmful[:2], STEERED]:
+    for messages in [*BENIGN[:3], *here.harmful[:2], here.steered]:
         here.client.chat.completions.create(model=SERVED_NAME, messages=messages, max_tokens=4, n=2)
     after = {action: here.server.metric("foreguard_requests_total", action=action) for action in before}
     assert {action: after[action] - before[action] for action in before} == {"allow": 3, "block": 2, "steer": 1}

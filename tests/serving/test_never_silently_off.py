@@ -1,12 +1,13 @@
 """A guard that does not fire is a server that does not start."""
 
+import os
 import subprocess
 import sys
 
 import httpx
 import pytest
 
-from serving.process import free_port, guarded_command
+from serving.process import SMALL, free_port, guarded_command
 from tests.serving.lab import MODEL
 from tests.serving.server import FLAGS
 from tests.serving.world import policy_text
@@ -31,7 +32,14 @@ def test_a_guard_that_does_not_fire_opens_no_port(part, fault, says, reference, 
         f"import sys, serving.server as s; s.{part} = 'tests.serving.faults.{fault}';"
         f"from guard.cli import main; sys.argv = {command!r}; main()"
     )
-    ended = subprocess.run([sys.executable, "-c", faulty], capture_output=True, text=True, timeout=240, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", faulty],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**SMALL, **os.environ},
+    )
     assert ended.returncode != 0
     assert says in ended.stdout + ended.stderr
     with pytest.raises(httpx.ConnectError):

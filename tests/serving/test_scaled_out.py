@@ -19,7 +19,7 @@ def scaled(start, reference, artifact):
     policy = policy_text(reference, artifact).replace("response: {", "response: {style: error, ")
     flags = ["--enforce-eager", "--api-server-count", "2", "--max-num-batched-tokens", "64", "--max-num-seqs", "32"]
     with start(policy, *flags) as server:
-        yield World(server, reference, clearly_harmful(reference, artifact, 8))
+        yield World(server, reference, clearly_harmful(reference, artifact, 8), steered=[])
 
 
 def test_many_chunks_score_like_one(scaled, reference, artifact):

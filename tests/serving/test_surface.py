@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.serving.server import SERVED_NAME
-from tests.serving.world import BENIGN, MESSAGE, OBSERVER_KEY, STEERED, TOKENS, answer, key
+from tests.serving.world import BENIGN, MESSAGE, OBSERVER_KEY, TOKENS, answer, key
 
 pytestmark = [
     pytest.mark.engine,
@@ -123,7 +123,7 @@ def test_responses_answer_what_is_allowed(here):
 def test_a_client_may_tighten(here):
     """With `moderation: {mode: block}` a request that would be steered is blocked, and the verdict is in the body."""
     reply = here.client.chat.completions.create(
-        model=SERVED_NAME, messages=STEERED, extra_body={"moderation": {"model": "any", "mode": "block"}}
+        model=SERVED_NAME, messages=here.steered, extra_body={"moderation": {"model": "any", "mode": "block"}}
     )
     assert reply.choices[0].finish_reason == "content_filter"
     judged = reply.model_dump()["moderation"]

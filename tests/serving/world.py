@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import openai
 
 from tests.serving.lab import Reference, of
-from tests.serving.planted import naive_scores
+from tests.serving.planted import naive_score
 from tests.serving.server import SERVED_NAME, Server
 
 OBSERVER_KEY = "observer-key"
@@ -18,12 +18,35 @@ TOKENS = 24
 BENIGN = of("test", "plain_harmless", 12) + of("test", "hard_benign", 4)
 LONG = of("test", "long_benign", 6)
 HARMFUL = of("test", "plain_harmful", 40)
-STEERED = of("validation", "plain_harmless", 1)[0]
+CANDIDATES = of("validation", "plain_harmless", 12)
+MARKS = ("r_offset", "r_max", "r_ema", "r_swim")
+BAND = 0.2
+"""Half the width of each band of scores that is steered: several times what rounding moves a score by."""
+
+
+def steered_prompt(reference: Reference, artifact) -> list[dict]:
+    """Return the benign prompt that stands farthest apart from every other prompt in some score: the one that is steered."""
+    others = [_marks(reference, artifact, messages) for messages in [*BENIGN, *LONG, *HARMFUL]]
+
+    def distance(messages: list[dict]) -> float:
+        own = _marks(reference, artifact, messages)
+        return min(max(abs(own[mark] - other[mark]) for mark in MARKS) for other in others)
+
+    limit = block_limit(reference, artifact) - 0.5
+    harmless = [messages for messages in CANDIDATES if _score(reference, artifact, messages, "harm") <= limit]
+    chosen = max(harmless, key=distance)
+    assert distance(chosen) > 2 * BAND, "no candidate stands apart: nothing to steer"
+    return chosen
+
+
+def _marks(reference: Reference, artifact, messages: list[dict]) -> dict[str, float]:
+    streams = reference.streams(reference.token_ids(messages))
+    return {mark: naive_score(artifact, streams, mark) for mark in MARKS}
 
 
 def block_limit(reference: Reference, artifact) -> float:
     """Return a `harm` threshold that clearly none of the benign prompts reaches."""
-    return max(_score(reference, artifact, messages, "harm") for messages in [*BENIGN, *LONG, STEERED]) + 0.5
+    return max(_score(reference, artifact, messages, "harm") for messages in [*BENIGN, *LONG]) + 0.5
 
 
 def clearly_harmful(reference: Reference, artifact, count: int) -> list[list[dict]]:
@@ -35,19 +58,20 @@ def clearly_harmful(reference: Reference, artifact, count: int) -> list[list[dic
 
 
 def _score(reference: Reference, artifact, messages: list[dict], probe: str) -> float:
-    return naive_scores(artifact, reference.streams(reference.token_ids(messages)))[probe]
+    return naive_score(artifact, reference.streams(reference.token_ids(messages)), probe)
 
 
 def policy_text(reference: Reference, artifact) -> str:
     """Return a policy that blocks harm, steers exactly one benign prompt, and lets an observer see without acting."""
-    mark = _score(reference, artifact, STEERED, "r_offset")
+    marks = _marks(reference, artifact, steered_prompt(reference, artifact))
+    bands = ", ".join(f"{mark}: {{above: {score - BAND}, below: {score + BAND}}}" for mark, score in marks.items())
     limit = block_limit(reference, artifact)
     return f"""
 name: enforce
 version: "2"
 rules:
   - {{name: harmful, action: block, when: {{harm: {{above: {limit}}}}}}}
-  - {{name: marked, action: steer, when: {{r_offset: {{above: {mark - 0.04}, below: {mark + 0.04}}}}}}}
+  - {{name: marked, action: steer, when: {{{bands}}}}}
 steering: {{vector: refusal, strength: 1.5}}
 response: {{message: {MESSAGE!r}}}
 callers:
@@ -62,6 +86,7 @@ class World:
     server: Server
     reference: Reference
     harmful: list[list[dict]]
+    steered: list[dict]
     unguarded: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -103,4 +128,5 @@ def world(start, reference: Reference, artifact, *vllm: str) -> Iterator[World]:
     with start(None, *vllm) as server:
         unguarded = {key(messages): answer(server.client(), messages) for messages in BENIGN + LONG}
     with start(policy_text(reference, artifact), *vllm) as server:
-        yield World(server, reference, clearly_harmful(reference, artifact, 8), unguarded)
+        harmful, steered = clearly_harmful(reference, artifact, 8), steered_prompt(reference, artifact)
+        yield World(server, reference, harmful, steered, unguarded)
