@@ -36,10 +36,6 @@ def table(results: dict[str, Any]) -> str:
     lines.append(
         f"| lab model, requests/s, median | {rates['unguarded']['p50']:.0f} | {rates['guarded']['p50']:.0f} | |"
     )
-    lines += [
-        "",
-        f"Added to an engine step of the saturated lab model: {results['saturated']['added_us_per_step']:.0f} µs.",
-    ]
     return "\n".join(lines)
 
 

@@ -17,7 +17,6 @@ from benchmarks.paired import Ratio, ratio
 from serving.process import ServerProcess, free_port, guarded_command, running, unguarded_command
 
 Progress = Callable[[str], None]
-_STEPS = "vllm:iteration_tokens_total_count"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Size:
     block_requests: int
 
 
-FULL = Size(trials=24, blocks=10, block_requests=320)
+FULL = Size(trials=12, blocks=40, block_requests=128)
 QUICK = Size(trials=4, blocks=3, block_requests=96)
 
 
@@ -54,7 +53,7 @@ def real_shape(work: Path, size: Size, progress: Progress) -> dict[str, Any]:
     model = subjects.half_billion(work / "half-billion")
     with both(model, work, ["--max-model-len", "1024", "--max-num-seqs", "8"]) as (guarded, unguarded):
         timings = asyncio.run(_trials(guarded.url, unguarded.url, size.trials, progress))
-        rates = asyncio.run(_rates(guarded.url, unguarded.url, max(size.blocks // 2, 2), 8, 512, 4, progress))
+        rates = asyncio.run(_rates(guarded.url, unguarded.url, max(size.blocks // 10, 2), 8, 512, 4, progress))
     guard, plain, judge = timings["guarded"], timings["unguarded"], timings["judged"]
     return {
         "first_token": _compare(guard, plain, lambda t: t.first_token),
@@ -72,13 +71,9 @@ def saturated(work: Path, size: Size, progress: Progress) -> dict[str, Any]:
     flags = ["--max-model-len", "1024", "--max-num-seqs", "64"]
     with both(subjects.LAB, work, flags) as (guarded, unguarded):
         rates = asyncio.run(_rates(guarded.url, unguarded.url, size.blocks, size.block_requests, 48, 64, progress))
-        steps = {name: server.metrics() for name, server in (("guarded", guarded), ("unguarded", unguarded))}
-    requests = size.blocks * size.block_requests
-    step_s = {name: _step_seconds(rates[name], metrics, requests) for name, metrics in steps.items()}
     return {
         "throughput": _as_dict(ratio(rates["guarded"], rates["unguarded"])),
         "requests_per_s": {name: _quantiles(series) for name, series in rates.items()},
-        "added_us_per_step": (step_s["guarded"] - step_s["unguarded"]) * 1e6,
     }
 
 
@@ -115,14 +110,6 @@ async def _rates(
 
 def _prompt(chance: random.Random, length: int) -> list[int]:
     return [chance.randrange(100, 4000) for _ in range(length)]
-
-
-def _step_seconds(rates: list[float], metrics: dict[str, float], requests: int) -> float:
-    """Return seconds per engine step: the time of the counted blocks over their share of the steps."""
-    steps = sum(value for name, value in metrics.items() if name.startswith(_STEPS))
-    per_block = requests / len(rates)
-    counted = steps * len(rates) / (len(rates) + 1)  # the warm-up block's steps are in the counter too
-    return sum(per_block / rate for rate in rates) / counted
 
 
 def _compare(numerators: list[Timing], denominators: list[Timing], of: Callable[[Timing], float]) -> dict[str, float]:
