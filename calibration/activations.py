@@ -94,8 +94,8 @@ def record(
     folder.mkdir(parents=True, exist_ok=True)
     shards = _plan_shards(chat, prompts, where)
     paths = [folder / f"{index:05d}.safetensors" for index in range(len(shards))]
-    todo = [(batches, path) for batches, path in zip(shards, paths, strict=True) if not path.exists()]
-    for batches, path in track(todo, title):
+    missing = [(batches, path) for batches, path in zip(shards, paths, strict=True) if not path.exists()]
+    for batches, path in track(missing, title):
         _save_whole(_read_shard(chat, prompts, where, batches), path)
     return Recording(tuple(paths), len(prompts.prompts))
 
