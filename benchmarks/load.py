@@ -2,13 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-MODEL = "bench"
+from benchmarks.subjects import MODEL
+
+Prompt = Sequence[int]
+AskTimed = Callable[[aiohttp.ClientSession, str, Prompt, int], Awaitable["Timing"]]
+AskWhole = Callable[[aiohttp.ClientSession, str, Prompt, int], Awaitable[None]]
+TIMEOUT = aiohttp.ClientTimeout(600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,7 @@ class Timing:
     total: float
 
 
-async def timed(session: aiohttp.ClientSession, url: str, prompt: Sequence[int], max_tokens: int) -> Timing:
+async def timed(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> Timing:
     """Send one prompt of token ids and time its stream. Raises `RuntimeError` on any answer that is not a whole one."""
     began = time.perf_counter()
     first = 0.0
@@ -36,37 +41,47 @@ async def timed(session: aiohttp.ClientSession, url: str, prompt: Sequence[int],
     return Timing(first, (total - first) / max(max_tokens - 1, 1), total)
 
 
-async def judged(session: aiohttp.ClientSession, url: str, prompt: Sequence[int], max_tokens: int) -> Timing:
+async def judged(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> Timing:
     """Do what is done today: ask a judge model of the same size first, wait for its one token, then generate."""
     began = time.perf_counter()
-    # The judge's instructions precede the prompt, so its pass shares no prefix with the generation.
-    verdict = await timed(session, url, [*prompt[:48][::-1], *prompt], 1)
+    verdict = await timed(session, url, judge_prompt(prompt), 1)
     answer = await timed(session, url, prompt, max_tokens)
     return Timing(verdict.total + answer.first_token, answer.per_token, time.perf_counter() - began)
 
 
-async def block(url: str, prompts: Sequence[Sequence[int]], max_tokens: int, concurrency: int) -> float:
-    """Return requests per second over `prompts`, `concurrency` at a time."""
-    limit = asyncio.Semaphore(concurrency)
-    connector = aiohttp.TCPConnector(limit=concurrency)
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(600)) as session:
-
-        async def one(prompt: Sequence[int]) -> None:
-            async with limit, session.post(f"{url}/v1/completions", json=_body(prompt, max_tokens)) as reply:
-                await reply.read()
-                reply.raise_for_status()
-
-        began = time.perf_counter()
-        await asyncio.gather(*map(one, prompts))
-        return len(prompts) / (time.perf_counter() - began)
+async def whole(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> None:
+    """Send one prompt and wait for its whole answer, not streamed: as little work around the engine as there can be."""
+    async with session.post(f"{url}/v1/completions", json=_body(prompt, max_tokens)) as reply:
+        await reply.read()
+        reply.raise_for_status()
 
 
-def _body(prompt: Sequence[int], max_tokens: int, *, stream: bool = False) -> dict[str, Any]:
-    return {
-        "model": MODEL,
-        "prompt": list(prompt),
-        "max_tokens": max_tokens,
-        "ignore_eos": True,
-        "temperature": 0,
-        "stream": stream,
-    }
+async def judged_whole(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> None:
+    """Ask the judge, then generate, neither streamed."""
+    await whole(session, url, judge_prompt(prompt), 1)
+    await whole(session, url, prompt, max_tokens)
+
+
+async def block(
+    session: aiohttp.ClientSession, ask: AskWhole, url: str, prompts: Sequence[Prompt], max_tokens: int, at_once: int
+) -> float:
+    """Ask all of `prompts`, `at_once` at a time, and return requests per second."""
+    limit = asyncio.Semaphore(at_once)
+
+    async def one(prompt: Prompt) -> None:
+        async with limit:
+            await ask(session, url, prompt, max_tokens)
+
+    began = time.perf_counter()
+    await asyncio.gather(*map(one, prompts))
+    return len(prompts) / (time.perf_counter() - began)
+
+
+def judge_prompt(prompt: Prompt) -> list[int]:
+    """Return what a judge reads. Its instructions precede the prompt, so that its pass shares no prefix with the answer's."""
+    return [*prompt[:48][::-1], *prompt]
+
+
+def _body(prompt: Prompt, max_tokens: int, *, stream: bool = False) -> dict[str, Any]:
+    options = {"max_tokens": max_tokens, "ignore_eos": True, "temperature": 0, "stream": stream}
+    return {"model": MODEL, "prompt": list(prompt), **options}

@@ -1,49 +1,83 @@
-"""The benchmark's table in `docs/benchmarks.md`, written between two markers from the JSON results."""
+"""The results as tables, in `docs/benchmarks.md` between two markers."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- results: written by make bench -->", "<!-- end of results -->"
 
-_ROWS = (
-    ("0.5B shape, time to first token, guarded / unguarded", "real_shape", "first_token", "at most 1.02"),
-    ("0.5B shape, time per output token, guarded / unguarded", "real_shape", "per_token", ""),
-    ("0.5B shape, requests/s at 4 at once, guarded / unguarded", "real_shape", "throughput", "at least 0.98"),
-    ("0.5B shape, time to first token, judge model first / unguarded", "real_shape", "judge_first_token", ""),
-    ("0.5B shape, whole request, judge model first / unguarded", "real_shape", "judge_total", ""),
-    ("lab model, requests/s at 64 at once, guarded / unguarded", "saturated", "throughput", "at least 0.90"),
-)
+_SUBJECTS = {"half_billion": "0.5B shape", "lab": "lab model"}
+_FIGURES = {
+    "first_token": ("latency", "time to first token"),
+    "per_token": ("latency", "time per output token"),
+    "total": ("latency", "whole request"),
+    "requests_per_s": ("throughput", "requests/s"),
+}
+_ARMS = {"guarded": "guarded", "judged": "judge model first"}
+_STEPS = {"prefill": "prefill of a batch, all its steps", "decode": "one decode step"}
+_GOALS = {
+    ("half_billion", "first_token", "guarded"): "at most 1.02",
+    ("half_billion", "requests_per_s", "guarded"): "at least 0.98",
+    ("lab", "requests_per_s", "guarded"): "at least 0.90",
+}
 
 
-def table(results: dict[str, Any]) -> str:
+def table(found: dict[str, Any]) -> str:
     """Return the results as Markdown."""
-    lines = [
-        results["machine"],
-        "",
-        "| what | median ratio | 95 % interval | pairs | goal |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for title, scenario, key, goal in _ROWS:
-        value = results[scenario][key]
-        lines.append(
-            f"| {title} | {value['median']:.3f} | {value['low']:.3f} to {value['high']:.3f} | {value['pairs']:.0f} | {goal} |"
-        )
-    seconds, rates = results["real_shape"]["first_token_s"], results["saturated"]["requests_per_s"]
-    lines += ["", "| what | unguarded | guarded | judge first |", "| --- | --- | --- | --- |"]
-    for quantile in ("p50", "p99"):
-        times = [f"{seconds[name][quantile] * 1e3:.0f} ms" for name in ("unguarded", "guarded", "judged")]
-        lines.append(f"| 0.5B shape, time to first token, {quantile} | {' | '.join(times)} |")
-    lines.append(
-        f"| lab model, requests/s, median | {rates['unguarded']['p50']:.0f} | {rates['guarded']['p50']:.0f} | |"
+    return "\n\n".join(
+        [
+            f"{found['machine']}. Code {found['code']}, {found['date'][:10]}.",
+            _rows("ratio to unguarded vLLM | median | 95 % interval | pairs | goal", _ratios(found)),
+            _rows("absolute | unguarded | guarded | judge model first | samples", _absolutes(found)),
+            _rows(
+                "added by the guard in the engine | median | 95 % interval | batches | unguarded takes", _steps(found)
+            ),
+        ]
     )
-    return "\n".join(lines)
 
 
-def write(results: dict[str, Any], document: Path) -> None:
+def write(found: dict[str, Any], document: Path) -> None:
     """Replace the results in `document`. Raises `ValueError` where it has no markers."""
     text = document.read_text()
     head, begin, rest = text.partition(BEGIN)
     _, end, foot = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{document} lacks the markers {BEGIN!r} and {END!r}")
-    document.write_text(f"{head}{BEGIN}\n\n{table(results)}\n\n{END}{foot}")
+    document.write_text(f"{head}{BEGIN}\n\n{table(found)}\n\n{END}{foot}")
+
+
+def _rows(header: str, rows: Iterator[str]) -> str:
+    rule = " | ".join(["---"] * len(header.split("|")))
+    return "\n".join(f"| {row} |" for row in (header, rule, *rows))
+
+
+def _figures(found: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    for subject, title in _SUBJECTS.items():
+        for figure, (measure, words) in _FIGURES.items():
+            if measure in found.get(subject, {}):
+                yield subject, figure, f"{title}, {words}", found[subject][measure][figure]
+
+
+def _ratios(found: dict[str, Any]) -> Iterator[str]:
+    for subject, figure, words, values in _figures(found):
+        for arm, title in _ARMS.items():
+            spread, goal = values["ratio"][arm], _GOALS.get((subject, figure, arm), "")
+            interval = f"{spread['low']:.3f} to {spread['high']:.3f}"
+            yield f"{words}, {title} | {spread['median']:.3f} | {interval} | {spread['pairs']} | {goal}"
+
+
+def _absolutes(found: dict[str, Any]) -> Iterator[str]:
+    for _, figure, words, values in _figures(found):
+        scale, unit = (1, "/s") if figure == "requests_per_s" else (1e3, " ms")
+        arms = [values["quantiles"][arm] for arm in ("unguarded", "guarded", "judged")]
+        for quantile in ("p50", "p99"):
+            cells = " | ".join(f"{arm[quantile] * scale:.1f}{unit}" for arm in arms)
+            yield f"{words}, {quantile} | {cells} | {arms[0]['samples']}"
+
+
+def _steps(found: dict[str, Any]) -> Iterator[str]:
+    for subject, title in _SUBJECTS.items():
+        for kind, values in found.get(subject, {}).get("steps", {}).items():
+            spread, takes = values["added_us"], values["seconds"]["unguarded"]["p50"] * 1e6
+            interval = f"{spread['low']:.0f} to {spread['high']:.0f}"
+            yield f"{title}, {_STEPS[kind]} | {spread['median']:.0f} µs | {interval} | {spread['pairs']} | {takes:.0f} µs"

@@ -1,6 +1,7 @@
 """What is measured: a random-weight model of a 0.5B shape, the lab model, and artifacts that flag nothing on them."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.fingerprint import fingerprint
 from probes.manifest import Manifest, Probe, SteeringVector
+
+MODEL = "bench"
+"""The name under which either server serves its model."""
 
 LAB = Path("examples/lab/aligned")
 NUM_PROBES = 4
@@ -24,7 +28,40 @@ steering: {{vector: steer, strength: 1.0}}
 """
 
 
-def half_billion(folder: Path) -> Path:
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model with its guard, and the work that is asked of it."""
+
+    name: str
+    title: str
+    model: Path
+    artifact: Path
+    policy: Path
+    prompt_tokens: int
+    output_tokens: int
+    at_once: int
+    block_requests: int
+
+    @property
+    def flags(self) -> list[str]:
+        """The arguments that either server gets."""
+        return ["--max-model-len", "1024", "--max-num-seqs", str(self.at_once)]
+
+
+def half_billion(work: Path) -> Subject:
+    """The real shape: 0.5B parameters, 512-token prompts, 4 requests at once. The model is nearly all of the cost."""
+    model = _half_billion(work / "half-billion")
+    files = _artifact(model, work / "half-billion-artifact"), _policy(work / "policy.yaml")
+    return Subject("half_billion", "0.5B shape", model, *files, 512, 16, 4, 8)
+
+
+def lab(work: Path) -> Subject:
+    """The worst case: 5M parameters, short prompts, 64 requests at once. All overhead and hardly any model."""
+    files = _artifact(LAB, work / "lab-artifact"), _policy(work / "policy.yaml")
+    return Subject("lab", "lab model", LAB, *files, 48, 16, 64, 256)
+
+
+def _half_billion(folder: Path) -> Path:
     """Write a random-weight Llama of 0.5B parameters (24 blocks, hidden 896) with the lab model's tokenizer."""
     if not (folder / "model.safetensors").exists():
         config = LlamaConfig(
@@ -45,7 +82,7 @@ def half_billion(folder: Path) -> Path:
     return folder
 
 
-def artifact(model: Path, folder: Path) -> Path:
+def _artifact(model: Path, folder: Path) -> Path:
     """Write an artifact of `NUM_PROBES` last-token probes on as many blocks, and a steering vector, none of which acts."""
     print_ = fingerprint(model)
     generator = torch.Generator().manual_seed(0)
@@ -62,7 +99,7 @@ def artifact(model: Path, folder: Path) -> Path:
     return folder
 
 
-def policy(path: Path) -> Path:
+def _policy(path: Path) -> Path:
     """Write a policy under which nothing is ever flagged."""
     path.write_text(POLICY)
     return path

@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 import openai
 
@@ -90,7 +91,9 @@ class World:
     reference: Reference
     harmful: list[list[dict]]
     steered: list[dict]
-    unguarded: dict[str, str] = field(default_factory=dict)
+    unguarded: dict[str, str]
+    """What the unguarded server answered, by `key` of the prompt."""
+    unguarded_log: Path
 
     @property
     def client(self) -> openai.OpenAI:
@@ -130,6 +133,7 @@ def world(start, reference: Reference, artifact, *vllm: str) -> Iterator[World]:
     """Ask an unguarded server first, then keep a guarded one; both share one compile cache."""
     with start(None, *vllm) as server:
         unguarded = {key(messages): answer(server.client(), messages) for messages in BENIGN + LONG}
+        unguarded_log = server.log
     with start(policy_text(reference, artifact), *vllm) as server:
         harmful, steered = clearly_harmful(reference, artifact, 8), steered_prompt(reference, artifact)
-        yield World(server, reference, harmful, steered, unguarded)
+        yield World(server, reference, harmful, steered, unguarded, unguarded_log)
