@@ -81,7 +81,7 @@ def _latency(servers: Servers, subject: Subject, number: int) -> Arms:
         [prompt] = _prompts(chance, subject, 1)
         return asdict(await _ARMS[name].timed(session, url, prompt, subject.output_tokens))
 
-    return _pair(servers, number, one)
+    return _pair(servers, f"latency {number}", one)
 
 
 def _throughput(servers: Servers, subject: Subject, number: int) -> Arms:
@@ -92,11 +92,12 @@ def _throughput(servers: Servers, subject: Subject, number: int) -> Arms:
         rate = await block(session, _ARMS[name].whole, url, prompts, subject.output_tokens, subject.at_once)
         return {"requests_per_s": rate}
 
-    return _pair(servers, number, many)
+    return _pair(servers, f"throughput {number}", many)
 
 
-def _pair(servers: Servers, number: int, ask: Callable[..., Awaitable[dict[str, Any]]]) -> Arms:
-    chance = random.Random(number)  # noqa: S311 - makes work, guards nothing
+def _pair(servers: Servers, seed: str, ask: Callable[..., Awaitable[dict[str, Any]]]) -> Arms:
+    # No two seeds are alike: a prompt that was asked before would be found in the prefix cache, and cost one arm nothing.
+    chance = random.Random(seed)  # noqa: S311 - makes work, guards nothing
 
     async def arm(name: str, url: str) -> dict[str, Any]:
         connector = aiohttp.TCPConnector(limit=0)
