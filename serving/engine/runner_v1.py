@@ -3,8 +3,9 @@
 It touches, of `vllm/v1/worker/gpu_model_runner.py`: `_prepare_inputs` (wrapped, to set steering once the batch is laid
 out) and `input_batch` (`req_ids`, `req_id_to_index`, `num_computed_tokens_cpu`, `num_prompt_tokens`, `block_table`).
 
-Token scores are kept by KV-cache slot. A cached prefix produces no hidden states, but its slots still hold the scores of
-the tokens whose keys and values they hold, for exactly as long: every readout is exact on a prefix-cache hit.
+Token scores are kept by KV-cache slot, as the parts that the taps write. A cached prefix produces no hidden states, but
+its slots still hold the scores of the tokens whose keys and values they hold, for exactly as long: every readout is exact
+on a prefix-cache hit.
 """
 
 from collections.abc import Callable
@@ -52,11 +53,13 @@ class RunnerV1:
         block_size = self._runner.input_batch.block_table[self._group].block_size
         spec_block = kv_cache.kv_cache_groups[self._group].kv_cache_spec.block_size
         num_slots = kv_cache.num_blocks * max(block_size, spec_block)
-        self._slots = torch.full((num_slots, len(self._probes.names)), torch.nan, device=self._sensor.scores.device)
+        parts = self._sensor.parts
+        self._slots = torch.full((num_slots, parts.shape[1]), torch.nan, device=parts.device)
 
-    def begin(self) -> None:
-        """Forget which taps ran, before a forward pass."""
+    def begin(self, step: SchedulerOutput) -> None:
+        """Forget the last forward pass: a tap that stays silent in the next one leaves NaN, which is never a score."""
         self._sensor.fired.zero_()
+        self._sensor.parts[: step.total_num_scheduled_tokens].fill_(torch.nan)
 
     def collect(self, step: SchedulerOutput) -> RequestScores:
         """Return the scores of the prompts that the forward pass just run has finished."""
@@ -65,7 +68,7 @@ class RunnerV1:
             return {}
         batch = self._runner.input_batch
         table = batch.block_table[self._group]
-        self._slots.index_copy_(0, table.slot_mapping.gpu[:num_tokens], self._sensor.scores[:num_tokens])
+        self._slots.index_copy_(0, table.slot_mapping.gpu[:num_tokens], self._sensor.parts[:num_tokens])
         finished = self._finished(step)
         if not len(finished):
             return {}
@@ -79,6 +82,8 @@ class RunnerV1:
         before = batch.num_computed_tokens_cpu[:num_reqs]
         prompt = batch.num_prompt_tokens[:num_reqs]
         prefilling = np.flatnonzero(before < prompt)
+        if not len(prefilling):
+            return prefilling
         scheduled = np.array([step.num_scheduled_tokens[batch.req_ids[row]] for row in prefilling], dtype=np.int64)
         finished: npt.NDArray[np.intp] = prefilling[before[prefilling] + scheduled >= prompt[prefilling]]
         return finished
@@ -92,7 +97,7 @@ class RunnerV1:
             for row, place in zip(rows, positions, strict=True)
         ]
         index = torch.from_numpy(np.concatenate(slots)).to(self._slots.device)
-        scores = self._slots[index].cpu().numpy() + self._probes.bias
+        scores = self._slots[index].cpu().numpy() @ self._sensor.fold + self._probes.bias
         pieces = np.split(scores, np.cumsum([len(place) for place in positions])[:-1])
         return {
             batch.req_ids[row]: self._probes.request_scores(piece, place, length).tolist()

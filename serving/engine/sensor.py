@@ -6,6 +6,8 @@ Installed after the weights are loaded and before anything is compiled, so that 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -19,8 +21,11 @@ from serving.engine.tap import project  # importing it registers the ops
 class Sensor:
     """The persistent buffers that the taps write and read."""
 
-    scores: torch.Tensor
-    """Token scores of the last forward pass, float32 `[max_tokens, K]`; biases are not in them."""
+    parts: torch.Tensor
+    """Shares of the token scores in the last forward pass, float32 `[max_tokens, P]`: one column for each probe on each
+    block that it reads. Biases are not in them."""
+    fold: npt.NDArray[np.float32]
+    """0 and 1, `[P, K]`: `parts @ fold` are the token scores."""
     fired: torch.Tensor
     """int32 `[number of tapped blocks]`: 1 where the tap ran since the last reset."""
     coefficients: torch.Tensor
@@ -31,13 +36,18 @@ def install(model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBan
     """Tap `model`'s decoder blocks. Raises `ModelError` where they cannot be found."""
     blocks = decoder_blocks(model, num_layers)
     device = next(model.parameters()).device
+    columns = {layer: probes.matrices[layer].any(0).nonzero()[:, 0] for layer in sorted(probes.matrices)}
+    owners = torch.cat(list(columns.values()))
     sensor = Sensor(
-        scores=torch.zeros(max_tokens, len(probes.names), device=device),
-        fired=torch.zeros(len(probes.matrices), dtype=torch.int32, device=device),
+        parts=torch.zeros(max_tokens, len(owners), device=device),
+        fold=np.eye(len(probes.names), dtype=np.float32)[owners.numpy()],
+        fired=torch.zeros(len(columns), dtype=torch.int32, device=device),
         coefficients=torch.zeros(max_tokens, max(len(steering.names), 1), device=device),
     )
-    for index, layer in enumerate(sorted(probes.matrices)):
-        _install_read(blocks[layer], probes.matrices[layer].to(device), sensor, index)
+    first = 0
+    for index, (layer, own) in enumerate(columns.items()):
+        _install_read(blocks[layer], probes.matrices[layer][:, own].to(device), sensor, first, index)
+        first += len(own)
     for layer, vectors in steering.vectors.items():
         _install_steer(blocks[layer], vectors.to(device), sensor)
     return sensor
@@ -57,18 +67,14 @@ def decoder_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList:
     return max(candidates, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
 
 
-def _install_read(block: nn.Module, matrix: torch.Tensor, sensor: Sensor, index: int) -> None:
-    columns = matrix.any(0).nonzero()[:, 0]
-    block.register_buffer("foreguard_matrix", matrix[:, columns].contiguous(), persistent=False)
-    block.register_buffer("foreguard_columns", columns, persistent=False)
-    block.register_buffer("foreguard_scores", sensor.scores, persistent=False)
+def _install_read(block: nn.Module, matrix: torch.Tensor, sensor: Sensor, first: int, index: int) -> None:
+    block.register_buffer("foreguard_matrix", matrix.contiguous(), persistent=False)
+    block.register_buffer("foreguard_parts", sensor.parts, persistent=False)
     block.register_buffer("foreguard_fired", sensor.fired, persistent=False)
 
     def read(module: Any, _args: Any, output: Any) -> None:
         part = project(*split_stream(output), module.foreguard_matrix)
-        torch.ops.foreguard.store(
-            part, module.foreguard_columns, module.foreguard_scores, module.foreguard_fired, index
-        )
+        torch.ops.foreguard.store(part, module.foreguard_parts, first, module.foreguard_fired, index)
 
     block.register_forward_hook(read)
 

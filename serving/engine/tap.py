@@ -1,7 +1,8 @@
 """The tap: two custom ops that run inside the model's graph.
 
-Tensors in, tensors out, no host branch, no allocation that anyone keeps: correct in eager mode, under `torch.compile` and
-in CUDA graphs. vLLM's compiler sees opaque calls that mutate their buffers, so it neither drops nor reorders them.
+Tensors in, tensors out, no host branch on a GPU, no allocation that anyone keeps: correct in eager mode, under
+`torch.compile` and in CUDA graphs. vLLM's compiler sees opaque calls that mutate their buffers, so it neither drops nor
+reorders them.
 """
 
 import torch
@@ -23,30 +24,30 @@ def project(hidden: torch.Tensor, residual: torch.Tensor | None, matrix: torch.T
     return stream.float() @ matrix
 
 
-def store(part: torch.Tensor, columns: torch.Tensor, scores: torch.Tensor, fired: torch.Tensor, index: int) -> None:
-    """Add one block's part of the token scores, `part` `[T, k]`, to `columns` `[k]` of the first T rows of `scores`.
+def store(part: torch.Tensor, parts: torch.Tensor, first: int, fired: torch.Tensor, index: int) -> None:
+    """Write one block's share of the token scores, `part` `[T, k]`, to `parts[:T, first : first + k]`.
 
-    The first tapped block (`index` 0) clears the rows before. `fired[index]` becomes 1: proof that the tap ran in this step.
+    No two blocks share a column, so a block that does not write leaves what was there. `fired[index]` becomes 1: proof
+    that this tap ran.
     """
-    rows = scores[: part.shape[0]]
-    if index == 0:
-        rows.zero_()
-    rows.index_add_(1, columns, part)
-    fired[index] = 1
+    parts[: part.shape[0], first : first + part.shape[1]].copy_(part)
+    fired[index].fill_(1)
 
 
 def steer(hidden: torch.Tensor, coefficients: torch.Tensor, vectors: torch.Tensor) -> None:
     """Add `coefficients[t] @ vectors` to row t of `hidden` `[T, D]`, in place.
 
     `coefficients` `[max_tokens, S]` and `vectors` `[S, D]` are float32. A row whose coefficients are all zero keeps its
-    value (a negative zero becomes a positive one, which no later sum can tell).
+    value (a negative zero may become a positive one, which no later sum can tell).
     """
-    hidden.add_((coefficients[: hidden.shape[0]] @ vectors).to(hidden.dtype))
+    strengths = coefficients[: hidden.shape[0]]
+    # On a CPU a look is cheaper than a product of zeros; on a GPU it would stop the stream, and a CUDA graph cannot branch.
+    if strengths.is_cpu and not strengths.any():
+        return
+    hidden.add_((strengths @ vectors).to(hidden.dtype))
 
 
-def _fake_store(
-    part: torch.Tensor, columns: torch.Tensor, scores: torch.Tensor, fired: torch.Tensor, index: int
-) -> None:
+def _fake_store(part: torch.Tensor, parts: torch.Tensor, first: int, fired: torch.Tensor, index: int) -> None:
     return None
 
 
@@ -54,5 +55,5 @@ def _fake_steer(hidden: torch.Tensor, coefficients: torch.Tensor, vectors: torch
     return None
 
 
-direct_register_custom_op("store", store, mutates_args=["scores", "fired"], fake_impl=_fake_store, target_lib=_LIBRARY)
+direct_register_custom_op("store", store, mutates_args=["parts", "fired"], fake_impl=_fake_store, target_lib=_LIBRARY)
 direct_register_custom_op("steer", steer, mutates_args=["hidden"], fake_impl=_fake_steer, target_lib=_LIBRARY)

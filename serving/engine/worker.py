@@ -53,7 +53,7 @@ class GuardedWorker(PlatformWorker):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """Run the model, and take the scores while the batch is still laid out as it ran."""
-        self.foreguard.begin()
+        self.foreguard.begin(scheduler_output)
         output = super().execute_model(scheduler_output)
         self.foreguard_scores = self.foreguard.collect(scheduler_output)
         return output

@@ -17,6 +17,21 @@ class SilentTap(GuardedWorker):
                 module._forward_hooks.clear()
 
 
+class FlickeringTap(GuardedWorker):
+    """A worker whose taps miss every batch that is full, as if only the graph for that size had been made without them."""
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        full = scheduler_output.total_num_scheduled_tokens == self.vllm_config.scheduler_config.max_num_batched_tokens
+        tapped = [m for m in self.model_runner.get_model().modules() if full and hasattr(m, "foreguard_matrix")]
+        hooks = [module._forward_hooks.copy() for module in tapped]
+        for module in tapped:
+            module._forward_hooks.clear()
+        output = super().execute_model(scheduler_output)
+        for module, kept in zip(tapped, hooks, strict=True):
+            module._forward_hooks.update(kept)
+        return output
+
+
 class LostScores(GuardedWorker):
     """A worker whose scores never reach the scheduler."""
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import openai
@@ -91,9 +91,9 @@ class World:
     reference: Reference
     harmful: list[list[dict]]
     steered: list[dict]
-    unguarded: dict[str, str]
+    unguarded: dict[str, str] = field(default_factory=dict)
     """What the unguarded server answered, by `key` of the prompt."""
-    unguarded_log: Path
+    unguarded_log: Path = Path()
 
     @property
     def client(self) -> openai.OpenAI:

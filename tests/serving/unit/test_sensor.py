@@ -104,9 +104,9 @@ def test_scores_are_the_bank_s_scores(tapped, hidden, backend):
     for _ in range(2):
         run(model, backend, hidden.clone())
     streams, _ = by_hand(hidden)
-    served = sensor.scores[:TOKENS].numpy() + probes.bias
+    served = sensor.parts[:TOKENS].numpy() @ sensor.fold + probes.bias
     np.testing.assert_allclose(served, probes.token_scores(streams), rtol=1e-5, atol=1e-5)
-    assert not sensor.scores[TOKENS:].any()
+    assert not sensor.parts[TOKENS:].any()
     assert sensor.fired.tolist() == [1, 1, 1]
 
 
@@ -133,7 +133,7 @@ def test_steering_reaches_its_rows_and_blocks_only(tapped, hidden, backend):
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(found[[0, 1, 3]], plain[[0, 1, 3]])
     assert (found[[2, 4]] - plain[[2, 4]]).abs().max() > 0.01
-    served = sensor.scores[:TOKENS].numpy() + probes.bias
+    served = sensor.parts[:TOKENS].numpy() @ sensor.fold + probes.bias
     np.testing.assert_allclose(served, probes.token_scores(streams), rtol=1e-5, atol=1e-5)
 
 
@@ -192,7 +192,7 @@ def test_a_model_without_steering_or_with_a_single_tensor_stream(artifact, hidde
         for layer, block in enumerate(Whole().eval().layers):
             stream = streams[layer] = block(stream)
     expected = torch.from_numpy(probes.token_scores(streams))
-    torch.testing.assert_close(sensor.scores, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sensor.parts @ torch.from_numpy(sensor.fold), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_are_found_by_structure():
