@@ -38,8 +38,8 @@ test: setup ## The test suite
 demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
 	$(BIN)/foreguard demo
 
-bench: setup ## Guarded against unguarded vLLM, paired
-	$(BIN)/python -m benchmarks
+bench: setup ## Guarded against unguarded vLLM, paired, about 35 minutes; goes on where it stopped
+	$(BIN)/python -m benchmarks --document docs/benchmarks.md
 
 lock: ## Resolve the lock files anew
 	$(PYTHON) requirements/resolve.py
