@@ -182,6 +182,20 @@ def inspect(artifact: Annotated[Path, typer.Argument(help="Artifact folder.")]) 
     Console().print(artifact_summary(Artifact.load(artifact)))
 
 
+def report(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and its figures as PNG files.")] = Path("report"),
+) -> None:
+    """Render an artifact's evidence as one self-contained HTML page, with plots, for whoever must trust it.
+
+    foreguard report ./artifact --out ./report
+    """
+    from calibration.report.page import write_report
+    from probes.artifact import Artifact
+
+    Console().print(f"written to {write_report(Artifact.load(artifact), out)}")
+
+
 def _write_json(report: "Report", path: Path | None) -> None:
     if path is not None:
         path.write_text(report.model_dump_json(indent=2) + "\n")

@@ -5,6 +5,7 @@
     03-<method>.safetensors     probes and steering vectors
     04-scores-<split>…          request scores, by the arithmetic that serves
     05-evaluation.json          the report on the test split
+    06-evidence.json            all that a reviewer is shown
 
 Training prompts fit and choose; validation prompts certify thresholds and fit probabilities; test prompts only report.
 An interrupted run goes on from its last file.
@@ -27,7 +28,10 @@ from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where, record
 from calibration.controls import random_probes, report_controls, shuffled_probes
+from calibration.dose_response import dose_response
 from calibration.evaluate import Report, evaluate
+from calibration.evidence import FILE as EVIDENCE
+from calibration.evidence import Evidence, split_scores
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
@@ -39,6 +43,7 @@ from calibration.model import ChatModel
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.request_scores import RequestScores, score_prompts
+from calibration.separation import separation_map
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
@@ -110,7 +115,8 @@ def calibrate(
     _require_unchanged(run, model, settings)
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
-    manifest = _assemble(run, found, scored["validation"].scores, report, created).save(out)
+    evidence = _evidence(run, training, found, scored["test"], report)
+    manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
     if not settings.keep_work:
         shutil.rmtree(work)
         if not any(work.parent.iterdir()):
@@ -249,8 +255,28 @@ def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], f
     return Report.model_validate_json(path.read_text())
 
 
+def _evidence(run: _Run, training: TrainingSet, found: Fitted, test: RequestScores, report: Report) -> Evidence:
+    path = run.work / "06-evidence.json"
+    if not path.exists():
+        evidence = Evidence(
+            report=report,
+            separation=separation_map(training),
+            test_scores=split_scores(
+                [probe.spec.name for probe in found.probes], test.scores, run.encoded["test"].harmful
+            ),
+            doses={item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering},
+        )
+        _write_whole(path, evidence.to_file().decode())
+    return Evidence.model_validate_json(path.read_text())
+
+
 def _assemble(
-    run: _Run, found: Fitted, validation_scores: npt.NDArray[np.float32], report: Report, created: str
+    run: _Run,
+    found: Fitted,
+    validation_scores: npt.NDArray[np.float32],
+    report: Report,
+    created: str,
+    evidence: Evidence,
 ) -> Artifact:
     harmful = run.encoded["validation"].harmful
     scores = validation_scores[:, : len(found.probes)]
@@ -270,7 +296,7 @@ def _assemble(
         data=tuple(run.files[split].digest(split) for split in SPLITS),
         tools=_tools(),
     )
-    return Artifact(manifest, tensors)
+    return Artifact(manifest, tensors, {EVIDENCE: evidence.to_file()})
 
 
 def _measured(

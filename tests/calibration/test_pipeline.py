@@ -19,13 +19,6 @@ from probes.fingerprint import fingerprint
 NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled"]
 
 
-@pytest.fixture(scope="module")
-def calibrated(planted, splits, tmp_path_factory):
-    """A finished calibration and its folder."""
-    out = tmp_path_factory.mktemp("out") / "artifact"
-    return calibrate(planted.folder, *(splits[split] for split in SPLITS), out), out
-
-
 def test_an_artifact_is_written_whole(calibrated, planted, splits):
     """It loads, belongs to the model, names its data, and holds every probe with Platt scaling and two evaluations."""
     done, out = calibrated
