@@ -40,6 +40,7 @@ from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.methods.training import TrainingSet
 from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
+from calibration.near_duplicates import leakage_notes
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.request_scores import RequestScores, score_prompts
@@ -249,7 +250,7 @@ def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], f
             benign,
             split="test",
             controls=report_controls(test, scored["test"], names, train=run.encoded["train"]),
-            notes=found.notes,
+            notes=(*found.notes, *leakage_notes(list(run.files.values()))),
         )
         _write_whole(path, report.model_dump_json(indent=2) + "\n")
     return Report.model_validate_json(path.read_text())
