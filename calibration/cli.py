@@ -43,6 +43,13 @@ def calibrate(
             help="Most training prompts per class; an 8B model leaves about 2 MB a prompt on disk.",
         ),
     ] = None,
+    leave_one_source_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-one-source-out",
+            help="Also fit without each source in turn and measure on it: what to expect of traffic that is new. Slow.",
+        ),
+    ] = False,
     skip_long: _SkipLong = False,
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Keep the recorded activations and every stage's file.")
@@ -63,7 +70,7 @@ def calibrate(
     from calibration.pipeline import WORK, Settings
     from calibration.pipeline import calibrate as run
 
-    settings = Settings(dtype, device, limit, skip_long, keep_work)
+    settings = Settings(dtype, device, limit, leave_one_source_out, skip_long, keep_work)
     console = Console()
     try:
         done = run(resolve_model(model), train, validation, test, out, settings)

@@ -38,8 +38,8 @@ def dose_response(
     curve = [_dose(0.0, first_token_log_probs(chat, harmful), unsteered, unsteered, refusal_tokens)]
     for strength in track(list(strengths), f"dose and response of {steering.spec.name}"):
         steered = partial(_added_last, chat, layer, strength * steering.vector[0])
-        sides = [first_token_log_probs(chat, prompts, steered) for prompts in (harmful, harmless)]
-        curve.append(_dose(strength, *sides, unsteered, refusal_tokens))
+        on_harmful, on_harmless = (first_token_log_probs(chat, prompts, steered) for prompts in (harmful, harmless))
+        curve.append(_dose(strength, on_harmful, on_harmless, unsteered, refusal_tokens))
     return tuple(curve)
 
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from calibration.evaluate import Report
+from calibration.unseen_sources import UnseenSources
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
 
@@ -56,6 +57,8 @@ class Evidence(_Strict):
     test_scores: dict[str, SplitScores]
     doses: dict[str, tuple[Dose, ...]]
     """By steering vector, strength ascending from 0."""
+    unseen: UnseenSources | None = None
+    """Leave one source out, where it was asked for."""
 
     @classmethod
     def of(cls, artifact: Artifact) -> Self:

@@ -5,7 +5,8 @@
     03-<method>.safetensors     probes and steering vectors
     04-scores-<split>…          request scores, by the arithmetic that serves
     05-evaluation.json          the report on the test split
-    06-evidence.json            all that a reviewer is shown
+    06-unseen/                  one file per source left out, where that was asked for
+    07-evidence.json            all that a reviewer is shown
 
 Training prompts fit and choose; validation prompts certify thresholds and fit probabilities; test prompts only report.
 An interrupted run goes on from its last file.
@@ -46,6 +47,7 @@ from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, req
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
+from calibration.unseen_sources import UnseenSources, unseen_sources
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
@@ -71,6 +73,8 @@ class Settings:
     device: str = "cpu"
     limit: int | None = None
     """Most training prompts per class; validation and test are always used whole."""
+    leave_one_source_out: bool = False
+    """Also fit without each source in turn, and measure on it."""
     skip_long: bool = False
     """Leave out prompts longer than the model's context instead of refusing them."""
     keep_work: bool = False
@@ -116,7 +120,8 @@ def calibrate(
     _require_unchanged(run, model, settings)
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
-    evidence = _evidence(run, training, found, scored["test"], report)
+    unseen = unseen_sources(training, run.work / "06-unseen") if settings.leave_one_source_out else None
+    evidence = _evidence(run, training, found, scored["test"], report, unseen)
     manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
     if not settings.keep_work:
         shutil.rmtree(work)
@@ -256,8 +261,15 @@ def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], f
     return Report.model_validate_json(path.read_text())
 
 
-def _evidence(run: _Run, training: TrainingSet, found: Fitted, test: RequestScores, report: Report) -> Evidence:
-    path = run.work / "06-evidence.json"
+def _evidence(
+    run: _Run,
+    training: TrainingSet,
+    found: Fitted,
+    test: RequestScores,
+    report: Report,
+    unseen: UnseenSources | None,
+) -> Evidence:
+    path = run.work / "07-evidence.json"
     if not path.exists():
         evidence = Evidence(
             report=report,
@@ -265,6 +277,7 @@ def _evidence(run: _Run, training: TrainingSet, found: Fitted, test: RequestScor
             test_scores=split_scores(
                 [probe.spec.name for probe in found.probes], test.scores, run.encoded["test"].harmful
             ),
+            unseen=unseen,
             doses={item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering},
         )
         _write_whole(path, evidence.to_file().decode())

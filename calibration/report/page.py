@@ -109,7 +109,11 @@ def _render(artifact: Artifact, evidence: Evidence, pictures: list[Picture]) -> 
     environment.filters["percent"] = _percent
     template = environment.get_template("page.html.jinja")
     return template.render(
-        manifest=artifact.manifest, report=evidence.report, pictures=pictures, verdict=_verdict(evidence.report)
+        manifest=artifact.manifest,
+        report=evidence.report,
+        unseen=evidence.unseen,
+        pictures=pictures,
+        verdict=_verdict(evidence.report),
     )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_every_figure_is_a_png_too(page):
 
 def test_every_probe_control_group_and_file_is_on_the_page(page, artifact):
     """With the numbers that the evaluation gives."""
-    text, report = page.read_text(), Evidence.of(artifact).report
+    text, report = unescape(page.read_text()), Evidence.of(artifact).report
     for name, probe in report.probes.items():
         assert f"<td>{name}</td>" in text
         assert f"{probe.evaluation.auroc:.3f} ({probe.evaluation.auroc_low:.3f}" in text
@@ -77,6 +78,22 @@ def test_what_a_prompt_file_says_is_text_not_markup(artifact, tmp_path):
     text = write_report(replace(artifact, attachments={FILE: content}), tmp_path).read_text()
     assert "<script" not in text
     assert "&lt;script&gt;" in text
+
+
+def test_unseen_sources_are_a_table_with_their_mean(artifact, tmp_path):
+    """Recall and flags by source and probe; a source without a class has a dash there, and no part in the mean."""
+    rate = {"low": 0.0, "high": 1.0, "count": 50}
+    rows = {
+        "plain": {"lda": {"auroc": 0.9, "recall": rate | {"value": 0.8}, "flagged": rate | {"value": 0.04}}},
+        "wrapped": {"lda": {"auroc": 0.7, "recall": rate | {"value": 0.2}, "flagged": None}},
+    }
+    evidence = Evidence.model_validate(
+        Evidence.of(artifact).model_dump() | {"unseen": {"target_fpr": 0.01, "sources": rows}}
+    )
+    changed = replace(artifact, attachments={FILE: evidence.to_file()})
+    text = re.sub(r"\s+", " ", write_report(changed, tmp_path).read_text())
+    assert "<td>wrapped</td><td>50</td><td>0</td> <td>20 % / –</td>" in text
+    assert "<th>50 % / 4.0 %</th>" in text
 
 
 def test_an_artifact_without_evidence_says_what_to_do(artifact, tmp_path):
