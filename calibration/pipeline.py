@@ -38,6 +38,7 @@ from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
+from calibration.methods.token_level import fit_token_level
 from calibration.methods.training import TrainingSet
 from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
@@ -58,6 +59,7 @@ METHODS: dict[str, Method] = {
     "refusal_direction": fit_refusal_direction,
     "harmfulness_direction": fit_harmfulness_direction,
     "classifiers": fit_classifiers,
+    "token_level": fit_token_level,
 }
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")

@@ -6,6 +6,7 @@ the others that took no part in either, and the source left out is met with it, 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from calibration.controls import tfidf_scores
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import FittedProbe
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.token_level import fit_token_level, score_rows
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import auroc, cut_at, rate
 from calibration.progress import track
@@ -120,6 +122,8 @@ def _contenders(training: TrainingSet) -> Iterator[tuple[str, Callable[[Rows], S
     for method in (fit_harmfulness_direction, fit_classifiers):
         for probe in method(training).probes:
             yield probe.spec.name, recorded_scores(training, probe).__getitem__
+    for probe in fit_token_level(training).probes:
+        yield probe.spec.name, partial(score_rows, training, probe)
     learned = training.prompts.subset(np.concatenate([training.fit, training.select]))
     yield CONTROL, lambda rows: tfidf_scores(learned, training.prompts.subset(rows))
 
@@ -131,7 +135,7 @@ def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np
         raise CalibrationError(
             f"readout {readout.kind} needs every token, and one position is recorded",
             field=probe.spec.name,
-            remedy="score the prompts with the model instead",
+            remedy="score the prompts with `score_rows`, which passes them through the model",
         )
     where: Where = "mean" if readout.kind == "mean" else readout.offset
     parts = [

@@ -16,7 +16,7 @@ from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import ArtifactMismatch, CalibrationError, PromptError
 from probes.fingerprint import fingerprint
 
-NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled"]
+NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "tokens"]
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):
