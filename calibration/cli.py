@@ -1,5 +1,6 @@
 """The commands of the offline spoke. Heavy imports wait inside the functions, so that `foreguard --help` is instant."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,16 @@ _Device = Annotated[str, typer.Option(help="Where to run the model: cpu, or a to
 _SkipLong = Annotated[
     bool, typer.Option("--skip-long", help="Leave out prompts longer than the model's context, and count them.")
 ]
+
+
+class Stratum(StrEnum):
+    """What `tune --by` can divide traffic by."""
+
+    LENGTH = "length"
+    TURNS = "turns"
+    SOURCE = "source"
+
+
 _ModelOption = Annotated[
     str, typer.Option(help="The model that the artifact was calibrated on: folder or Hugging Face id.")
 ]
@@ -141,6 +152,12 @@ def tune(
     harmful: Annotated[
         Path | None, typer.Option(help="Harmful prompts to expect recall on; else the artifact's own.")
     ] = None,
+    by: Annotated[
+        list[Stratum] | None,
+        typer.Option(
+            help="Keep the rate in every stratum and not only on average: by length, turns or source. Repeatable."
+        ),
+    ] = None,
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
     skip_long: _SkipLong = False,
@@ -163,16 +180,19 @@ def tune(
         policy,
         load_prompts(prompts),
         harmful=load_prompts(harmful) if harmful else None,
+        strata=[kind.value for kind in by or ()],
         target_fpr=target_fpr,
         confidence=confidence,
         dtype=dtype,
         device=device,
         skip_long=skip_long,
     )
-    from calibration.display import tuned_table
+    from calibration.display import strata_table, tuned_table
 
     # The diff alone goes to standard output, so that it can be redirected into `patch`.
     Console(stderr=True).print(tuned_table(tuned))
+    if by:
+        Console(stderr=True).print(strata_table(tuned))
     typer.echo(diff, nl=False)
 
 
