@@ -1,5 +1,6 @@
 """The commands of the offline spoke. Heavy imports wait inside the functions, so that `foreguard --help` is instant."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,16 @@ _Device = Annotated[str, typer.Option(help="Where to run the model: cpu, or a to
 _SkipLong = Annotated[
     bool, typer.Option("--skip-long", help="Leave out prompts longer than the model's context, and count them.")
 ]
+
+
+class Stratum(StrEnum):
+    """What `tune --by` can divide traffic by."""
+
+    LENGTH = "length"
+    TURNS = "turns"
+    SOURCE = "source"
+
+
 _ModelOption = Annotated[
     str, typer.Option(help="The model that the artifact was calibrated on: folder or Hugging Face id.")
 ]
@@ -43,6 +54,13 @@ def calibrate(
             help="Most training prompts per class; an 8B model leaves about 2 MB a prompt on disk.",
         ),
     ] = None,
+    leave_one_source_out: Annotated[
+        bool,
+        typer.Option(
+            "--leave-one-source-out",
+            help="Also fit without each source in turn and measure on it: what to expect of traffic that is new. Slow.",
+        ),
+    ] = False,
     skip_long: _SkipLong = False,
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Keep the recorded activations and every stage's file.")
@@ -63,7 +81,7 @@ def calibrate(
     from calibration.pipeline import WORK, Settings
     from calibration.pipeline import calibrate as run
 
-    settings = Settings(dtype, device, limit, skip_long, keep_work)
+    settings = Settings(dtype, device, limit, leave_one_source_out, skip_long, keep_work)
     console = Console()
     try:
         done = run(resolve_model(model), train, validation, test, out, settings)
@@ -134,6 +152,12 @@ def tune(
     harmful: Annotated[
         Path | None, typer.Option(help="Harmful prompts to expect recall on; else the artifact's own.")
     ] = None,
+    by: Annotated[
+        list[Stratum] | None,
+        typer.Option(
+            help="Keep the rate in every stratum and not only on average: by length, turns or source. Repeatable."
+        ),
+    ] = None,
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
     skip_long: _SkipLong = False,
@@ -156,16 +180,19 @@ def tune(
         policy,
         load_prompts(prompts),
         harmful=load_prompts(harmful) if harmful else None,
+        strata=[kind.value for kind in by or ()],
         target_fpr=target_fpr,
         confidence=confidence,
         dtype=dtype,
         device=device,
         skip_long=skip_long,
     )
-    from calibration.display import tuned_table
+    from calibration.display import strata_table, tuned_table
 
     # The diff alone goes to standard output, so that it can be redirected into `patch`.
     Console(stderr=True).print(tuned_table(tuned))
+    if by:
+        Console(stderr=True).print(strata_table(tuned))
     typer.echo(diff, nl=False)
 
 
@@ -180,6 +207,20 @@ def inspect(artifact: Annotated[Path, typer.Argument(help="Artifact folder.")]) 
     from probes.artifact import Artifact
 
     Console().print(artifact_summary(Artifact.load(artifact)))
+
+
+def report(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.html and its figures as PNG files.")] = Path("report"),
+) -> None:
+    """Render an artifact's evidence as one self-contained HTML page, with plots, for whoever must trust it.
+
+    foreguard report ./artifact --out ./report
+    """
+    from calibration.report.page import write_report
+    from probes.artifact import Artifact
+
+    Console().print(f"written to {write_report(Artifact.load(artifact), out)}")
 
 
 def _write_json(report: "Report", path: Path | None) -> None:

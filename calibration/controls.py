@@ -65,7 +65,7 @@ def report_controls(
         **_drawn(_SHUFFLED, "logistic on shuffled labels, mean of 5, better sense", scored.scores, names, harmful),
     }
     if train is not None:
-        reports["tfidf"] = control("words and word pairs, logistic regression", _tfidf_scores(train, prompts), harmful)
+        reports["tfidf"] = control("words and word pairs, logistic regression", tfidf_scores(train, prompts), harmful)
     if np.isfinite(scored.refusal).all():
         reports["first_token_refusal"] = control(
             "the model's own first-token refusal log-odds", scored.refusal, harmful
@@ -84,7 +84,8 @@ def _drawn(
     return {prefix.removeprefix("control_"): ControlReport(what=what, auroc=mean, tpr_at_fpr={})}
 
 
-def _tfidf_scores(train: EncodedPrompts, prompts: EncodedPrompts) -> npt.NDArray[np.float64]:
+def tfidf_scores(train: EncodedPrompts, prompts: EncodedPrompts) -> npt.NDArray[np.float64]:
+    """Return scores `[N]` of `prompts` by their words and word pairs alone, as learned from `train`."""
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     features = vectorizer.fit_transform([prompt.text for prompt in train.prompts])
     model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=1000).fit(features, train.harmful)

@@ -42,6 +42,19 @@ def tuned_table(tuned: Sequence[Tuned]) -> RenderableType:
     return table
 
 
+def strata_table(tuned: Sequence[Tuned]) -> RenderableType:
+    """Return each stratum's own cut on each score; the highest of a row is in force."""
+    certified = [item.certified for item in tuned]
+    names = list(certified[0].strata)
+    table = _table("each stratum's own threshold; the highest is used", "score", *names)
+    for item in tuned:
+        cuts = item.certified.strata
+        table.add_row(item.name, *(f"{cuts[name].value:.4f}" for name in names))
+    sizes = (f"{name} ({size})" for name, size in certified[0].too_small.items())
+    missing = f"too few benign prompts to promise anything ({certified[0].needed} are needed): {', '.join(sizes)}"
+    return Group(table, *([Text(missing)] if certified[0].too_small else []))
+
+
 def artifact_summary(artifact: Artifact) -> RenderableType:
     """Return what an artifact holds: the model it is for, its probes and vectors, and the data behind them."""
     return Group(

@@ -1,7 +1,7 @@
 """An artifact met with new prompts: the model is loaded, its fingerprint required, and the prompts scored."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from calibration.pipeline import bank_of
 from calibration.prompts import PromptFile, require_classes
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.request_scores import score_prompts
+from calibration.strata import strata_of
 from calibration.template import EncodedPrompts, encode_prompts
-from calibration.tune import Tuned, columns_of, policy_diff, tune_scores
+from calibration.tune import Sample, Tuned, columns_of, policy_diff, tune_scores
 from guard.policy_file import parse_policy
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import ArtifactError, PolicyError, PromptError
@@ -98,6 +99,7 @@ def tune_policy(
     file: PromptFile,
     *,
     harmful: PromptFile | None = None,
+    strata: Sequence[str] = (),
     target_fpr: float = 0.01,
     confidence: float = 0.95,
     dtype: str = "auto",
@@ -106,7 +108,8 @@ def tune_policy(
 ) -> tuple[list[Tuned], str]:
     """Return each score's threshold on the benign prompts of `file`, and the diff of `policy` that applies them.
 
-    Recall is measured on `harmful`, on the harmful prompts of `file`, or on the artifact's own, whichever there is first.
+    With `strata` (kinds of `calibration.strata`) the threshold holds in each of them. Recall is measured on `harmful`, on
+    the harmful prompts of `file`, or on the artifact's own, whichever there is first.
     """
     text = _read_policy(policy)
     parsed = parse_policy(text, policy.name)
@@ -114,7 +117,9 @@ def tune_policy(
     bank = ProbeBank.from_artifact(artifact)
     prompts = loaded.encode(file)
     scores = score_prompts(loaded.chat, bank, prompts, title="scoring your prompts").scores
-    benign = columns_of(bank.names, scores[~prompts.harmful], parsed)
+    benign = Sample(
+        columns_of(bank.names, scores[~prompts.harmful], parsed), strata_of(prompts, strata)[~prompts.harmful]
+    )
     harmful_scores = scores[prompts.harmful]
     if harmful is not None:
         harmful_scores = _harmful_only(loaded, bank, harmful)

@@ -5,6 +5,8 @@
     03-<method>.safetensors     probes and steering vectors
     04-scores-<split>…          request scores, by the arithmetic that serves
     05-evaluation.json          the report on the test split
+    06-unseen/                  one file per source left out, where that was asked for
+    07-evidence.json            all that a reviewer is shown
 
 Training prompts fit and choose; validation prompts certify thresholds and fit probabilities; test prompts only report.
 An interrupted run goes on from its last file.
@@ -27,19 +29,26 @@ from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where, record
 from calibration.controls import random_probes, report_controls, shuffled_probes
+from calibration.dose_response import dose_response
 from calibration.evaluate import Report, evaluate
+from calibration.evidence import FILE as EVIDENCE
+from calibration.evidence import Evidence, split_scores
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
+from calibration.methods.token_level import fit_token_level
 from calibration.methods.training import TrainingSet
 from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
+from calibration.near_duplicates import leakage_notes
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.request_scores import RequestScores, score_prompts
+from calibration.separation import separation_map
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
+from calibration.unseen_sources import UnseenSources, unseen_sources
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
@@ -50,6 +59,7 @@ METHODS: dict[str, Method] = {
     "refusal_direction": fit_refusal_direction,
     "harmfulness_direction": fit_harmfulness_direction,
     "classifiers": fit_classifiers,
+    "token_level": fit_token_level,
 }
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")
@@ -65,6 +75,8 @@ class Settings:
     device: str = "cpu"
     limit: int | None = None
     """Most training prompts per class; validation and test are always used whole."""
+    leave_one_source_out: bool = False
+    """Also fit without each source in turn, and measure on it."""
     skip_long: bool = False
     """Leave out prompts longer than the model's context instead of refusing them."""
     keep_work: bool = False
@@ -110,7 +122,9 @@ def calibrate(
     _require_unchanged(run, model, settings)
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
-    manifest = _assemble(run, found, scored["validation"].scores, report, created).save(out)
+    unseen = unseen_sources(training, run.work / "06-unseen") if settings.leave_one_source_out else None
+    evidence = _evidence(run, training, found, scored["test"], report, unseen)
+    manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
     if not settings.keep_work:
         shutil.rmtree(work)
         if not any(work.parent.iterdir()):
@@ -243,14 +257,42 @@ def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], f
             benign,
             split="test",
             controls=report_controls(test, scored["test"], names, train=run.encoded["train"]),
-            notes=found.notes,
+            notes=(*found.notes, *leakage_notes(list(run.files.values()))),
         )
         _write_whole(path, report.model_dump_json(indent=2) + "\n")
     return Report.model_validate_json(path.read_text())
 
 
+def _evidence(
+    run: _Run,
+    training: TrainingSet,
+    found: Fitted,
+    test: RequestScores,
+    report: Report,
+    unseen: UnseenSources | None,
+) -> Evidence:
+    path = run.work / "07-evidence.json"
+    if not path.exists():
+        evidence = Evidence(
+            report=report,
+            separation=separation_map(training),
+            test_scores=split_scores(
+                [probe.spec.name for probe in found.probes], test.scores, run.encoded["test"].harmful
+            ),
+            unseen=unseen,
+            doses={item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering},
+        )
+        _write_whole(path, evidence.to_file().decode())
+    return Evidence.model_validate_json(path.read_text())
+
+
 def _assemble(
-    run: _Run, found: Fitted, validation_scores: npt.NDArray[np.float32], report: Report, created: str
+    run: _Run,
+    found: Fitted,
+    validation_scores: npt.NDArray[np.float32],
+    report: Report,
+    created: str,
+    evidence: Evidence,
 ) -> Artifact:
     harmful = run.encoded["validation"].harmful
     scores = validation_scores[:, : len(found.probes)]
@@ -270,7 +312,7 @@ def _assemble(
         data=tuple(run.files[split].digest(split) for split in SPLITS),
         tools=_tools(),
     )
-    return Artifact(manifest, tensors)
+    return Artifact(manifest, tensors, {EVIDENCE: evidence.to_file()})
 
 
 def _measured(

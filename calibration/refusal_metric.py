@@ -4,15 +4,19 @@ The refusal tokens are found from the model's own first-token probabilities; the
 `P_R` their total probability (arXiv 2406.11717, section 3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from calibration.batching import iterate_batches
+from calibration.batching import Batch, iterate_batches
 from calibration.model import ChatModel
 from calibration.template import EncodedPrompts
+
+Intervention = Callable[[Batch], AbstractContextManager[None]]
+"""What is done to the model while a batch runs; it may depend on where the batch's prompts end."""
 
 _EPSILON = 1e-8
 """Keeps the logarithms finite; the value of the paper's code."""
@@ -22,12 +26,19 @@ _MINIMUM_RATIO = 4.0
 share among harmless ones. Wide margins: a refusal opening is the rule on one side and the exception on the other."""
 
 
-def first_token_log_probs(chat: ChatModel, prompts: EncodedPrompts) -> torch.Tensor:
-    """Return the log-probabilities of the answer's first token, float32 `[N, V]`. For small N: it is all held."""
-    batches = list(iterate_batches(prompts.token_ids, chat.device))
-    log_probs = torch.cat([chat.last_logits(batch).log_softmax(dim=-1).cpu() for batch in batches])
+def first_token_log_probs(
+    chat: ChatModel, prompts: EncodedPrompts, intervention: Intervention = lambda _: nullcontext()
+) -> torch.Tensor:
+    """Return the log-probabilities of the answer's first token, float32 `[N, V]`. For small N: it is all held.
+
+    Each batch runs within `intervention(batch)`.
+    """
+    batches, parts = list(iterate_batches(prompts.token_ids, chat.device)), []
+    for batch in batches:
+        with intervention(batch):
+            parts.append(chat.last_logits(batch).log_softmax(dim=-1).cpu())
     rows = np.concatenate([batch.rows for batch in batches])
-    return log_probs[np.argsort(rows)]
+    return torch.cat(parts)[np.argsort(rows)]
 
 
 def find_refusal_tokens(log_probs: torch.Tensor, harmful: npt.NDArray[np.bool_]) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import yaml
 
 from calibration.metrics import rate
 from guard.policy import Condition, Policy, TargetFpr
-from guard.threshold import Threshold, certify
+from guard.threshold import StratifiedThreshold, Threshold, certify_strata
 from probes.errors import PolicyError
 from probes.manifest import Rate
 
@@ -19,12 +19,32 @@ Columns = Mapping[str, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """An operator's benign prompts: their scores, and the strata that they belong to."""
+
+    columns: Columns
+    strata: npt.NDArray[np.str_] | None = None
+    """`[N]`; one stratum where there are none."""
+
+    def certify(self, name: str, target_fpr: float, confidence: float) -> StratifiedThreshold:
+        """Return the cut on score `name` that every stratum's prompts certify. Raises `TooFewNegatives`."""
+        scores = self.columns[name]
+        strata = np.full(len(scores), "all") if self.strata is None else self.strata
+        return certify_strata(scores, strata, target_fpr, confidence)
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
     """A probe's threshold on the operator's prompts, and the recall to expect of it."""
 
     name: str
-    threshold: Threshold
+    certified: StratifiedThreshold
     recall: Rate
+
+    @property
+    def threshold(self) -> Threshold:
+        """The cut, which is that of the strictest stratum."""
+        return self.certified.threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +69,17 @@ def columns_of(
     return columns
 
 
-def tune_scores(benign: Columns, harmful: Columns, target_fpr: float, confidence: float) -> list[Tuned]:
+def tune_scores(benign: Sample, harmful: Columns, target_fpr: float, confidence: float) -> list[Tuned]:
     """Return each score's certified threshold on `benign`, with its recall on `harmful`. Raises `TooFewNegatives`."""
     tuned = []
-    for name, scores in benign.items():
-        threshold = certify(scores, target_fpr, confidence)
-        recall = rate(int((harmful[name] > threshold.value).sum()), len(harmful[name]))
-        tuned.append(Tuned(name, threshold, recall))
+    for name in benign.columns:
+        certified = benign.certify(name, target_fpr, confidence)
+        recall = rate(int((harmful[name] > certified.threshold.value).sum()), len(harmful[name]))
+        tuned.append(Tuned(name, certified, recall))
     return tuned
 
 
-def policy_diff(text: str, source: str, policy: Policy, benign: Columns, target_fpr: float, confidence: float) -> str:
+def policy_diff(text: str, source: str, policy: Policy, benign: Sample, target_fpr: float, confidence: float) -> str:
     """Return the unified diff that puts a certified number into every `above` of the policy.
 
     A condition that states its own `target_fpr` keeps to it; one that holds a number gets the target given here.
@@ -78,7 +98,7 @@ def policy_diff(text: str, source: str, policy: Policy, benign: Columns, target_
     return "".join(lines)
 
 
-def _edits(text: str, policy: Policy, benign: Columns, default: TargetFpr) -> Iterator[_Edit]:
+def _edits(text: str, policy: Policy, benign: Sample, default: TargetFpr) -> Iterator[_Edit]:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     rules = _value(root, "rules")
     for rule, node in zip(policy.rules, getattr(rules, "value", []), strict=True):
@@ -86,15 +106,16 @@ def _edits(text: str, policy: Policy, benign: Columns, default: TargetFpr) -> It
             pair = _pair(_value(_value(node, "when"), name), "above")
             if condition.above is None or pair is None:
                 continue
-            _require_known(f"rules.{rule.name}.when.{name}", name, list(benign))
+            _require_known(f"rules.{rule.name}.when.{name}", name, list(benign.columns))
             start = text.index(":", pair[0].end_mark.index) + 1
-            yield _Edit(start, _end(pair[1]), f" {_number(condition, benign[name], default)}")
+            yield _Edit(start, _end(pair[1]), f" {_number(condition, benign, name, default)}")
 
 
-def _number(condition: Condition, benign: npt.NDArray[np.float32], default: TargetFpr) -> str:
+def _number(condition: Condition, benign: Sample, name: str, default: TargetFpr) -> str:
     target = condition.above if isinstance(condition.above, TargetFpr) else default
+    cut = benign.certify(name, target.target_fpr, target.confidence).threshold.value
     # Rounded up: a threshold that is a hair higher keeps its promise.
-    return f"{np.ceil(certify(benign, target.target_fpr, target.confidence).value * 1e4) / 1e4:.4f}"
+    return f"{np.ceil(cut * 1e4) / 1e4:.4f}"
 
 
 def _pair(node: yaml.Node | None, key: str) -> tuple[yaml.Node, yaml.Node] | None:

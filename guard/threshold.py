@@ -5,7 +5,7 @@ false-positive rate exceeds the target with probability at most `1 - confidence`
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,52 @@ def certify(benign_scores: npt.ArrayLike, target_fpr: float, confidence: float =
         num_negatives=len(scores),
         allowed_exceedances=allowed,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class StratifiedThreshold:
+    """One cut that keeps the rate in every stratum of the traffic that the sample can speak of."""
+
+    threshold: Threshold
+    """The highest of the strata's, with their target and the confidence that *all* of them keep it."""
+    strata: dict[str, Threshold]
+    too_small: dict[str, int]
+    """Strata with fewer benign prompts than `needed`, by their number: nothing is promised of them."""
+    needed: int
+
+
+def certify_strata(
+    benign_scores: npt.ArrayLike, strata: npt.ArrayLike, target_fpr: float, confidence: float = 0.95
+) -> StratifiedThreshold:
+    """Return the lowest cut that keeps `target_fpr` in every stratum at once with the stated confidence.
+
+    `benign_scores` `[N]` and the `strata` `[N]` they belong to. Each stratum is certified at confidence
+    `1 - (1 - confidence) / S`, so that all S keep the rate together (Bonferroni). A stratum that is too small for that is
+    left out and named. Raises `TooFewNegatives` when every stratum is.
+    """
+    scores, labels = np.asarray(benign_scores, dtype=np.float64).ravel(), np.asarray(strata).ravel()
+    sizes = {str(name): int((labels == name).sum()) for name in np.unique(labels)}
+    largest_first = sorted(sizes, key=lambda name: -sizes[name])
+    # Every further stratum asks more of each: as many as the smallest of them can bear.
+    enough = [
+        count
+        for count, name in enumerate(largest_first, start=1)
+        if sizes[name] >= minimum_negatives(target_fpr, _each(confidence, count))
+    ]
+    counted = largest_first[: max(enough, default=1)]
+    each = _each(confidence, len(counted))
+    certified = {name: certify(scores[labels == name], target_fpr, each) for name in counted}
+    highest = max(certified.values(), key=lambda threshold: threshold.value)
+    return StratifiedThreshold(
+        threshold=replace(highest, confidence=confidence),
+        strata=certified,
+        too_small={name: size for name, size in sizes.items() if name not in counted},
+        needed=minimum_negatives(target_fpr, each),
+    )
+
+
+def _each(confidence: float, count: int) -> float:
+    return confidence if count == 1 else 1.0 - (1.0 - confidence) / count
 
 
 def allowed_exceedances(num_negatives: int, target_fpr: float, confidence: float = 0.95) -> int:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,49 +36,55 @@ class Artifact:
 
     `tensors` holds, all float32: `probe.<name>.weight` `[len(layers), D]`, `steering.<name>.vector` `[len(layers), D]`,
     and the calibration split's request scores `scores.harmless` `[N, K]` and `scores.harmful` `[M, K]`, columns in the
-    manifest's order of probes: thresholds for any target false-positive rate come from these.
+    manifest's order of probes: thresholds for any target false-positive rate come from these. `attachments` are whole
+    files that go along, by name: no server reads them.
     """
 
     manifest: Manifest
     tensors: Mapping[str, torch.Tensor]
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "Artifact":
-        """Read and check the artifact in `folder`. Raises `ArtifactCorrupt` or `SchemaTooNew`."""
+        """Read and check the artifact in `folder`, attachments included. Raises `ArtifactCorrupt` or `SchemaTooNew`."""
         while True:
             before = _identity(folder)
             try:
                 return cls._load(folder)
             except ArtifactCorrupt:
-                # Its two files may be of two artifacts, if the folder was replaced while it was read.
+                # Its files may be of two artifacts, if the folder was replaced while it was read.
                 if _identity(folder) == before:
                     raise
 
     @classmethod
     def _load(cls, folder: Path) -> "Artifact":
         manifest = _load_manifest(folder)
-        raw = _read(folder / TENSORS)
-        if hashlib.sha256(raw).hexdigest() != manifest.tensors_sha256:
-            raise ArtifactCorrupt(
-                f"{TENSORS} is not the file that the manifest describes", field="tensors_sha256", remedy=_RECALIBRATE
-            )
+        raw = _read_described(folder / TENSORS, manifest.tensors_sha256, "tensors_sha256")
+        attachments = {
+            name: _read_described(folder / name, digest, f"attachments.{name}")
+            for name, digest in manifest.attachments.items()
+        }
         try:
             tensors = load_tensors(raw)
         except SafetensorError as error:
             raise ArtifactCorrupt(f"{TENSORS} cannot be read: {error}", field=TENSORS, remedy=_RECALIBRATE) from error
         _check_tensors(manifest, tensors)
-        return cls(manifest, tensors)
+        return cls(manifest, tensors, attachments)
 
     def save(self, folder: Path) -> Manifest:
         """Write the artifact to `folder`, replacing what is there only when all is written; return the sealed manifest."""
         _check_tensors(self.manifest, self.tensors)
         # Copies, because safetensors refuses tensors that share their storage.
         raw = save_tensors({name: tensor.clone().contiguous() for name, tensor in self.tensors.items()})
-        sealed = _seal(self.manifest.model_copy(update={"tensors_sha256": hashlib.sha256(raw).hexdigest()}))
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in self.attachments.items()}
+        described = {"tensors_sha256": hashlib.sha256(raw).hexdigest(), "attachments": digests}
+        sealed = _seal(self.manifest.model_copy(update=described))
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             (staging / TENSORS).write_bytes(raw)
+            for name, content in self.attachments.items():
+                (staging / name).write_bytes(content)
             (staging / MANIFEST).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
             staging.chmod(0o755)
             _replace(staging, folder)
@@ -153,6 +159,15 @@ def _seal(manifest: Manifest) -> Manifest:
 def _digest(content: dict[str, object]) -> str:
     rest = {key: value for key, value in content.items() if key != "digest"}
     return hashlib.sha256(json.dumps(rest, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+
+def _read_described(path: Path, sha256: str, field: str) -> bytes:
+    raw = _read(path)
+    if hashlib.sha256(raw).hexdigest() != sha256:
+        raise ArtifactCorrupt(
+            f"{path.name} is not the file that the manifest describes", field=field, remedy=_RECALIBRATE
+        )
+    return raw
 
 
 def _read(path: Path) -> bytes:

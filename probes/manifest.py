@@ -13,6 +13,7 @@ from probes.readout import Readout
 SCHEMA_VERSION: Literal[1] = 1
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}\.[a-z]{1,8}$")]
 Site = Literal["resid_post", "mlp_neurons"]
 
 
@@ -123,6 +124,8 @@ class Manifest(_Strict):
     tools: dict[str, str] = {}
     tensors_sha256: str = ""
     """Digest of `probes.safetensors`."""
+    attachments: dict[FileName, str] = {}
+    """Digests of further files in the folder, for people and not for servers: the evidence, for one."""
     digest: str = ""
     """Digest of this manifest without this field; names the artifact as a whole."""
 

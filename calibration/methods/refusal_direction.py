@@ -8,7 +8,7 @@ prompts do not notice the ablation (`kl`). Where no candidate stands linear abla
 Layers are counted at `resid_post`, so block l here is the paper's input of block l + 1.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from calibration.batching import Batch, iterate_batches
+from calibration.batching import Batch
 from calibration.intervention import ablated, added, recentred
 from calibration.methods.directions import difference_in_means, direction_probe
 from calibration.methods.fitted import Fitted, FittedSteering
@@ -89,8 +89,8 @@ class _Jury:
         return linear if linear.qualifies else self._judge_affine(judged)
 
     def _judge_affine(self, judged: _Candidate) -> _Candidate:
-        after = self._log_probs(self.harmless, lambda batch: self._recentred(judged, batch))
-        harmful = self._log_probs(self.harmful, lambda batch: self._recentred(judged, batch))
+        after = first_token_log_probs(self.chat, self.harmless, lambda batch: self._recentred(judged, batch))
+        harmful = first_token_log_probs(self.chat, self.harmful, lambda batch: self._recentred(judged, batch))
         bypass = float(refusal_metric(harmful, self.tokens).mean())
         return replace(judged, bypass=bypass, kl=mean_kl(self.harmless_log_probs, after), is_affine=True)
 
@@ -98,21 +98,11 @@ class _Jury:
         positions = torch.stack([batch.from_end(offset) for offset in range(len(judged.levels))], dim=1)
         return recentred(self.chat, judged.layer, judged.vector(), positions, torch.from_numpy(judged.levels))
 
-    def _log_probs(
-        self, prompts: EncodedPrompts, intervention: Callable[[Batch], AbstractContextManager[None]]
-    ) -> torch.Tensor:
-        """Return first-token log-probabilities `[N, V]` under an intervention that depends on the batch."""
-        batches, parts = list(iterate_batches(prompts.token_ids, self.chat.device)), []
-        for batch in batches:
-            with intervention(batch):
-                parts.append(self.chat.last_logits(batch).log_softmax(dim=-1).cpu())
-        return torch.cat(parts)[np.argsort(np.concatenate([batch.rows for batch in batches]))]
-
     def induced_as_served(self, candidate: _Candidate, strength: float) -> float:
         """Return the mean metric when the vector is added where the first token is predicted, and no earlier."""
         vector = strength * candidate.vector()
-        log_probs = self._log_probs(
-            self.harmless, lambda batch: added(self.chat, candidate.layer, vector, only=batch.from_end(0))
+        log_probs = first_token_log_probs(
+            self.chat, self.harmless, lambda batch: added(self.chat, candidate.layer, vector, only=batch.from_end(0))
         )
         return float(refusal_metric(log_probs, self.tokens).mean())
 

@@ -8,6 +8,7 @@ import torch
 from tiny import make_model, make_prompts, make_tokenizer, plant_refusal, write_prompts
 
 from calibration.model import ChatModel
+from calibration.pipeline import SPLITS, calibrate
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,10 @@ def splits(tmp_path_factory):
         split: write_prompts(folder / f"{split}.jsonl", make_prompts(count, seed, harmful_share=share))
         for seed, (split, (count, share)) in enumerate(sizes.items())
     }
+
+
+@pytest.fixture(scope="session")
+def calibrated(planted, splits, tmp_path_factory):
+    """A finished calibration and its folder."""
+    out = tmp_path_factory.mktemp("out") / "artifact"
+    return calibrate(planted.folder, *(splits[split] for split in SPLITS), out), out

@@ -16,9 +16,9 @@ POLICY = 'name: p\nversion: "1"\nrules:\n  - {name: r, action: flag, when: {stac
 
 @pytest.fixture(scope="module")
 def app():
-    """The four commands under one frame."""
+    """The commands under one frame."""
     application = typer.Typer()
-    for command in (cli.calibrate, cli.evaluate, cli.tune, cli.inspect):
+    for command in (cli.calibrate, cli.evaluate, cli.tune, cli.inspect, cli.report):
         application.command(command.__name__)(command)
     return application
 
@@ -48,6 +48,14 @@ def test_inspect_shows_model_probes_vectors_and_data(run, artifact):
     shown = run("inspect", artifact).output
     for word in ("LlamaForCausalLM", "harmfulness", "mean over tokens", "induce", "train.jsonl", "336"):
         assert word in shown
+
+
+def test_report_writes_the_page_and_says_where(run, artifact, tmp_path):
+    """The figures lie beside it."""
+    result = run("report", artifact, "--out", tmp_path / "report")
+    assert "report.html" in result.output.replace("\n", "")
+    assert (tmp_path / "report" / "report.html").exists()
+    assert (tmp_path / "report" / "roc.png").exists()
 
 
 def test_evaluate_writes_the_report(run, artifact, planted, splits, tmp_path):

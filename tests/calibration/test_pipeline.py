@@ -16,14 +16,7 @@ from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import ArtifactMismatch, CalibrationError, PromptError
 from probes.fingerprint import fingerprint
 
-NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled"]
-
-
-@pytest.fixture(scope="module")
-def calibrated(planted, splits, tmp_path_factory):
-    """A finished calibration and its folder."""
-    out = tmp_path_factory.mktemp("out") / "artifact"
-    return calibrate(planted.folder, *(splits[split] for split in SPLITS), out), out
+NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "tokens"]
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibration.tune import columns_of, policy_diff, tune_scores
+from calibration.tune import Sample, columns_of, policy_diff, tune_scores
 from guard.policy_file import parse_policy
 from guard.threshold import certify
 from probes.errors import PolicyError, TooFewNegatives
@@ -59,7 +59,7 @@ def test_every_upper_threshold_becomes_a_certified_number(scores):
     """Conditions keep the target they state, numbers take the target given, and nothing else of the file changes."""
     policy = parse_policy(POLICY)
     benign = columns_of(["stack", "refusal"], scores, policy)
-    diff = policy_diff(POLICY, "p.yaml", policy, benign, 0.01, 0.95)
+    diff = policy_diff(POLICY, "p.yaml", policy, Sample(benign), 0.01, 0.95)
     tuned_text = apply(diff, POLICY)
     tuned = parse_policy(tuned_text)
     expected = [
@@ -85,15 +85,15 @@ def test_a_tuned_policy_needs_no_change(scores):
         .replace("confidence: 0.9", "confidence: 0.95")
     )
     benign = columns_of(["stack", "refusal"], scores, policy)
-    once = apply(policy_diff(text, "p", parse_policy(text), benign, 0.01, 0.95), text)
-    assert policy_diff(once, "p", parse_policy(once), benign, 0.01, 0.95) == ""
+    once = apply(policy_diff(text, "p", parse_policy(text), Sample(benign), 0.01, 0.95), text)
+    assert policy_diff(once, "p", parse_policy(once), Sample(benign), 0.01, 0.95) == ""
 
 
 def test_expected_recall_is_counted_on_the_harmful_scores(scores):
     """Each score's recall is the share of harmful scores above its threshold, with its interval."""
     policy = parse_policy(POLICY)
     benign, harmful = (columns_of(["stack", "refusal"], shifted, policy) for shifted in (scores, scores + 2))
-    for item in tune_scores(benign, harmful, 0.01, 0.95):
+    for item in tune_scores(Sample(benign), harmful, 0.01, 0.95):
         assert item.recall.value == (harmful[item.name] > item.threshold.value).mean()
         assert item.recall.low < item.recall.value < item.recall.high
 
@@ -103,6 +103,19 @@ def test_too_few_benign_prompts_are_refused(scores):
     policy = parse_policy(POLICY)
     few = columns_of(["stack", "refusal"], scores[:100], policy)
     with pytest.raises(TooFewNegatives, match="at least 299"):
-        tune_scores(few, few, 0.01, 0.95)
+        tune_scores(Sample(few), few, 0.01, 0.95)
     with pytest.raises(PolicyError, match="no probe or combination is named 'stack'"):
         columns_of(["refusal"], scores[:, :1], policy)
+
+
+def test_with_strata_the_strictest_one_decides(scores):
+    """The number in the diff is the highest of the strata's own cuts."""
+    strata = np.repeat(["short", "long"], 500)
+    shifted = scores + np.where(strata == "long", 2.0, 0.0)[:, None].astype(np.float32)
+    policy = parse_policy(POLICY)
+    benign = Sample(columns_of(["stack", "refusal"], shifted, policy), strata)
+    [stack] = [item for item in tune_scores(benign, benign.columns, 0.02, 0.9) if item.name == "stack"]
+    assert stack.threshold.value == stack.certified.strata["long"].value > stack.certified.strata["short"].value
+    assert stack.certified.strata["long"] == certify(shifted[500:, 0], 0.02, 0.95)
+    tuned = parse_policy(apply(policy_diff(POLICY, "p", policy, benign, 0.02, 0.9), POLICY))
+    assert tuned.rules[0].when["stack"].above == pytest.approx(stack.threshold.value, abs=1e-4)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import beta
+from scipy.stats import beta, norm
 
-from guard.threshold import Threshold, allowed_exceedances, certify, minimum_negatives
+from guard.threshold import Threshold, allowed_exceedances, certify, certify_strata, minimum_negatives
 from probes.errors import CalibrationError, TooFewNegatives
 
 
@@ -83,3 +83,43 @@ def test_scores_that_are_not_numbers_are_refused():
     """A NaN would sort to the top and hide in the tail."""
     with pytest.raises(CalibrationError, match="NaN"):
         certify([0.0, float("nan")] * 1000, 0.01)
+
+
+def test_every_stratum_keeps_the_rate_where_a_pooled_cut_does_not():
+    """Over 300 samples of three strata, one of which scores higher, some stratum exceeds 5 % in at most 5 % of them.
+
+    Three standard errors of 300 draws at 5 % are 3.8 points. The pooled cut fails the high stratum nearly always.
+    """
+    rng, shifts = np.random.default_rng(7), {"short": 0.0, "long": 0.4, "turns": 1.0}
+    failures = pooled_failures = 0
+    for _ in range(300):
+        parts = {name: rng.normal(shift, 1.0, 400) for name, shift in shifts.items()}
+        scores, labels = np.concatenate(list(parts.values())), np.repeat(list(parts), 400)
+        cut = certify_strata(scores, labels, 0.05).threshold.value
+        failures += any(norm.sf(cut - shift) > 0.05 for shift in shifts.values())
+        pooled_failures += norm.sf(certify(scores, 0.05).value - shifts["turns"]) > 0.05
+    assert failures / 300 <= 0.05 + 0.038
+    assert pooled_failures / 300 > 0.95
+
+
+def test_one_stratum_is_the_plain_rule():
+    """Nothing is paid for strata that are not there."""
+    scores = np.random.default_rng(8).normal(size=500)
+    assert certify_strata(scores, ["all"] * 500, 0.01).threshold == certify(scores, 0.01)
+
+
+def test_a_stratum_that_is_too_small_is_named_and_not_promised():
+    """The others are certified as if it were not there; at 1 % and two strata each needs 367."""
+    scores, labels = np.random.default_rng(9).normal(size=1010), np.repeat(["a", "b", "c"], [500, 500, 10])
+    found = certify_strata(scores, labels, 0.01)
+    assert found.too_small == {"c": 10}
+    assert found.needed == minimum_negatives(0.01, 0.975) == 368
+    assert set(found.strata) == {"a", "b"}
+    assert found.threshold.value == max(threshold.value for threshold in found.strata.values())
+
+
+def test_no_stratum_large_enough_is_refused():
+    """With the number that one would need."""
+    with pytest.raises(TooFewNegatives, match="150 benign prompts") as caught:
+        certify_strata(np.zeros(250), np.repeat(["a", "b"], [150, 100]), 0.01)
+    assert "299" in caught.value.remedy

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -450,3 +451,28 @@ def test_documentation_names_every_key():
     schema = Manifest.model_json_schema()
     keys = set(schema["properties"]).union(*(part.get("properties", {}) for part in schema["$defs"].values()))
     assert {key for key in keys if f"`{key}`" not in document} == set()
+
+
+def test_attachments_go_along_and_come_back(make, tmp_path):
+    """A file that no server reads is kept byte for byte, and the artifact's digest covers it."""
+    artifact = replace(make(), attachments={"evidence.json": b"{}\n"})
+    sealed = artifact.save(tmp_path / "artifact")
+    assert Artifact.load(tmp_path / "artifact").attachments == {"evidence.json": b"{}\n"}
+    assert sealed.digest != make().save(tmp_path / "other").digest
+
+
+@pytest.mark.parametrize("harm", ["changed", "missing"])
+def test_an_attachment_that_is_not_the_one_described_is_refused(make, tmp_path, harm):
+    """The error names the file."""
+    replace(make(), attachments={"evidence.json": b"{}"}).save(tmp_path / "artifact")
+    path = tmp_path / "artifact" / "evidence.json"
+    path.write_text("{ }") if harm == "changed" else path.unlink()
+    with pytest.raises(ArtifactCorrupt, match=r"evidence\.json"):
+        Artifact.load(tmp_path / "artifact")
+
+
+@pytest.mark.parametrize("name", ["../evidence.json", "/etc/passwd", "a/b.json", ".json", "Evidence.json"])
+def test_an_attachment_cannot_lie_outside_the_folder(make, name):
+    """Names are plain file names, so that a manifest cannot make anyone read elsewhere."""
+    with pytest.raises(ValidationError):
+        Manifest.model_validate(make().manifest.model_dump() | {"attachments": {name: "0"}})

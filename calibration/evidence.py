@@ -1,0 +1,94 @@
+"""Evidence: everything that a reviewer is shown about an artifact, kept inside it as `evidence.json`."""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from calibration.evaluate import Report
+from calibration.unseen_sources import UnseenSources
+from probes.artifact import Artifact
+from probes.errors import ArtifactError
+
+FILE = "evidence.json"
+_DIGITS = 5
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SeparationMap(_Strict):
+    """AUROC of the difference in means on selection prompts, block by block and position by position."""
+
+    positions: tuple[str, ...]
+    """From the prompt's last token backwards, then the mean of all tokens."""
+    auroc: tuple[tuple[float, ...], ...]
+    """`[positions][blocks]`."""
+
+
+class SplitScores(_Strict):
+    """One probe's request scores on one split."""
+
+    harmful: tuple[float, ...]
+    harmless: tuple[float, ...]
+
+
+class Dose(_Strict):
+    """What a steering vector does at one strength, added as the server adds it."""
+
+    strength: float
+    refusal_harmful: float
+    """Mean refusal metric: log-odds that the answer begins as a refusal."""
+    refusal_harmless: float
+    refused_harmless: float
+    """Share of harmless prompts that are more likely refused than not."""
+    kl_harmless: float
+    """Mean KL of the first token's distribution from the unsteered one's, nats, on harmless prompts."""
+
+
+class Evidence(_Strict):
+    """What calibration measured, beyond what a server needs."""
+
+    report: Report
+    separation: SeparationMap
+    test_scores: dict[str, SplitScores]
+    doses: dict[str, tuple[Dose, ...]]
+    """By steering vector, strength ascending from 0."""
+    unseen: UnseenSources | None = None
+    """Leave one source out, where it was asked for."""
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Self:
+        """Read an artifact's evidence. Raises `ArtifactError` where it has none, or of another version."""
+        try:
+            return cls.model_validate_json(artifact.attachments[FILE])
+        except KeyError as error:
+            raise ArtifactError(
+                "the artifact holds no evidence", field=FILE, remedy="calibrate again with this version of foreguard"
+            ) from error
+        except ValidationError as error:
+            raise ArtifactError(
+                f"the evidence is of another version of foreguard: {error.errors()[0]['msg']}",
+                field=FILE,
+                remedy="calibrate again with this version of foreguard",
+            ) from error
+
+    def to_file(self) -> bytes:
+        """Return the content of `evidence.json`."""
+        return (self.model_dump_json() + "\n").encode()
+
+
+def split_scores(
+    names: Sequence[str], scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]
+) -> dict[str, SplitScores]:
+    """Return scores `[N, K]` with labels `[N]` by probe, rounded to what a plot can show."""
+    rounded = np.round(scores.astype(np.float64), _DIGITS)
+    return {
+        name: SplitScores(
+            harmful=tuple(rounded[harmful, column].tolist()), harmless=tuple(rounded[~harmful, column].tolist())
+        )
+        for column, name in enumerate(names)
+    }

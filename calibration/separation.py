@@ -1,0 +1,33 @@
+"""The separation map: where in the model harmful and harmless prompts come apart."""
+
+from calibration.activations import Where
+from calibration.evidence import SeparationMap
+from calibration.methods.directions import difference_in_means
+from calibration.methods.training import TrainingSet
+from calibration.metrics import auroc
+from calibration.template import template_suffix
+
+
+def separation_map(training: TrainingSet) -> SeparationMap:
+    """Return the map. Directions are fitted on the fit prompts, AUROCs measured on the selection prompts."""
+    places: tuple[Where, ...] = (*range(training.instruction_offset + 1), "mean")
+    return SeparationMap(
+        positions=tuple(_names(training)),
+        auroc=tuple(
+            tuple(_separation(training, layer, where) for layer in range(training.chat.num_layers)) for where in places
+        ),
+    )
+
+
+def _separation(training: TrainingSet, layer: int, where: Where) -> float:
+    features = training.features(layer, where)
+    direction = difference_in_means(features[training.fit], training.harmful[training.fit])
+    projection = features[training.select] @ direction
+    harmful = training.harmful[training.select]
+    return auroc(projection[harmful], projection[~harmful])
+
+
+def _names(training: TrainingSet) -> list[str]:
+    tokens = training.chat.tokenizer.convert_ids_to_tokens(list(template_suffix(training.chat.tokenizer)))
+    template = [f"{-1 - offset}: {token}" for offset, token in enumerate(reversed(tokens))]
+    return [*template, f"{-1 - training.instruction_offset}: instruction's last", "mean of all"]

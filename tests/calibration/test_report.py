@@ -1,0 +1,166 @@
+"""The report shows what was measured, whole and alone in one file."""
+
+import re
+from dataclasses import replace
+from html import unescape
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_curve
+
+from calibration.evidence import FILE, Evidence, SplitScores, split_scores
+from calibration.report.figures import reliability_points, roc_points
+from calibration.report.page import write_report
+from probes.artifact import Artifact
+from probes.errors import ArtifactError
+from probes.manifest import Platt
+
+FIGURES = ["separation", "scores", "roc", "reliability", "dose_refusal"]
+
+
+@pytest.fixture(scope="module")
+def artifact(calibrated):
+    """The calibrated artifact."""
+    return Artifact.load(calibrated[1])
+
+
+@pytest.fixture(scope="module")
+def page(artifact, tmp_path_factory):
+    """The report's page."""
+    return write_report(artifact, tmp_path_factory.mktemp("report"))
+
+
+def test_the_page_stands_alone(page):
+    """It loads nothing: no script, no style sheet, no picture from anywhere but itself."""
+    text = page.read_text()
+    assert not re.findall(r"<(?:script|link|img|iframe)\b", text)
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!\#|data:)""", text)
+    assert not re.findall(r"url\((?!\#)", text)
+    assert text.count("<svg") == len(FIGURES)
+
+
+def test_every_figure_is_a_png_too(page):
+    """One file each, of a size that can be looked at."""
+    for name in FIGURES:
+        content = (page.parent / f"{name}.png").read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 5_000
+
+
+def test_every_probe_control_group_and_file_is_on_the_page(page, artifact):
+    """With the numbers that the evaluation gives."""
+    text, report = unescape(page.read_text()), Evidence.of(artifact).report
+    for name, probe in report.probes.items():
+        assert f"<td>{name}</td>" in text
+        assert f"{probe.evaluation.auroc:.3f} ({probe.evaluation.auroc_low:.3f}" in text
+    for name in (*report.controls, *report.probes["stack"].categories):
+        assert f"<td>{name}</td>" in text
+    for item in artifact.manifest.data:
+        assert item.sha256 in text
+    for note in report.notes:
+        assert note in text
+
+
+def test_the_first_sentence_compares_with_the_best_control(page, artifact):
+    """On the planted model words explain the labels wholly, and the page says that no probe is better."""
+    sentence = re.search(r'class="lead">(.*?)</p>', page.read_text()).group(1)
+    assert "cannot be told from the best control, tfidf" in sentence or "loses to the best control, tfidf" in sentence
+
+
+def test_what_a_prompt_file_says_is_text_not_markup(artifact, tmp_path):
+    """A category that is a script is shown, not run."""
+    evidence = Evidence.of(artifact)
+    stack = evidence.report.probes["stack"]
+    group = next(iter(stack.categories.values()))
+    bad = stack.model_copy(update={"categories": {"<script>alert(1)</script>": group}})
+    report = evidence.report.model_copy(update={"probes": evidence.report.probes | {"stack": bad}})
+    content = evidence.model_copy(update={"report": report}).to_file()
+    text = write_report(replace(artifact, attachments={FILE: content}), tmp_path).read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_unseen_sources_are_a_table_with_their_mean(artifact, tmp_path):
+    """Recall and flags by source and probe; a source without a class has a dash there, and no part in the mean."""
+    rate = {"low": 0.0, "high": 1.0, "count": 50}
+    rows = {
+        "plain": {"lda": {"auroc": 0.9, "recall": rate | {"value": 0.8}, "flagged": rate | {"value": 0.04}}},
+        "wrapped": {"lda": {"auroc": 0.7, "recall": rate | {"value": 0.2}, "flagged": None}},
+    }
+    evidence = Evidence.model_validate(
+        Evidence.of(artifact).model_dump() | {"unseen": {"target_fpr": 0.01, "sources": rows}}
+    )
+    changed = replace(artifact, attachments={FILE: evidence.to_file()})
+    text = re.sub(r"\s+", " ", write_report(changed, tmp_path).read_text())
+    assert "<td>wrapped</td><td>50</td><td>0</td> <td>20 % / –</td>" in text
+    assert "<th>50 % / 4.0 %</th>" in text
+
+
+def test_an_artifact_without_evidence_says_what_to_do(artifact, tmp_path):
+    """Older artifacts, and those made by other tools, are told apart from broken ones."""
+    with pytest.raises(ArtifactError, match="no evidence") as caught:
+        write_report(replace(artifact, attachments={}), tmp_path)
+    assert "calibrate" in caught.value.remedy
+    with pytest.raises(ArtifactError, match="another version"):
+        write_report(replace(artifact, attachments={FILE: b'{"odd": 1}'}), tmp_path)
+
+
+def test_the_planted_separation_is_on_the_map(artifact):
+    """Harm is visible everywhere after the first block's attention, and the map names the template's tokens."""
+    found = Evidence.of(artifact).separation
+    assert found.positions[0] == "-1: <|assistant|>"
+    assert found.positions[-2:] == ("-3: instruction's last", "mean of all")
+    assert np.array(found.auroc).shape == (4, 3)
+    assert min(found.auroc[0]) > 0.95
+
+
+def test_dose_and_response_of_the_planted_vector(artifact):
+    """At strength 0 nothing happens; refusal and side effect grow with every step."""
+    curve = Evidence.of(artifact).doses["refusal"]
+    assert curve[0].strength == 0
+    assert curve[0].kl_harmless == 0
+    assert curve[0].refused_harmless == 0
+    refusal = [each.refusal_harmless for each in curve]
+    assert refusal == sorted(refusal)
+    assert refusal[-1] > 0 > refusal[0]
+    assert curve[-1].kl_harmless > curve[1].kl_harmless > 0
+    assert curve[-1].refused_harmless == 1
+
+
+def test_roc_points_are_those_of_an_independent_implementation():
+    """At every false-positive rate the recall is the highest that scikit-learn's curve has there."""
+    rng = np.random.default_rng(0)
+    harmful, harmless = rng.normal(1, 1, 300), rng.normal(0, 1, 500)
+    rates, recalls = roc_points(SplitScores(harmful=tuple(harmful), harmless=tuple(harmless)))
+    labels = np.repeat([1, 0], [300, 500])
+    theirs_fpr, theirs_tpr, _ = roc_curve(labels, np.concatenate([harmful, harmless]), drop_intermediate=False)
+    highest = [theirs_tpr[np.isclose(theirs_fpr, rate)].max() for rate in rates]
+    np.testing.assert_allclose(recalls, highest)
+
+
+def test_a_harmful_score_that_ties_with_the_cut_is_not_recalled():
+    """A score is flagged above its threshold, not at it."""
+    rates, recalls = roc_points(SplitScores(harmful=(1.0, 2.0), harmless=(0.0, 1.0)))
+    assert rates.tolist() == [0.0, 0.5, 1.0]
+    assert recalls.tolist() == [0.5, 1.0, 1.0]
+
+
+def test_reliability_of_true_probabilities():
+    """Where the map is true, 95 % intervals hold the prediction about as often as they say."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, 20_000)
+    harmful = rng.random(20_000) < 1 / (1 + np.exp(-logits))
+    split = SplitScores(harmful=tuple(logits[harmful]), harmless=tuple(logits[~harmful]))
+    predicted, observed, low, high = reliability_points(split, Platt(slope=1.0, intercept=0.0))
+    assert len(predicted) == 8
+    assert ((low <= predicted) & (predicted <= high)).sum() >= 6
+    assert np.abs(predicted - observed).max() < 0.03
+
+
+def test_split_scores_keep_every_prompt_on_its_side():
+    """Counts and order by class are those of the labels."""
+    scores = np.arange(12, dtype=np.float32).reshape(6, 2)
+    harmful = np.array([True, False, False, True, False, True])
+    found = split_scores(["a", "b"], scores, harmful)
+    assert found["b"].harmful == (1.0, 7.0, 11.0)
+    assert found["a"].harmless == (2.0, 4.0, 8.0)

@@ -1,0 +1,102 @@
+"""Leaving one source out shows what a probe is worth where it has not been."""
+
+import numpy as np
+import pytest
+from tiny import make_prompts, write_prompts
+
+from calibration import unseen_sources as module
+from calibration.activations import record
+from calibration.methods.classifiers import fit_classifiers
+from calibration.methods.training import TrainingSet
+from calibration.pipeline import bank_of
+from calibration.prompts import load_prompts
+from calibration.request_scores import score_prompts
+from calibration.template import encode_prompts, template_suffix
+from calibration.unseen_sources import CONTROL, recorded_scores, unseen_sources
+from probes.errors import CalibrationError
+from probes.fingerprint import fingerprint
+
+FLIP = {"harmful": "harmless", "harmless": "harmful"}
+
+
+def training_set(chat, path, lines):
+    """A training set of these prompt lines, recorded."""
+    prompts = encode_prompts(chat.tokenizer, load_prompts(write_prompts(path, lines)), chat.context)
+    offset = len(template_suffix(chat.tokenizer))
+    recording = record(chat, prompts, (*range(offset + 1), "mean"), path.parent / "activations")
+    return TrainingSet.split(chat, prompts, recording, offset)
+
+
+@pytest.fixture
+def training(planted_chat, tmp_path):
+    """Two honest sources of 200 prompts and one of 60 that calls everything by its opposite."""
+    lines = [line | {"source": ("one", "two")[index % 2]} for index, line in enumerate(make_prompts(400, 0))]
+    liars = [line | {"source": "liar", "label": FLIP[line["label"]]} for line in make_prompts(460, 1)[400:]]
+    return training_set(planted_chat, tmp_path / "train.jsonl", lines + liars)
+
+
+def test_an_honest_source_is_recalled_and_a_lying_one_is_not(training, tmp_path):
+    """What the liar calls harmless is flagged, and what it calls harmful is not: its labels had no say."""
+    found = unseen_sources(training, tmp_path / "unseen").sources
+    assert set(found) == {"one", "two", "liar"}
+    for probe in ("logistic", "lda", "stack", "pooled", CONTROL):
+        assert found["liar"][probe].flagged.value > 0.9
+        assert found["liar"][probe].recall.value < 0.1
+    for source in ("one", "two"):
+        assert found[source]["lda"].auroc > 0.85
+        assert found[source]["lda"].recall.count + found[source]["lda"].flagged.count == 200
+
+
+def test_the_source_left_out_takes_no_part(training):
+    """Neither in fitting, nor in choosing, nor in the cut; and no prompt has two parts."""
+    labels = np.array([prompt.source for prompt in training.prompts.prompts])
+    fold = module._leave_out(training, labels == "two", "two")
+    parts = [fold.training.fit, fold.training.select, fold.judged]
+    for rows in parts:
+        assert not (labels[rows] == "two").any()
+    together = np.concatenate(parts)
+    assert len(np.unique(together)) == len(together)
+    assert not training.harmful[fold.judged].any()
+    assert (labels[fold.left_out] == "two").all()
+
+
+def test_a_run_that_was_stopped_does_finished_sources_no_more(training, tmp_path, monkeypatch):
+    """Two sources are measured, the run dies, the next one measures the third only and gives the same table."""
+    whole, real, calls = unseen_sources(training, tmp_path / "whole"), module._measure, []
+
+    def dying(fold):
+        calls.append(fold)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(fold)
+
+    monkeypatch.setattr(module, "_measure", dying)
+    with pytest.raises(KeyboardInterrupt):
+        unseen_sources(training, tmp_path / "broken")
+    assert unseen_sources(training, tmp_path / "broken") == whole
+    assert len(calls) == 4
+
+
+def test_recorded_scores_are_the_scores_that_serve(training, planted):
+    """A product with recorded activations gives what the probe bank gives in a forward pass, for every classifier."""
+    probes = fit_classifiers(training).probes
+    bank = bank_of(fingerprint(planted.folder), probes)
+    scored = score_prompts(training.chat, bank, training.prompts, title="scoring").scores
+    for column, probe in enumerate(probes):
+        np.testing.assert_allclose(recorded_scores(training, probe), scored[:, column], rtol=1e-4, atol=1e-3)
+
+
+def test_one_source_is_no_ground_to_say_anything(planted_chat, tmp_path):
+    """The error says which key to add."""
+    training = training_set(planted_chat, tmp_path / "train.jsonl", make_prompts(80, 2))
+    with pytest.raises(CalibrationError, match="1 source") as caught:
+        unseen_sources(training, tmp_path / "unseen")
+    assert '"source"' in caught.value.remedy
+
+
+def test_a_class_that_stands_in_one_source_only(planted_chat, tmp_path):
+    """Without that source nothing is left to learn from, and the error names it."""
+    lines = [line | {"source": f"all {line['label']}"} for line in make_prompts(120, 3)]
+    training = training_set(planted_chat, tmp_path / "train.jsonl", lines)
+    with pytest.raises(CalibrationError, match="without source 'all harmful' 0 harmful"):
+        unseen_sources(training, tmp_path / "unseen")
