@@ -28,6 +28,7 @@ def _separation(training: TrainingSet, layer: int, where: Where) -> float:
 
 
 def _names(training: TrainingSet) -> list[str]:
-    tokens = training.chat.tokenizer.convert_ids_to_tokens(list(template_suffix(training.chat.tokenizer)))
-    template = [f"{-1 - offset}: {token}" for offset, token in enumerate(reversed(tokens))]
+    tokenizer = training.chat.tokenizer
+    tokens = [tokenizer.decode([token]) for token in template_suffix(tokenizer)]
+    template = [f"{-1 - offset}: {token!r}" for offset, token in enumerate(reversed(tokens))]
     return [*template, f"{-1 - training.instruction_offset}: instruction's last", "mean of all"]

@@ -51,7 +51,7 @@ def write_report(artifact: Artifact, folder: Path) -> Path:
 
 
 def _pictures(artifact: Artifact, evidence: Evidence) -> Iterator[Picture]:
-    report = evidence.report
+    report, split = evidence.report, f"{evidence.report.split.capitalize()} split"
     yield Picture(
         "separation",
         "Where the model tells the two apart",
@@ -73,14 +73,14 @@ def _pictures(artifact: Artifact, evidence: Evidence) -> Iterator[Picture]:
     yield Picture(
         "roc",
         "Recall at low false-positive rates",
-        f"{report.split} split. The axis begins at one false positive in all; the dotted line is 1 %.",
+        f"{split}. The axis begins at one false positive in all; the dotted line is 1 %.",
         figures.roc(evidence.test_scores),
     )
     platt = {probe.name: probe.platt for probe in artifact.manifest.probes if probe.platt is not None}
     yield Picture(
         "reliability",
         "What a probability means",
-        f"{report.split} split, eight bins of equal size with exact 95 % intervals, at the calibration set's prevalence.",
+        f"{split}, eight bins of equal size with exact 95 % intervals, at the calibration set's prevalence.",
         figures.reliability({name: evidence.test_scores[name] for name in platt}, platt),
     )
     for name, curve in evidence.doses.items():
