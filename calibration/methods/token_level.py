@@ -152,7 +152,7 @@ def _batches(
             together = (torch.cat(chosen).float() - mean) / scale
             logits = (together * weight).sum((1, 2)) + bias
             index = torch.from_numpy(rows)
-            yield list(logits.split([len(stream) for stream in chosen])), harmful[index], importance[index]
+            yield list(torch.split(logits, [len(stream) for stream in chosen])), harmful[index], importance[index]
 
 
 def softmax_window_loss(logits: Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
