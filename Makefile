@@ -38,7 +38,7 @@ test: setup ## The test suite
 demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
 	$(BIN)/foreguard demo
 
-bench: setup ## Guarded against unguarded vLLM, paired, about 35 minutes; goes on where it stopped
+bench: setup ## Guarded against unguarded vLLM, paired, about 45 minutes; goes on where it stopped
 	$(BIN)/python -m benchmarks --document docs/benchmarks.md
 
 lock: ## Resolve the lock files anew

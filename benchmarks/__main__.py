@@ -23,7 +23,7 @@ _THROUGH = {
     "steps": measures.through_engines,
 }
 _FULL = {
-    "half_billion": {"latency": 30, "throughput": 8, "steps": 12},
+    "half_billion": {"latency": 30, "throughput": 15, "steps": 12},
     "lab": {"latency": 300, "throughput": 40, "steps": 60},
 }
 _QUICK = 3

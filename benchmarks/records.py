@@ -28,7 +28,8 @@ class Records:
         lines = text[: text.rfind("\n") + 1].splitlines()
         set_aside = None
         if lines and json.loads(lines[0]) != about:
-            set_aside = self._path.with_suffix(".old.jsonl")
+            # Named for its code, so that what was set aside before is not written over.
+            set_aside = self._path.with_suffix(f".{json.loads(lines[0]).get('code', 'old')}.jsonl")
             self._path.replace(set_aside)
             lines = []
         lines = lines or [json.dumps(about)]

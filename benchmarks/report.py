@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.subjects import TITLES
+
 BEGIN, END = "<!-- results: written by make bench -->", "<!-- end of results -->"
 
-_SUBJECTS = {"half_billion": "0.5B shape", "lab": "lab model"}
 _FIGURES = {
-    "first_token": ("latency", "time to first token"),
-    "per_token": ("latency", "time per output token"),
-    "total": ("latency", "whole request"),
-    "requests_per_s": ("throughput", "requests/s"),
+    "first_token": "time to first token",
+    "per_token": "time per output token",
+    "total": "whole request",
+    "requests_per_s": "requests/s",
 }
 _ARMS = {"guarded": "guarded", "judged": "judge model first"}
 _STEPS = {"prefill": "prefill of a batch, all its steps", "decode": "one decode step"}
@@ -52,10 +53,11 @@ def _rows(header: str, rows: Iterator[str]) -> str:
 
 
 def _figures(found: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    for subject, title in _SUBJECTS.items():
-        for figure, (measure, words) in _FIGURES.items():
-            if measure in found.get(subject, {}):
-                yield subject, figure, f"{title}, {words}", found[subject][measure][figure]
+    for subject, title in TITLES.items():
+        measured = {figure: values for each in found.get(subject, {}).values() for figure, values in each.items()}
+        for figure, words in _FIGURES.items():
+            if figure in measured:
+                yield subject, figure, f"{title}, {words}", measured[figure]
 
 
 def _ratios(found: dict[str, Any]) -> Iterator[str]:
@@ -76,7 +78,7 @@ def _absolutes(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _steps(found: dict[str, Any]) -> Iterator[str]:
-    for subject, title in _SUBJECTS.items():
+    for subject, title in TITLES.items():
         for kind, values in found.get(subject, {}).get("steps", {}).items():
             spread, takes = values["added_us"], values["seconds"]["unguarded"]["p50"] * 1e6
             interval = f"{spread['low']:.0f} to {spread['high']:.0f}"

@@ -15,6 +15,7 @@ MODEL = "bench"
 """The name under which either server serves its model."""
 
 LAB = Path("examples/lab/aligned")
+TITLES = {"half_billion": "0.5B shape", "lab": "lab model"}
 NUM_PROBES = 4
 NEVER = 1e6
 
@@ -33,7 +34,6 @@ class Subject:
     """A model with its guard, and the work that is asked of it."""
 
     name: str
-    title: str
     model: Path
     artifact: Path
     policy: Path
@@ -41,6 +41,11 @@ class Subject:
     output_tokens: int
     at_once: int
     block_requests: int
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return TITLES[self.name]
 
     @property
     def flags(self) -> list[str]:
@@ -52,13 +57,13 @@ def half_billion(work: Path) -> Subject:
     """The real shape: 0.5B parameters, 512-token prompts, 4 requests at once. The model is nearly all of the cost."""
     model = _half_billion(work / "half-billion")
     files = _artifact(model, work / "half-billion-artifact"), _policy(work / "policy.yaml")
-    return Subject("half_billion", "0.5B shape", model, *files, 512, 16, 4, 8)
+    return Subject("half_billion", model, *files, 512, 16, 4, 8)
 
 
 def lab(work: Path) -> Subject:
     """The worst case: 5M parameters, short prompts, 64 requests at once. All overhead and hardly any model."""
     files = _artifact(LAB, work / "lab-artifact"), _policy(work / "policy.yaml")
-    return Subject("lab", "lab model", LAB, *files, 48, 16, 64, 256)
+    return Subject("lab", LAB, *files, 48, 16, 64, 256)
 
 
 def _half_billion(folder: Path) -> Path:

@@ -7,17 +7,30 @@ from functools import partial
 import torch
 
 from calibration.batching import Batch
-from calibration.evidence import Dose
 from calibration.intervention import added
 from calibration.methods.fitted import FittedSteering
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.refusal_metric import first_token_log_probs, mean_kl, refusal_metric
+from calibration.stage_file import Strict
 
 STRENGTHS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 _MOST = 64
 """Prompts per class: a mean of 64 log-odds is steady enough for a curve."""
+
+
+class Dose(Strict):
+    """What a steering vector does at one strength, added as the server adds it."""
+
+    strength: float
+    refusal_harmful: float
+    """Mean refusal metric: log-odds that the answer begins as a refusal."""
+    refusal_harmless: float
+    refused_harmless: float
+    """Share of harmless prompts that are more likely refused than not."""
+    kl_harmless: float
+    """Mean KL of the first token's distribution from the unsteered one's, nats, on harmless prompts."""
 
 
 def dose_response(

@@ -5,19 +5,15 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from calibration.metrics import FALSE_POSITIVE_RATES, auroc, evaluate_scores, rate, tpr_at_fpr
+from calibration.stage_file import Strict
 from calibration.template import EncodedPrompts
 from guard.threshold import Threshold, certify, minimum_negatives
 from probes.manifest import Evaluation, Rate
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FrozenResult(_Strict):
+class FrozenResult(Strict):
     """What a threshold certified on the calibration split did on this one."""
 
     target_fpr: float
@@ -27,7 +23,7 @@ class FrozenResult(_Strict):
     tpr: Rate
 
 
-class Group(_Strict):
+class Group(Strict):
     """One category or source. Rates are at the frozen 1 % threshold, where there is one."""
 
     num_harmful: int
@@ -38,7 +34,7 @@ class Group(_Strict):
     fpr: Rate | None
 
 
-class ProbeReport(_Strict):
+class ProbeReport(Strict):
     """One probe's numbers."""
 
     evaluation: Evaluation
@@ -47,7 +43,7 @@ class ProbeReport(_Strict):
     sources: dict[str, Group]
 
 
-class ControlReport(_Strict):
+class ControlReport(Strict):
     """A cheaper explanation's numbers. A probe that is no better than these has found nothing of its own."""
 
     what: str
@@ -55,7 +51,7 @@ class ControlReport(_Strict):
     tpr_at_fpr: dict[str, Rate]
 
 
-class Report(_Strict):
+class Report(Strict):
     """A whole evaluation."""
 
     split: str

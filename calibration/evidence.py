@@ -5,9 +5,12 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from calibration.dose_response import Dose
 from calibration.evaluate import Report
+from calibration.separation import SeparationMap
+from calibration.stage_file import Strict
 from calibration.unseen_sources import UnseenSources
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
@@ -16,40 +19,14 @@ FILE = "evidence.json"
 _DIGITS = 5
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SeparationMap(_Strict):
-    """AUROC of the difference in means on selection prompts, block by block and position by position."""
-
-    positions: tuple[str, ...]
-    """From the prompt's last token backwards, then the mean of all tokens."""
-    auroc: tuple[tuple[float, ...], ...]
-    """`[positions][blocks]`."""
-
-
-class SplitScores(_Strict):
+class SplitScores(Strict):
     """One probe's request scores on one split."""
 
     harmful: tuple[float, ...]
     harmless: tuple[float, ...]
 
 
-class Dose(_Strict):
-    """What a steering vector does at one strength, added as the server adds it."""
-
-    strength: float
-    refusal_harmful: float
-    """Mean refusal metric: log-odds that the answer begins as a refusal."""
-    refusal_harmless: float
-    refused_harmless: float
-    """Share of harmless prompts that are more likely refused than not."""
-    kl_harmless: float
-    """Mean KL of the first token's distribution from the unsteered one's, nats, on harmless prompts."""
-
-
-class Evidence(_Strict):
+class Evidence(Strict):
     """What calibration measured, beyond what a server needs."""
 
     report: Report

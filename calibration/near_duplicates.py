@@ -20,6 +20,8 @@ SIMILAR = 0.8
 _SHINGLE = 5
 _BANDS, _ROWS = 24, 5
 """A pair at 0.8 shares a band with probability 1 - (1 - 0.8^5)^24 = 0.9999; one at 0.3 with 0.06."""
+_MOST_COMPARED = 4
+"""Prompts of one file that a band's bucket holds: thousands that share one wrapper are not compared with each other."""
 _PRIME = (1 << 61) - 1
 _MODULUS = 1 << 32
 _SEED = 20_260
@@ -39,7 +41,7 @@ class NearDuplicate:
 
 
 def near_duplicates(files: Sequence[PromptFile]) -> list[NearDuplicate]:
-    """Return, for every prompt, its most similar prompt of an earlier file, where there is one at `SIMILAR` or above.
+    """Return, for every prompt, the most similar of an earlier file's that it was compared with, if at `SIMILAR` or above.
 
     In the order of files and lines. Prompts are compared as they are read: case and runs of blanks make no difference.
     """
@@ -90,8 +92,10 @@ def _candidates(sets: Sequence[npt.NDArray[np.uint64]], files: Sequence[int]) ->
         buckets: dict[bytes, list[int]] = defaultdict(list)
         for row, key in enumerate(np.ascontiguousarray(bands[:, band])):
             bucket = buckets[key.tobytes()]
-            yield from ((other, row) for other in bucket if files[other] != files[row])
-            bucket.append(row)
+            others = [other for other in bucket if files[other] != files[row]]
+            yield from ((other, row) for other in others)
+            if len(bucket) - len(others) < _MOST_COMPARED:
+                bucket.append(row)
 
 
 def _signatures(sets: Sequence[npt.NDArray[np.uint64]]) -> npt.NDArray[np.uint64]:

@@ -47,8 +47,9 @@ from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
+from calibration.stage_file import write_whole
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
-from calibration.unseen_sources import UnseenSources, unseen_sources
+from calibration.unseen_sources import require_sources, unseen_sources
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
@@ -113,6 +114,8 @@ def calibrate(
     work = _work_folder(out, identity, files, settings)
     chat = ChatModel.load(model, dtype=settings.dtype, device=settings.device)
     run = _Run(chat, identity, files, _encode(chat, files, settings), work)
+    if settings.leave_one_source_out:
+        require_sources(run.encoded["train"])
     created = _write_inputs(run)
     training = _read_activations(run)
     found = _fit(run, training)
@@ -123,7 +126,7 @@ def calibrate(
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
     unseen = unseen_sources(training, run.work / "06-unseen") if settings.leave_one_source_out else None
-    evidence = _evidence(run, training, found, scored["test"], report, unseen)
+    evidence = _evidence(run, training, found, scored["test"], report).model_copy(update={"unseen": unseen})
     manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
     if not settings.keep_work:
         shutil.rmtree(work)
@@ -151,7 +154,7 @@ def _work_folder(out: Path, identity: Fingerprint, files: dict[str, PromptFile],
     content = {
         "model": identity.model_dump(),
         "prompts": {split: file.sha256 for split, file in files.items()},
-        "settings": asdict(settings) | {"keep_work": None},
+        "settings": asdict(settings) | {"keep_work": None, "leave_one_source_out": None},
         "tools": _tools(),
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -198,7 +201,7 @@ def _write_inputs(run: _Run) -> str:
             "prompts": {split: len(encoded.prompts) for split, encoded in run.encoded.items()},
             "skipped": {split: encoded.num_skipped for split, encoded in run.encoded.items()},
         }
-        _write_whole(path, json.dumps(content, indent=2) + "\n")
+        write_whole(path, json.dumps(content, indent=2) + "\n")
     created: str = json.loads(path.read_text())["created"]
     return created
 
@@ -259,7 +262,7 @@ def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], f
             controls=report_controls(test, scored["test"], names, train=run.encoded["train"]),
             notes=(*found.notes, *leakage_notes(list(run.files.values()))),
         )
-        _write_whole(path, report.model_dump_json(indent=2) + "\n")
+        write_whole(path, report.model_dump_json(indent=2) + "\n")
     return Report.model_validate_json(path.read_text())
 
 
@@ -269,7 +272,6 @@ def _evidence(
     found: Fitted,
     test: RequestScores,
     report: Report,
-    unseen: UnseenSources | None,
 ) -> Evidence:
     path = run.work / "07-evidence.json"
     if not path.exists():
@@ -279,10 +281,9 @@ def _evidence(
             test_scores=split_scores(
                 [probe.spec.name for probe in found.probes], test.scores, run.encoded["test"].harmful
             ),
-            unseen=unseen,
             doses={item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering},
         )
-        _write_whole(path, evidence.to_file().decode())
+        write_whole(path, evidence.to_file().decode())
     return Evidence.model_validate_json(path.read_text())
 
 
@@ -331,9 +332,3 @@ def _tools() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
-
-
-def _write_whole(path: Path, text: str) -> None:
-    staging = path.with_suffix(".partial")
-    staging.write_text(text)
-    staging.replace(path)

@@ -1,11 +1,20 @@
 """The separation map: where in the model harmful and harmless prompts come apart."""
 
 from calibration.activations import Where
-from calibration.evidence import SeparationMap
 from calibration.methods.directions import difference_in_means
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc
+from calibration.stage_file import Strict
 from calibration.template import template_suffix
+
+
+class SeparationMap(Strict):
+    """AUROC of the difference in means on selection prompts, block by block and position by position."""
+
+    positions: tuple[str, ...]
+    """From the prompt's last token backwards, then the mean of all tokens."""
+    auroc: tuple[tuple[float, ...], ...]
+    """`[positions][blocks]`."""
 
 
 def separation_map(training: TrainingSet) -> SeparationMap:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from calibration.activations import Where
 from calibration.controls import tfidf_scores
@@ -23,6 +22,8 @@ from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import auroc, cut_at, rate
 from calibration.progress import track
 from calibration.prompts import MINIMUM_PER_CLASS
+from calibration.stage_file import Strict, write_whole
+from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError
 from probes.manifest import Rate
 
@@ -34,11 +35,7 @@ _SEED = 20_260
 Scores = npt.NDArray[np.floating]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Unseen(_Strict):
+class Unseen(Strict):
     """One probe or control on one source that it did not see."""
 
     auroc: float | None
@@ -49,7 +46,7 @@ class Unseen(_Strict):
     """Share of the source's harmless prompts above it."""
 
 
-class UnseenSources(_Strict):
+class UnseenSources(Strict):
     """The whole table: by source, then by probe or control."""
 
     target_fpr: float
@@ -71,14 +68,9 @@ def unseen_sources(training: TrainingSet, folder: Path) -> UnseenSources:
     Probes whose choice needs interventions on the model (the refusal direction) are not among them. Raises
     `CalibrationError` where there are not two sources, or where one source holds nearly all prompts of a class.
     """
-    labels = np.array([prompt.source or "" for prompt in training.prompts.prompts])
+    require_sources(training.prompts)
+    labels = _labels(training.prompts)
     names = np.unique(labels).tolist()
-    if len(names) < 2:
-        raise CalibrationError(
-            f"the training prompts have {len(names)} source",
-            field="source",
-            remedy='name at least two in the prompt file: {"prompt": …, "label": …, "source": "…"}',
-        )
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Unseen]] = {}
     for number, name in enumerate(track(names, "leaving out one source at a time")):
@@ -87,11 +79,41 @@ def unseen_sources(training: TrainingSet, folder: Path) -> UnseenSources:
             one = UnseenSources(
                 target_fpr=_TARGET, sources={name: _measure(_leave_out(training, labels == name, name))}
             )
-            staging = path.with_suffix(".partial")
-            staging.write_text(one.model_dump_json())
-            staging.replace(path)
+            write_whole(path, one.model_dump_json())
         found |= UnseenSources.model_validate_json(path.read_text()).sources
     return UnseenSources(target_fpr=_TARGET, sources=found)
+
+
+def require_sources(prompts: EncodedPrompts) -> None:
+    """Raise `CalibrationError` unless each source can be left out: checked before any work is done.
+
+    What is left must be enough for both classes to be fitted on; the exact count is known when prompts are divided.
+    """
+    labels = _labels(prompts)
+    names = np.unique(labels).tolist()
+    if len(names) < 2:
+        raise CalibrationError(
+            f"the training prompts have {len(names)} source",
+            field="source",
+            remedy='name at least two in the prompt file: {"prompt": …, "label": …, "source": "…"}',
+        )
+    for name in names:
+        for label in (True, False):
+            _require_enough(int((prompts.harmful[labels != name] == label).sum()), name, harmful=label)
+
+
+def _labels(prompts: EncodedPrompts) -> npt.NDArray[np.str_]:
+    return np.array([prompt.source or "" for prompt in prompts.prompts])
+
+
+def _require_enough(count: int, name: str, *, harmful: bool) -> None:
+    if count < MINIMUM_PER_CLASS:
+        kind = "harmful" if harmful else "harmless"
+        raise CalibrationError(
+            f"without source {name!r} {count} {kind} prompts are left to fit on",
+            field="source",
+            remedy=f"add {kind} prompts of other sources: {MINIMUM_PER_CLASS} to fit on are the least",
+        )
 
 
 def _leave_out(training: TrainingSet, out: npt.NDArray[np.bool_], name: str) -> _Fold:
@@ -101,13 +123,7 @@ def _leave_out(training: TrainingSet, out: npt.NDArray[np.bool_], name: str) -> 
     kept = np.setdiff1d(fit, judged)
     for label in (True, False):
         sizes = [int((training.harmful[rows] == label).sum()) for rows in (kept, select)]
-        if sizes[0] < MINIMUM_PER_CLASS or not sizes[1]:
-            kind = "harmful" if label else "harmless"
-            raise CalibrationError(
-                f"without source {name!r} {sum(sizes)} {kind} prompts are left to fit on and choose by",
-                field="source",
-                remedy=f"add {kind} prompts of other sources: {MINIMUM_PER_CLASS} to fit on are the least",
-            )
+        _require_enough(sizes[0] if sizes[1] else 0, name, harmful=label)
     return _Fold(replace(training, fit=kept, select=select), np.sort(judged), np.flatnonzero(out))
 
 

@@ -71,8 +71,12 @@ def certify_strata(
     `1 - (1 - confidence) / S`, so that all S keep the rate together (Bonferroni). A stratum that is too small for that is
     left out and named. Raises `TooFewNegatives` when every stratum is.
     """
-    scores, labels = np.asarray(benign_scores, dtype=np.float64).ravel(), np.asarray(strata).ravel()
-    sizes = {str(name): int((labels == name).sum()) for name in np.unique(labels)}
+    scores, labels = np.asarray(benign_scores, dtype=np.float64).ravel(), np.asarray(strata).ravel().astype(str)
+    if len(scores) != len(labels):
+        raise CalibrationError(
+            f"{len(labels)} strata for {len(scores)} benign scores", field="strata", remedy="give one for each score"
+        )
+    sizes = {name: int((labels == name).sum()) for name in np.unique(labels).tolist()}
     largest_first = sorted(sizes, key=lambda name: -sizes[name])
     # Every further stratum asks more of each: as many as the smallest of them can bear.
     enough = [

@@ -8,9 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from calibration.evidence import Dose, SeparationMap, SplitScores
+from calibration.dose_response import Dose
+from calibration.evidence import SplitScores
 from calibration.metrics import rate
 from calibration.report.style import HARMFUL, HARMLESS, MUTED, canvas, line_style
+from calibration.separation import SeparationMap
 from probes.manifest import Platt
 
 _BINS = 40

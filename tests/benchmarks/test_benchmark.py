@@ -79,6 +79,7 @@ def test_pairs_of_other_code_or_of_another_machine_are_set_aside_not_mixed_in(tm
     assert again.pairs("lab.latency") == []
     assert again.set_aside is not None
     assert len(again.set_aside.read_text().splitlines()) == 6
+    assert again.set_aside.name == "pairs.abc.jsonl"
 
 
 def test_the_code_digest_changes_with_the_code_only(tmp_path):

@@ -3,31 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from recorded import training_set
 from sklearn.covariance import ledoit_wolf
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tiny import HIDDEN, make_model, make_prompts, write_prompts
+from tiny import HIDDEN, make_model, make_prompts
 
-from calibration.activations import record
 from calibration.methods.classifiers import fit_classifiers, fit_lda, fit_logistic
 from calibration.methods.directions import difference_in_means, direction_probe
 from calibration.methods.fitted import load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
-from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
-from calibration.prompts import load_prompts
-from calibration.template import encode_prompts, template_suffix
 from probes.errors import CalibrationError
-
-
-def training_set(chat, folder, count=240):
-    """Recorded prompts for the model."""
-    file = load_prompts(write_prompts(folder / "train.jsonl", make_prompts(count, 0)))
-    encoded = encode_prompts(chat.tokenizer, file, chat.context)
-    offset = len(template_suffix(chat.tokenizer))
-    return TrainingSet.split(chat, encoded, record(chat, encoded, (*range(offset + 1), "mean"), folder / "a"), offset)
 
 
 @pytest.fixture
@@ -97,7 +86,7 @@ def test_lda_is_the_shrunk_fisher_discriminant(gaussians):
 
 def test_the_planted_refusal_is_found_and_proved(planted, planted_chat, tmp_path):
     """The vector lies along what makes the model refuse; ablating it stops refusals, adding it brings them."""
-    training = training_set(planted_chat, tmp_path)
+    training = training_set(planted_chat, tmp_path, make_prompts(240, 0))
     found = fit_refusal_direction(training)
     assert planted_chat.tokenizer.convert_ids_to_tokens(list(found.refusal_tokens)) == ["<refuse>"]
     vector, evidence = found.steering[0].vector[0], found.steering[0].spec.evidence
@@ -112,7 +101,7 @@ def test_the_planted_refusal_is_found_and_proved(planted, planted_chat, tmp_path
 
 def test_the_harmfulness_direction_reads_the_instruction(planted, planted_chat, tmp_path):
     """Read at the instruction's last token, signed towards harm, along what was planted."""
-    probe = fit_harmfulness_direction(training_set(planted_chat, tmp_path)).probes[0]
+    probe = fit_harmfulness_direction(training_set(planted_chat, tmp_path, make_prompts(240, 0))).probes[0]
     assert probe.spec.readout.offset == 2
     assert torch.cosine_similarity(probe.weight[0], planted.direction, dim=0) > 0.98
 
@@ -122,7 +111,7 @@ def test_a_model_that_does_not_refuse_gets_no_refusal_direction(tokenizer, tmp_p
     model = make_model(len(tokenizer), seed=1)
     with torch.no_grad():
         model.lm_head.weight.mul_(0)
-    found = fit_refusal_direction(training_set(ChatModel.wrap(model, tokenizer), tmp_path))
+    found = fit_refusal_direction(training_set(ChatModel.wrap(model, tokenizer), tmp_path, make_prompts(240, 0)))
     assert not found.probes
     assert not found.steering
     assert found.notes[0].startswith("no refusal direction")
@@ -130,7 +119,7 @@ def test_a_model_that_does_not_refuse_gets_no_refusal_direction(tokenizer, tmp_p
 
 def test_classifiers_give_the_logits_that_they_fitted(planted_chat, tmp_path):
     """Folded weights separate the selection prompts, and `stack` sums several blocks at one position."""
-    training = training_set(planted_chat, tmp_path)
+    training = training_set(planted_chat, tmp_path, make_prompts(240, 0))
     probes = {probe.spec.name: probe for probe in fit_classifiers(training).probes}
     assert set(probes) == {"logistic", "lda", "stack", "pooled"}
     assert len(probes["stack"].spec.layers) > 1
@@ -145,16 +134,16 @@ def test_classifiers_give_the_logits_that_they_fitted(planted_chat, tmp_path):
 
 def test_selection_prompts_are_apart_from_fitting_prompts(planted_chat, tmp_path):
     """The two parts are disjoint, cover all, hold both classes, and are the same each time."""
-    training = training_set(planted_chat, tmp_path)
+    training = training_set(planted_chat, tmp_path, make_prompts(240, 0))
     assert sorted([*training.fit, *training.select]) == list(range(240))
     assert {bool(label) for label in training.harmful[training.select]} == {True, False}
-    again = training_set(planted_chat, tmp_path)
+    again = training_set(planted_chat, tmp_path, make_prompts(240, 0))
     assert np.array_equal(training.fit, again.fit)
 
 
 def test_what_is_found_survives_its_file(planted_chat, tmp_path):
     """Saved and read back, probes, vectors, notes and tokens are equal, also when there is nothing."""
-    found = merge([fit_refusal_direction(training_set(planted_chat, tmp_path))])
+    found = merge([fit_refusal_direction(training_set(planted_chat, tmp_path, make_prompts(240, 0)))])
     save_fitted(found, tmp_path / "f.safetensors")
     back = load_fitted(tmp_path / "f.safetensors")
     assert [probe.spec for probe in back.probes] == [probe.spec for probe in found.probes]

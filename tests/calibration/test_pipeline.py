@@ -9,6 +9,7 @@ import torch
 from tiny import make_prompts, write_prompts
 
 from calibration.evaluation_run import evaluate_artifact
+from calibration.evidence import Evidence
 from calibration.pipeline import SPLITS, WORK, Settings, calibrate
 from calibration.prompts import load_prompts
 from guard.threshold import certify
@@ -104,6 +105,27 @@ def test_an_interrupted_calibration_goes_on_and_ends_the_same(
     same = {"created": "", "digest": ""}
     assert done.manifest.model_copy(update=same) == calibrated[0].manifest.model_copy(update=same)
     assert done.report == calibrated[0].report
+
+
+def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, splits, tmp_path):
+    """The same calibration with one question more: its files stay, the table is added, all else is as before."""
+    lines = [line | {"source": ("one", "two")[row % 2]} for row, line in enumerate(make_prompts(240, 5))]
+    train = write_prompts(tmp_path / "train.jsonl", lines)
+    files, out = (train, splits["validation"], splits["test"]), tmp_path / "artifact"
+    without = calibrate(planted.folder, *files, out, Settings(keep_work=True))
+    assert Evidence.of(Artifact.load(out)).unseen is None
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("02-activations/*")}
+    asked = calibrate(planted.folder, *files, out, Settings(keep_work=True, leave_one_source_out=True))
+    assert set(Evidence.of(Artifact.load(out)).unseen.sources) == {"one", "two"}
+    assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("02-activations/*")}
+    assert asked.report == without.report
+
+
+def test_one_source_is_refused_before_the_model_reads_a_prompt(planted, splits, tmp_path, monkeypatch):
+    """Who asks to leave sources out, and names one, learns it at once and not after the whole calibration."""
+    monkeypatch.setattr("calibration.model.ChatModel.last_logits", lambda *_: pytest.fail("the model was run"))
+    with pytest.raises(CalibrationError, match="1 source"):
+        calibrate(planted.folder, *splits.values(), tmp_path / "artifact", Settings(leave_one_source_out=True))
 
 
 def test_evaluating_the_test_file_again_gives_the_report_again(calibrated, planted, splits):

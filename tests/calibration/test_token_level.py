@@ -3,17 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from tiny import make_prompts, write_prompts
+from recorded import training_set
+from tiny import make_prompts
 
-from calibration.activations import record
 from calibration.methods import token_level as module
 from calibration.methods.token_level import WINDOW, fit_token_level, score_rows, softmax_window_loss
-from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc
 from calibration.pipeline import bank_of
-from calibration.prompts import load_prompts
 from calibration.request_scores import score_prompts
-from calibration.template import encode_prompts, template_suffix
 from probes.fingerprint import fingerprint
 
 
@@ -67,14 +64,7 @@ def test_evidence_planted_in_one_window_is_found():
 @pytest.fixture
 def training(planted_chat, tmp_path):
     """The planted model's training set."""
-    prompts = encode_prompts(
-        planted_chat.tokenizer,
-        load_prompts(write_prompts(tmp_path / "train.jsonl", make_prompts(240, 0))),
-        planted_chat.context,
-    )
-    offset = len(template_suffix(planted_chat.tokenizer))
-    recording = record(planted_chat, prompts, (*range(offset + 1), "mean"), tmp_path / "activations")
-    return TrainingSet.split(planted_chat, prompts, recording, offset)
+    return training_set(planted_chat, tmp_path, make_prompts(240, 0))
 
 
 def test_the_fitted_probe_serves_as_it_was_fitted(training, planted):

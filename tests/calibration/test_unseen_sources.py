@@ -2,16 +2,13 @@
 
 import numpy as np
 import pytest
-from tiny import make_prompts, write_prompts
+from recorded import training_set
+from tiny import make_prompts
 
 from calibration import unseen_sources as module
-from calibration.activations import record
 from calibration.methods.classifiers import fit_classifiers
-from calibration.methods.training import TrainingSet
 from calibration.pipeline import bank_of
-from calibration.prompts import load_prompts
 from calibration.request_scores import score_prompts
-from calibration.template import encode_prompts, template_suffix
 from calibration.unseen_sources import CONTROL, recorded_scores, unseen_sources
 from probes.errors import CalibrationError
 from probes.fingerprint import fingerprint
@@ -19,20 +16,12 @@ from probes.fingerprint import fingerprint
 FLIP = {"harmful": "harmless", "harmless": "harmful"}
 
 
-def training_set(chat, path, lines):
-    """A training set of these prompt lines, recorded."""
-    prompts = encode_prompts(chat.tokenizer, load_prompts(write_prompts(path, lines)), chat.context)
-    offset = len(template_suffix(chat.tokenizer))
-    recording = record(chat, prompts, (*range(offset + 1), "mean"), path.parent / "activations")
-    return TrainingSet.split(chat, prompts, recording, offset)
-
-
 @pytest.fixture
 def training(planted_chat, tmp_path):
     """Two honest sources of 200 prompts and one of 60 that calls everything by its opposite."""
     lines = [line | {"source": ("one", "two")[index % 2]} for index, line in enumerate(make_prompts(400, 0))]
     liars = [line | {"source": "liar", "label": FLIP[line["label"]]} for line in make_prompts(460, 1)[400:]]
-    return training_set(planted_chat, tmp_path / "train.jsonl", lines + liars)
+    return training_set(planted_chat, tmp_path, lines + liars)
 
 
 def test_an_honest_source_is_recalled_and_a_lying_one_is_not(training, tmp_path):
@@ -88,7 +77,7 @@ def test_recorded_scores_are_the_scores_that_serve(training, planted):
 
 def test_one_source_is_no_ground_to_say_anything(planted_chat, tmp_path):
     """The error says which key to add."""
-    training = training_set(planted_chat, tmp_path / "train.jsonl", make_prompts(80, 2))
+    training = training_set(planted_chat, tmp_path, make_prompts(80, 2))
     with pytest.raises(CalibrationError, match="1 source") as caught:
         unseen_sources(training, tmp_path / "unseen")
     assert '"source"' in caught.value.remedy
@@ -97,6 +86,6 @@ def test_one_source_is_no_ground_to_say_anything(planted_chat, tmp_path):
 def test_a_class_that_stands_in_one_source_only(planted_chat, tmp_path):
     """Without that source nothing is left to learn from, and the error names it."""
     lines = [line | {"source": f"all {line['label']}"} for line in make_prompts(120, 3)]
-    training = training_set(planted_chat, tmp_path / "train.jsonl", lines)
+    training = training_set(planted_chat, tmp_path, lines)
     with pytest.raises(CalibrationError, match="without source 'all harmful' 0 harmful"):
         unseen_sources(training, tmp_path / "unseen")

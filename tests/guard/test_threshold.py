@@ -118,6 +118,14 @@ def test_a_stratum_that_is_too_small_is_named_and_not_promised():
     assert found.threshold.value == max(threshold.value for threshold in found.strata.values())
 
 
+def test_strata_may_be_numbers_and_must_be_as_many_as_scores():
+    """Labels are compared as text; a sample and labels of different length are refused by name."""
+    scores = np.random.default_rng(10).normal(size=1000)
+    assert set(certify_strata(scores, np.repeat([1, 2], 500), 0.01).strata) == {"1", "2"}
+    with pytest.raises(CalibrationError, match="999 strata for 1000"):
+        certify_strata(scores, ["a"] * 999, 0.01)
+
+
 def test_no_stratum_large_enough_is_refused():
     """With the number that one would need."""
     with pytest.raises(TooFewNegatives, match="150 benign prompts") as caught:
