@@ -47,6 +47,12 @@ def calibrate(
     ],
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
+    partner: Annotated[
+        str | None,
+        typer.Option(
+            help="The same model before its alignment, or after losing it: folder or Hugging Face id. Neurons are contrasted."
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -81,7 +87,9 @@ def calibrate(
     from calibration.pipeline import WORK, Settings
     from calibration.pipeline import calibrate as run
 
-    settings = Settings(dtype, device, limit, leave_one_source_out, skip_long, keep_work)
+    settings = Settings(
+        dtype, device, limit, leave_one_source_out, skip_long, keep_work, resolve_model(partner) if partner else None
+    )
     console = Console()
     try:
         done = run(resolve_model(model), train, validation, test, out, settings)

@@ -11,6 +11,7 @@ from calibration.dose_response import Dose
 from calibration.evaluate import Report
 from calibration.separation import SeparationMap
 from calibration.stage_file import Strict
+from calibration.study import Study
 from calibration.unseen_sources import UnseenSources
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
@@ -34,6 +35,8 @@ class Evidence(Strict):
     test_scores: dict[str, SplitScores]
     doses: dict[str, tuple[Dose, ...]]
     """By steering vector, strength ascending from 0."""
+    studies: tuple[Study, ...] = ()
+    """What methods and diagnostics learned, in the order in which they ran."""
     unseen: UnseenSources | None = None
     """Leave one source out, where it was asked for."""
 

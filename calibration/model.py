@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from calibration.batching import Batch
-from calibration.structure import find_blocks, find_writers
+from calibration.structure import find_blocks, find_down_projections, find_writers
 from probes.errors import ModelError
 
 _NAME_A_FOLDER = "name a folder or a Hugging Face id of a causal language model in safetensors"
@@ -64,6 +64,10 @@ class ChatModel:
     def num_layers(self) -> int:
         """Decoder blocks."""
         return len(self.blocks)
+
+    def down_projections(self) -> list[nn.Module]:
+        """Return each block's down-projection `[L]`, whose input is site `mlp_neurons`. Raises `ModelError`."""
+        return find_down_projections(self.model, self.blocks, self.hidden_size)
 
     @property
     def device(self) -> torch.device:

@@ -5,8 +5,9 @@
     03-<method>.safetensors     probes and steering vectors
     04-scores-<split>…          request scores, by the arithmetic that serves
     05-evaluation.json          the report on the test split
-    06-unseen/                  one file per source left out, where that was asked for
-    07-evidence.json            all that a reviewer is shown
+    06-<diagnostic>.json        what was learned once everything was fitted
+    07-unseen/                  one file per source left out, where that was asked for
+    08-evidence.json            all that a reviewer is shown
 
 Training prompts fit and choose; validation prompts certify thresholds and fit probabilities; test prompts only report.
 An interrupted run goes on from its last file.
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where, record
@@ -35,7 +37,7 @@ from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.classifiers import fit_classifiers
-from calibration.methods.fitted import Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
+from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.methods.token_level import fit_token_level
@@ -43,11 +45,13 @@ from calibration.methods.training import TrainingSet
 from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
 from calibration.near_duplicates import leakage_notes
+from calibration.partner import load_partner
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
 from calibration.stage_file import write_whole
+from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.unseen_sources import require_sources, unseen_sources
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
@@ -62,6 +66,8 @@ METHODS: dict[str, Method] = {
     "classifiers": fit_classifiers,
     "token_level": fit_token_level,
 }
+DIAGNOSTICS: dict[str, Diagnostic] = {}
+_STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")
 _MINIMA = {"train": MINIMUM_PER_CLASS, "validation": MINIMUM_PER_CLASS, "test": 1}
@@ -81,6 +87,8 @@ class Settings:
     skip_long: bool = False
     """Leave out prompts longer than the model's context instead of refusing them."""
     keep_work: bool = False
+    partner: Path | None = None
+    """The same model before or after its alignment, for contrasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +108,7 @@ class _Run:
     files: dict[str, PromptFile]
     encoded: dict[str, EncodedPrompts]
     work: Path
+    partner: ChatModel | None
 
 
 def calibrate(
@@ -113,7 +122,10 @@ def calibrate(
     identity = fingerprint(model, dtype=None if settings.dtype == "auto" else settings.dtype)
     work = _work_folder(out, identity, files, settings)
     chat = ChatModel.load(model, dtype=settings.dtype, device=settings.device)
-    run = _Run(chat, identity, files, _encode(chat, files, settings), work)
+    partner = (
+        load_partner(chat, settings.partner, dtype=settings.dtype, device=settings.device) if settings.partner else None
+    )
+    run = _Run(chat, identity, files, _encode(chat, files, settings), work, partner)
     if settings.leave_one_source_out:
         require_sources(run.encoded["train"])
     created = _write_inputs(run)
@@ -125,7 +137,7 @@ def calibrate(
     _require_unchanged(run, model, settings)
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
-    unseen = unseen_sources(training, run.work / "06-unseen") if settings.leave_one_source_out else None
+    unseen = unseen_sources(training, run.work / "07-unseen") if settings.leave_one_source_out else None
     evidence = _evidence(run, training, found, scored["test"], report).model_copy(update={"unseen": unseen})
     manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
     if not settings.keep_work:
@@ -154,7 +166,8 @@ def _work_folder(out: Path, identity: Fingerprint, files: dict[str, PromptFile],
     content = {
         "model": identity.model_dump(),
         "prompts": {split: file.sha256 for split, file in files.items()},
-        "settings": asdict(settings) | {"keep_work": None, "leave_one_source_out": None},
+        "settings": asdict(settings) | {"keep_work": None, "leave_one_source_out": None, "partner": None},
+        "partner": fingerprint(settings.partner).model_dump() if settings.partner else None,
         "tools": _tools(),
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -210,7 +223,7 @@ def _read_activations(run: _Run) -> TrainingSet:
     offset = len(template_suffix(run.chat.tokenizer))
     where: tuple[Where, ...] = (*range(offset + 1), "mean")
     recording = record(run.chat, run.encoded["train"], where, run.work / "02-activations")
-    return TrainingSet.split(run.chat, run.encoded["train"], recording, offset)
+    return TrainingSet.split(run.chat, run.encoded["train"], recording, offset, run.partner)
 
 
 def _fit(run: _Run, training: TrainingSet) -> Fitted:
@@ -221,6 +234,16 @@ def _fit(run: _Run, training: TrainingSet) -> Fitted:
             save_fitted(method(training), path)
         parts.append(load_fitted(path))
     return merge(parts)
+
+
+def _diagnose(run: _Run, training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+    studies = list(found.studies)
+    for name, diagnostic in DIAGNOSTICS.items():
+        path = run.work / f"06-{name}.json"
+        if not path.exists():
+            write_whole(path, _STUDIES.dump_json(diagnostic(training, found)).decode())
+        studies += _STUDIES.validate_json(path.read_text())
+    return tuple(studies)
 
 
 def _shuffled(found: Fitted, training: TrainingSet) -> list[FittedProbe]:
@@ -273,7 +296,7 @@ def _evidence(
     test: RequestScores,
     report: Report,
 ) -> Evidence:
-    path = run.work / "07-evidence.json"
+    path = run.work / "08-evidence.json"
     if not path.exists():
         evidence = Evidence(
             report=report,
@@ -282,6 +305,7 @@ def _evidence(
                 [probe.spec.name for probe in found.probes], test.scores, run.encoded["test"].harmful
             ),
             doses={item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering},
+            studies=_diagnose(run, training, found),
         )
         write_whole(path, evidence.to_file().decode())
     return Evidence.model_validate_json(path.read_text())

@@ -55,6 +55,55 @@ def find_writers(model: nn.Module, blocks: list[nn.Module], hidden_size: int) ->
     return writers
 
 
+def find_down_projections(model: nn.Module, blocks: list[nn.Module], hidden_size: int) -> list[nn.Module]:
+    """Return each block's down-projection: the module whose input are the MLP's neurons.
+
+    It is the last matrix to run in a block, and writes D numbers per token. Raises `ModelError` where a block has no
+    such matrix, or hands it one input per expert.
+    """
+    order: list[tuple[nn.Module, int]] = []
+    handles = [
+        module.register_forward_hook(lambda ran, _args, output: order.append((ran, _width(output))))
+        for block in blocks
+        for module in block.modules()
+        if _is_matrix(module)
+    ]
+    try:
+        _probe_forward(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_last_of(block, order, hidden_size) for block in blocks]
+
+
+def neurons_of(down_projection: nn.Module, hidden_size: int) -> int:
+    """Return how many neurons a down-projection reads: of its matrix's sides the one that is not D."""
+    rows, columns = down_projection.weight.shape  # type: ignore[misc]  # any matrix module
+    return int(columns if rows == hidden_size else rows)
+
+
+def _last_of(block: nn.Module, order: list[tuple[nn.Module, int]], hidden_size: int) -> nn.Module:
+    inside = set(block.modules())
+    ran = [(module, width) for module, width in order if module in inside]
+    # A router that ran last gives one number per expert, and not D.
+    if not ran or ran[-1][1] != hidden_size or ran.count(ran[-1]) != 1:
+        raise ModelError(
+            "a decoder block has no single down-projection whose input are its neurons",
+            field="model",
+            remedy="leave out the methods that read neurons; a mixture of experts has none that every token passes",
+        )
+    return ran[-1][0]
+
+
+def _width(output: Any) -> int:
+    stream = stream_of(output)
+    return 0 if stream is None else stream.shape[-1]
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return not list(module.children()) and getattr(getattr(module, "weight", None), "ndim", 0) == 2
+
+
 def _holds_matrix(module: nn.Module) -> bool:
     return any(tensor.ndim >= 2 for tensor in (*module.parameters(), *module.buffers()))
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from calibration.methods.training import TrainingSet
+from calibration.study import Study
 from probes.manifest import Probe, SteeringVector
 
 
@@ -37,6 +38,8 @@ class Fitted:
     probes: tuple[FittedProbe, ...] = ()
     steering: tuple[FittedSteering, ...] = ()
     notes: tuple[str, ...] = ()
+    studies: tuple[Study, ...] = ()
+    """What was learned beside them."""
     refusal_tokens: tuple[int, ...] = ()
     """The tokens that start the model's refusals, where a method found them."""
 
@@ -46,6 +49,14 @@ class Method(Protocol):
 
     def __call__(self, training: TrainingSet) -> Fitted:
         """Fit on the training set. Raises `CalibrationError`."""
+        ...
+
+
+class Diagnostic(Protocol):
+    """A question put to the model once everything is fitted."""
+
+    def __call__(self, training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+        """Return what was learned; nothing where the question does not arise. Raises `CalibrationError`."""
         ...
 
 
@@ -59,6 +70,7 @@ def merge(parts: Iterable[Fitted]) -> Fitted:
         probes=tuple(_with_cosine(probe, refusal) for probe in probes) if refusal else probes,
         steering=steering,
         notes=tuple(note for part in found for note in part.notes),
+        studies=tuple(study for part in found for study in part.studies),
         refusal_tokens=tuple(token for part in found for token in part.refusal_tokens),
     )
 
@@ -81,6 +93,7 @@ def save_fitted(fitted: Fitted, path: Path) -> None:
         "probes": json.dumps([item.spec.model_dump(mode="json") for item in fitted.probes]),
         "steering": json.dumps([item.spec.model_dump(mode="json") for item in fitted.steering]),
         "notes": json.dumps(fitted.notes),
+        "studies": json.dumps([study.model_dump(mode="json") for study in fitted.studies]),
         "refusal_tokens": json.dumps(fitted.refusal_tokens),
     }
     staging = path.with_suffix(".partial")
@@ -99,5 +112,6 @@ def load_fitted(path: Path) -> Fitted:
             probes=tuple(FittedProbe(spec, file.get_tensor(f"probe.{spec.name}")) for spec in probes),
             steering=tuple(FittedSteering(spec, file.get_tensor(f"steering.{spec.name}")) for spec in steering),
             notes=tuple(header["notes"]),
+            studies=tuple(Study.model_validate(study) for study in header["studies"]),
             refusal_tokens=tuple(header["refusal_tokens"]),
         )

@@ -26,10 +26,17 @@ class TrainingSet:
     """Tokens of the chat template after the instruction's last token."""
     fit: Rows
     select: Rows
+    partner: ChatModel | None = None
+    """The same model before or after its alignment, where there is one: same tokenizer, same shapes."""
 
     @classmethod
     def split(
-        cls, chat: ChatModel, prompts: EncodedPrompts, recording: Recording, instruction_offset: int
+        cls,
+        chat: ChatModel,
+        prompts: EncodedPrompts,
+        recording: Recording,
+        instruction_offset: int,
+        partner: ChatModel | None = None,
     ) -> "TrainingSet":
         """Set aside a quarter of each class, the same one each time, for selection."""
         rng = np.random.default_rng(_SEED)
@@ -40,7 +47,7 @@ class TrainingSet:
             cut = max(int(len(rows) * _SELECT_SHARE), 1)
             select += rows[:cut]
             fit += rows[cut:]
-        return cls(chat, prompts, recording, instruction_offset, np.sort(fit), np.sort(select))
+        return cls(chat, prompts, recording, instruction_offset, np.sort(fit), np.sort(select), partner)
 
     @property
     def harmful(self) -> npt.NDArray[np.bool_]:

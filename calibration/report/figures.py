@@ -13,6 +13,7 @@ from calibration.evidence import SplitScores
 from calibration.metrics import rate
 from calibration.report.style import HARMFUL, HARMLESS, MUTED, canvas, line_style
 from calibration.separation import SeparationMap
+from calibration.study import Chart
 from probes.manifest import Platt
 
 _BINS = 40
@@ -124,6 +125,22 @@ def dose(curve: Sequence[Dose]) -> Figure:
     left.legend()
     right.plot(strengths, [each.kl_harmless for each in curve], color=HARMLESS, marker="o")
     right.set(xlabel="strength, in norms of the vector", ylabel="KL on harmless prompts, nats")
+    return figure
+
+
+def lines(chart: Chart) -> Figure:
+    """Draw a study's chart: one line a series, with its 95 % intervals as a band where there are any."""
+    figure, axes = canvas(6.5, 3.6)
+    for index, series in enumerate(chart.series):
+        style = line_style(index)
+        axes.plot(series.x, series.y, label=series.name, marker="o", markersize=3, linewidth=1, **style)
+        if series.low is not None and series.high is not None:
+            axes.fill_between(series.x, series.low, series.high, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xlabel=chart.x_label, ylabel=chart.y_label)
+    if chart.log_x:
+        axes.set_xscale("log")
+    if len(chart.series) > 1:
+        axes.legend()
     return figure
 
 

@@ -1,8 +1,9 @@
 """The page: one HTML file that needs nothing else, and the same figures as PNG files beside it."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,6 +14,7 @@ from calibration.evaluate import ControlReport, Report
 from calibration.evidence import Evidence, SplitScores
 from calibration.report import figures
 from calibration.report.style import styled
+from calibration.study import Study
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.manifest import Rate
 
@@ -43,9 +45,10 @@ def write_report(artifact: Artifact, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with styled():
         pictures = list(_pictures(artifact, evidence))
-        for picture in pictures:
+        charts = {study.name: list(_charts(study)) for study in evidence.studies}
+        for picture in [*pictures, *chain.from_iterable(charts.values())]:
             picture.figure.savefig(folder / f"{picture.name}.png", dpi=_DPI)
-        page = _render(artifact, evidence, pictures)
+        page = _render(artifact, evidence, pictures, charts)
     (folder / PAGE).write_text(page, encoding="utf-8")
     return folder / PAGE
 
@@ -92,6 +95,11 @@ def _pictures(artifact: Artifact, evidence: Evidence) -> Iterator[Picture]:
         )
 
 
+def _charts(study: Study) -> Iterator[Picture]:
+    for chart in study.charts:
+        yield Picture(f"{study.name}_{chart.name}", study.title, chart.caption, figures.lines(chart))
+
+
 def _calibration_scores(artifact: Artifact) -> dict[str, SplitScores]:
     harmless, harmful = (artifact.tensors[name].numpy() for name in (BENIGN_SCORES, HARMFUL_SCORES))
     return {
@@ -102,7 +110,9 @@ def _calibration_scores(artifact: Artifact) -> dict[str, SplitScores]:
     }
 
 
-def _render(artifact: Artifact, evidence: Evidence, pictures: list[Picture]) -> str:
+def _render(
+    artifact: Artifact, evidence: Evidence, pictures: list[Picture], charts: Mapping[str, list[Picture]]
+) -> str:
     environment = Environment(
         loader=PackageLoader("calibration.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -113,6 +123,8 @@ def _render(artifact: Artifact, evidence: Evidence, pictures: list[Picture]) -> 
         report=evidence.report,
         unseen=evidence.unseen,
         pictures=pictures,
+        studies=evidence.studies,
+        charts=charts,
         verdict=_verdict(evidence.report),
     )
 

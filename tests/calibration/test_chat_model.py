@@ -4,11 +4,20 @@ import pytest
 import torch
 from tiny import HIDDEN, LAYERS, make_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from calibration.batching import make_batch
 from calibration.model import ChatModel, resolve_model
-from calibration.structure import find_blocks
+from calibration.structure import find_blocks, neurons_of
 from probes.errors import ModelError
 
 OTHERS = {
@@ -83,3 +92,30 @@ def test_bfloat16_models_compute_in_bfloat16(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     assert next(ChatModel.load(tmp_path).model.parameters()).dtype == torch.bfloat16
     assert next(ChatModel.load(tmp_path, dtype="float32").model.parameters()).dtype == torch.float32
+
+
+def test_the_down_projections_of_a_llama_are_found(chat):
+    """Their inputs are the MLP's neurons, one module a block."""
+    found = chat.down_projections()
+    assert found == [layer.mlp.down_proj for layer in chat.model.model.layers]
+    assert {neurons_of(module, chat.hidden_size) for module in found} == {48}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_down_projections_are_found_by_structure_or_refused(family, tokenizer):
+    """A family has one matrix a block that neurons go into, or it says that it has none."""
+    chat = ChatModel.wrap(OTHERS[family](len(tokenizer)), tokenizer)
+    found = chat.down_projections()
+    assert len(found) == chat.num_layers
+    assert all(neurons_of(module, chat.hidden_size) != chat.hidden_size for module in found)
+
+
+def test_a_mixture_of_experts_has_no_neurons_that_every_token_passes(tokenizer):
+    """It is refused with a remedy, not read at whichever expert came last."""
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+    )  # fmt: skip
+    chat = ChatModel.wrap(MixtralForCausalLM(config), tokenizer)
+    with pytest.raises(ModelError, match="no single down-projection"):
+        chat.down_projections()

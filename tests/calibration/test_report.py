@@ -11,6 +11,7 @@ from sklearn.metrics import roc_curve
 from calibration.evidence import FILE, Evidence, SplitScores, split_scores
 from calibration.report.figures import reliability_points, roc_points
 from calibration.report.page import write_report
+from calibration.study import Chart, Series, Study, Table
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
 from probes.manifest import Platt
@@ -164,3 +165,18 @@ def test_split_scores_keep_every_prompt_on_its_side():
     found = split_scores(["a", "b"], scores, harmful)
     assert found["b"].harmful == (1.0, 7.0, 11.0)
     assert found["a"].harmless == (2.0, 4.0, 8.0)
+
+
+def test_a_study_stands_on_the_page_with_its_finding_charts_and_tables(artifact, tmp_path):
+    """Whatever a method learned is shown, with intervals, and as a PNG."""
+    line = Series(name="real", x=(1, 10, 100), y=(0.1, 0.5, 0.9), low=(0.0, 0.4, 0.8), high=(0.2, 0.6, 1.0))
+    chart = Chart(name="curve", caption="how far", x_label="k", y_label="C", series=(line,), log_x=True)
+    table = Table(name="cells", columns=("neuron", "score"), rows=(("3.17", 0.25),))
+    study = Study(name="probe_study", title="A study", finding="It held <once>.", charts=(chart,), tables=(table,))
+    evidence = Evidence.of(artifact).model_copy(update={"studies": (study,)})
+    page = write_report(replace(artifact, attachments={FILE: evidence.to_file()}), tmp_path)
+    text = page.read_text()
+    assert "It held &lt;once&gt;." in text
+    assert '<td class="words">3.17</td><td>0.25</td>' in text
+    assert text.count("<svg") == len(FIGURES) + 1
+    assert (tmp_path / "probe_study_curve.png").read_bytes().startswith(b"\x89PNG")
