@@ -1,15 +1,25 @@
-"""The training set: what a method may fit on and choose by. It holds no certification or test prompt."""
+"""The training set: what a method may fit on and choose by. It holds no certification or test prompt.
 
-from dataclasses import dataclass
+Two divisions of the same prompts. `fit` and `select` are divided at random: for measuring what something does to the model.
+`folds` keep whole sources apart: for choosing what generalises, since prompts of one source resemble each other, and a
+choice among them rewards whatever they share.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from calibration.activations import Recording, Where
 from calibration.model import ChatModel
 from calibration.template import EncodedPrompts
 
 _SELECT_SHARE = 0.25
+_NUM_FOLDS = 4
+_FEWEST = 16
+"""Prompts of a class that a fold needs, on either side, to fit or to choose by."""
 _SEED = 20_260
 
 Rows = npt.NDArray[np.int64]
@@ -38,7 +48,7 @@ class TrainingSet:
         instruction_offset: int,
         partner: ChatModel | None = None,
     ) -> "TrainingSet":
-        """Set aside a quarter of each class, the same one each time, for selection."""
+        """Set aside a quarter of each class, the same one each time."""
         rng = np.random.default_rng(_SEED)
         fit: list[int] = []
         select: list[int] = []
@@ -48,6 +58,35 @@ class TrainingSet:
             select += rows[:cut]
             fit += rows[cut:]
         return cls(chat, prompts, recording, instruction_offset, np.sort(fit), np.sort(select), partner)
+
+    def folds(self) -> list["TrainingSet"]:
+        """Return the same prompts divided anew, up to four times; each prompt is in `select` of at most one fold.
+
+        No source is on both sides of a fold. Where sources are too few for that (see `is_by_source`), prompts are
+        divided at random within each class.
+        """
+        rows = np.sort(np.concatenate([self.fit, self.select]))
+        labels, sources = self.harmful[rows], self.sources[rows]
+        by_source = StratifiedGroupKFold(_NUM_FOLDS, shuffle=True, random_state=_SEED)
+        with warnings.catch_warnings():
+            # It warns of a class with fewer sources than folds; such folds are left out here.
+            warnings.simplefilter("ignore", UserWarning)
+            divided = list(by_source.split(rows, labels, sources)) if len(set(sources)) >= _NUM_FOLDS else []
+        usable = [fold for fold in divided if all(_has_both(labels[side]) for side in fold)]
+        if not usable:
+            at_random = StratifiedKFold(_NUM_FOLDS, shuffle=True, random_state=_SEED)
+            usable = list(at_random.split(rows, labels))
+        return [replace(self, fit=rows[fit], select=rows[select]) for fit, select in usable]
+
+    @property
+    def is_by_source(self) -> bool:
+        """Whether the prompts to choose by are of sources that were not fitted on."""
+        return not set(self.sources[self.fit]) & set(self.sources[self.select])
+
+    @property
+    def sources(self) -> npt.NDArray[np.str_]:
+        """Source `[N]` of each training prompt, empty where it names none."""
+        return np.array([prompt.source or "" for prompt in self.prompts.prompts])
 
     @property
     def harmful(self) -> npt.NDArray[np.bool_]:
@@ -62,3 +101,7 @@ class TrainingSet:
         """Return at most `most` of `rows` with the given label, the same ones each time."""
         chosen = rows[self.harmful[rows] == harmful]
         return np.sort(np.random.default_rng(_SEED).permutation(chosen)[:most])
+
+
+def _has_both(harmful: npt.NDArray[np.bool_]) -> bool:
+    return min(int(harmful.sum()), int((~harmful).sum())) >= _FEWEST
