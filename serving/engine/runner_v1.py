@@ -97,7 +97,7 @@ class RunnerV1:
             for row, place in zip(rows, positions, strict=True)
         ]
         index = torch.from_numpy(np.concatenate(slots)).to(self._slots.device)
-        scores = self._slots[index].cpu().numpy() @ self._sensor.fold + self._probes.bias
+        scores = self._slots[index].cpu().numpy() @ self._sensor.fold
         pieces = np.split(scores, np.cumsum([len(place) for place in positions])[:-1])
         return {
             batch.req_ids[row]: self._probes.request_scores(piece, place, length).tolist()

@@ -36,18 +36,22 @@ def install(model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBan
     """Tap `model`'s decoder blocks. Raises `ModelError` where they cannot be found."""
     blocks = decoder_blocks(model, num_layers)
     device = next(model.parameters()).device
-    columns = {layer: probes.matrices[layer].any(0).nonzero()[:, 0] for layer in sorted(probes.matrices)}
-    owners = torch.cat(list(columns.values()))
+    channels = [reading.channels for reading in probes.readings.values()]
+    owners = np.concatenate(channels)
     sensor = Sensor(
         parts=torch.zeros(max_tokens, len(owners), device=device),
-        fold=np.eye(len(probes.names), dtype=np.float32)[owners.numpy()],
-        fired=torch.zeros(len(columns), dtype=torch.int32, device=device),
+        fold=np.eye(probes.num_channels, dtype=np.float32)[owners],
+        fired=torch.zeros(len(channels), dtype=torch.int32, device=device),
         coefficients=torch.zeros(max_tokens, max(len(steering.names), 1), device=device),
     )
     first = 0
-    for index, (layer, own) in enumerate(columns.items()):
-        _install_read(blocks[layer], probes.matrices[layer][:, own].to(device), sensor, first, index)
-        first += len(own)
+    for index, (tap, reading) in enumerate(probes.readings.items()):
+        if tap.site != "resid_post":
+            raise ModelError(
+                f"site {tap.site!r} cannot be served yet", field="probes", remedy="calibrate with site 'resid_post'"
+            )
+        _install_read(blocks[tap.layer], reading.matrix.to(device), sensor, first, index)
+        first += len(reading.channels)
     for layer, vectors in steering.vectors.items():
         _install_steer(blocks[layer], vectors.to(device), sensor)
     return sensor

@@ -20,7 +20,7 @@ def planted_artifact(reference: Reference, folder: Path) -> Artifact:
     direction = harmful.mean(0) - harmless.mean(0)
     weight = direction * 8 / (direction @ direction)
     bias = -float(weight @ (harmful.mean(0) + harmless.mean(0)) / 2)
-    tensors = {"probe.harm.weight": weight[None], "steering.refusal.vector": direction[None]}
+    tensors = {"probe.harm.weight": weight[None, None], "steering.refusal.vector": direction[None]}
     probes = [Probe(name="harm", method="planted", layers=(HARM_LAYER,), bias=bias)]
     for probe, tensor in _readout_probes(reference):
         probes.append(probe)
@@ -56,7 +56,7 @@ def _readout_probes(reference: Reference) -> list[tuple[Probe, torch.Tensor]]:
     return [
         (
             Probe(name=name, method="planted", layers=layers, readout=readout, bias=0.25),
-            torch.randn(len(layers), reference.hidden_size, generator=generator) * 0.05,
+            torch.randn(len(layers), 1, reference.hidden_size, generator=generator) * 0.05,
         )
         for name, (readout, layers) in readouts.items()
     ]
@@ -75,7 +75,7 @@ def naive_score(artifact: Artifact, streams: list[torch.Tensor], name: str) -> f
 
 def _naive(probe: Probe, weight: torch.Tensor, streams: list[torch.Tensor]) -> float:
     tokens = [
-        sum(float(streams[layer][t].double() @ weight[row].double()) for row, layer in enumerate(probe.layers))
+        sum(float(streams[layer][t].double() @ weight[row, 0].double()) for row, layer in enumerate(probe.layers))
         + probe.bias
         for t in range(len(streams[0]))
     ]
