@@ -62,21 +62,18 @@ class Readout(BaseModel):
 
     def reduce(self, scores: Scores) -> Values:
         """Return the values `[V]` of token `scores` `[P, C]` at `positions(T)`, in order; NaN where a token has none."""
-        # An infinite score is no score either: whatever comes of it, without a word on stderr, is not finite.
-        with np.errstate(invalid="ignore"):
-            return self._reduce(scores)
-
-    def _reduce(self, scores: Scores) -> Values:
         if self.kind == "last":
             return np.asarray(scores[-1], dtype=np.float64)
+        # One channel after another in memory: sums along it are several times as fast.
+        channels = np.ascontiguousarray(scores.T)
         if self.kind == "mean":
-            return np.asarray(scores.mean(axis=0, dtype=np.float64))
+            return np.asarray(channels.mean(axis=1, dtype=np.float64))
         if self.kind == "max":
-            return np.asarray(scores.max(axis=0), dtype=np.float64)
+            return np.asarray(channels.max(axis=1), dtype=np.float64)
         if self.kind == "ema":
-            return np.array([_ema_max(column, self.alpha) for column in scores.T])
+            return np.array([_ema_max(channel, self.alpha) for channel in channels])
         if self.kind == "swim":
-            return _window_max(scores, self.window)
+            return np.array([_window_max(channel, self.window) for channel in channels])
         exact = scores.astype(np.float64)
         if self.kind == "softmax":
             return WeightedMean.of(exact / self.temperature, exact).value()
@@ -122,7 +119,7 @@ def _ema_max(scores: Scores, alpha: float) -> float:
     return level if math.isnan(level) else peak
 
 
-def _window_max(scores: Scores, window: int) -> Values:
-    sums = np.cumsum(np.concatenate([np.zeros((1, scores.shape[1])), scores]), axis=0, dtype=np.float64)
+def _window_max(scores: Scores, window: int) -> float:
+    sums = np.concatenate([[0.0], np.cumsum(scores, dtype=np.float64)])
     width = min(window, len(scores))
-    return np.asarray((sums[width:] - sums[:-width]).max(axis=0) / width)
+    return float((sums[width:] - sums[:-width]).max() / width)

@@ -44,6 +44,7 @@ class ProbeBank:
     probes: tuple[Probe, ...]
     readings: Mapping[Tap, Reading]
     heads: tuple[HeadTensors, ...]
+    plan: "_Plan"
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "ProbeBank":
@@ -64,27 +65,27 @@ class ProbeBank:
             tap: Reading(torch.cat([weight for weight, _ in each]).T, np.concatenate([own for _, own in each]))
             for tap, each in sorted(rows.items())
         }
-        return cls(tuple(probes), readings, tuple(_head_tensors(probe, tensors) for probe in probes))
+        heads = tuple(_head_tensors(probe, tensors) for probe in probes)
+        return cls(tuple(probes), readings, heads, _Plan.of(probes, list(readings.values())))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The probes' names `[K]`."""
         return tuple(probe.name for probe in self.probes)
 
-    @property
-    def num_channels(self) -> int:
-        """C, the channels of all probes."""
-        return sum(probe.channels for probe in self.probes)
-
     def token_scores(self, activations: Mapping[Tap, torch.Tensor]) -> Scores:
         """Return token scores `[T, C]` from the activations `[T, W]` at the taps."""
         if not self.readings:
             raise ArtifactError("the artifact has no probes", field="probes", remedy="calibrate at least one probe")
-        num_tokens = len(next(iter(activations.values())))
-        total = torch.zeros(num_tokens, self.num_channels)
-        for tap, reading in self.readings.items():
-            total[:, reading.channels] += activations[tap].float() @ reading.matrix
-        return np.asarray(total.numpy())
+        parts = [activations[tap].float() @ reading.matrix for tap, reading in self.readings.items()]
+        return self.add_up(torch.cat(parts, dim=1).numpy())
+
+    def add_up(self, parts: Scores) -> Scores:
+        """Return token scores `[T, C]` from the taps' shares in them, `[T, P]`: the readings' columns side by side."""
+        by_channel = parts.take(self.plan.order, axis=1)
+        if len(self.plan.order) == len(self.plan.starts):
+            return by_channel  # each channel is read at one tap
+        return np.add.reduceat(by_channel, self.plan.starts, axis=1)
 
     def positions(self, num_tokens: int) -> npt.NDArray[np.int64]:
         """Return the sorted token positions that any readout needs from a prompt of `num_tokens` tokens."""
@@ -99,16 +100,55 @@ class ProbeBank:
 
         A token without a score (NaN) that a probe needs leaves that probe with NaN.
         """
-        result = np.empty(len(self.probes), dtype=np.float32)
-        channel = 0
-        for column, (probe, head) in enumerate(zip(self.probes, self.heads, strict=True)):
-            wanted = probe.readout.positions(num_tokens)
-            first = int(np.searchsorted(positions, wanted.start))
-            own = scores[first : first + len(wanted), channel : channel + probe.channels]
-            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not scored
-                result[column] = score_of(probe, probe.readout.reduce(own), head)
-            channel += probe.channels
-        return result
+        plan, numbers = self.plan, np.empty(len(self.probes))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not scored
+            rows = np.searchsorted(positions, np.maximum(num_tokens - 1 - plan.offsets, 0))
+            numbers[plan.simple] = scores[rows, plan.firsts[plan.simple]]
+            for index in plan.others:
+                probe = self.probes[index]
+                wanted, channel = probe.readout.positions(num_tokens), plan.firsts[index]
+                row = int(np.searchsorted(positions, wanted.start))
+                own = scores[row : row + len(wanted), channel : channel + probe.channels]
+                numbers[index] = apply_head(probe.head, probe.readout.reduce(own), self.heads[index])
+            return (numbers * plan.scales + plan.biases).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What scoring a request needs to know of the probes, worked out once: it is done at the end of every prompt."""
+
+    order: npt.NDArray[np.int64]
+    """Columns of the readings `[P]` in the order of their channels, taps in order within each."""
+    starts: npt.NDArray[np.int64]
+    """Where in that order each channel begins, `[C]`."""
+    firsts: npt.NDArray[np.int64]
+    """Each probe's first channel, `[K]`."""
+    simple: npt.NDArray[np.int64]
+    """Probes that are the score of one channel at one token, and their `offsets`: they are scored all at once."""
+    offsets: npt.NDArray[np.int64]
+    others: list[int]
+    scales: npt.NDArray[np.float64]
+    biases: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, probes: Sequence[Probe], readings: Sequence[Reading]) -> "_Plan":
+        owners = np.concatenate([np.empty(0, np.int64), *(reading.channels for reading in readings)])
+        order = np.argsort(owners, kind="stable")
+        simple = [
+            index
+            for index, probe in enumerate(probes)
+            if (probe.readout.kind, probe.channels, probe.head) == ("last", 1, "sum")
+        ]
+        return cls(
+            order=order,
+            starts=np.searchsorted(owners[order], np.unique(owners)),
+            firsts=np.cumsum([0, *(probe.channels for probe in probes)])[:-1],
+            simple=np.array(simple, dtype=np.int64),
+            offsets=np.array([probes[index].readout.offset for index in simple], dtype=np.int64),
+            others=[index for index in range(len(probes)) if index not in simple],
+            scales=np.array([probe.scale for probe in probes], dtype=np.float64),
+            biases=np.array([probe.bias for probe in probes], dtype=np.float64),
+        )
 
 
 def score_of(probe: Probe, values: npt.NDArray[np.float64], head: HeadTensors) -> npt.NDArray[np.float64]:

@@ -175,14 +175,6 @@ def test_one_channel_without_a_score_is_enough(readout, channel):
     assert np.flatnonzero(np.isnan(readout.reduce(scores))).tolist() == [missing]
 
 
-@pytest.mark.parametrize("readout", POOLED, ids=lambda readout: readout.kind)
-def test_an_infinite_token_never_becomes_a_plain_number(readout):
-    """A product that overflowed gives a value that is not finite, and no warning."""
-    scores = np.ones((5, 2), dtype=np.float32)
-    scores[2] = np.inf
-    assert not np.isfinite(readout.reduce(scores)).any()
-
-
 @given(scores=several(2), readout=st.sampled_from(POOLED))
 def test_readouts_leave_their_input_alone(scores, readout):
     """Reducing is pure: several probes' readouts share one array."""

@@ -141,6 +141,17 @@ def test_a_token_that_was_not_scored_is_never_hidden(artifact, num_tokens, data)
     assert np.isfinite(np.delete(found, index)).all()
 
 
+@settings(max_examples=60)
+@given(artifact=artifacts(), num_tokens=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_an_infinite_token_becomes_no_plain_number(artifact, num_tokens, seed):
+    """Where every product overflowed, no score is finite, and nothing warns."""
+    bank = ProbeBank.from_artifact(artifact)
+    positions = bank.positions(num_tokens)
+    scores = np.full((len(positions), len(bank.plan.starts)), np.inf, dtype=np.float32)
+    found = bank.request_scores(scores, positions, num_tokens)
+    assert not np.isfinite(found).any()
+
+
 def test_only_last_readouts_fetch_few_positions(make):
     """Two `last` probes on one token fetch it once; one pooled probe beside them fetches everything."""
     probes = [Probe(name=f"p{o}", method="m", layers=(0,), readout=Readout(offset=o)) for o in (0, 3)]

@@ -109,7 +109,7 @@ def test_scores_are_the_bank_s_scores(tapped, hidden, backend):
     for _ in range(2):
         run(model, backend, hidden.clone())
     streams, _ = by_hand(hidden)
-    served = sensor.parts[:TOKENS].numpy() @ sensor.fold
+    served = probes.add_up(sensor.parts[:TOKENS].numpy())
     np.testing.assert_allclose(served, probes.token_scores(at_blocks(streams)), rtol=1e-5, atol=1e-5)
     assert not sensor.parts[TOKENS:].any()
     assert sensor.fired.tolist() == [1, 1, 1]
@@ -138,7 +138,7 @@ def test_steering_reaches_its_rows_and_blocks_only(tapped, hidden, backend):
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(found[[0, 1, 3]], plain[[0, 1, 3]])
     assert (found[[2, 4]] - plain[[2, 4]]).abs().max() > 0.01
-    served = sensor.parts[:TOKENS].numpy() @ sensor.fold
+    served = probes.add_up(sensor.parts[:TOKENS].numpy())
     np.testing.assert_allclose(served, probes.token_scores(at_blocks(streams)), rtol=1e-5, atol=1e-5)
 
 
@@ -196,8 +196,8 @@ def test_a_model_without_steering_or_with_a_single_tensor_stream(artifact, hidde
         model(hidden)
         for layer, block in enumerate(Whole().eval().layers):
             stream = streams[layer] = block(stream)
-    expected = torch.from_numpy(probes.token_scores(at_blocks(streams)))
-    torch.testing.assert_close(sensor.parts @ torch.from_numpy(sensor.fold), expected, rtol=1e-5, atol=1e-5)
+    expected = probes.token_scores(at_blocks(streams))
+    np.testing.assert_allclose(probes.add_up(sensor.parts.numpy()), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_are_found_by_structure():
