@@ -93,7 +93,9 @@ def _artifact(model: Path, folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     layers = [(place + 1) * print_.num_layers // (NUM_PROBES + 1) for place in range(NUM_PROBES)]
     probes = [Probe(name=f"probe_{index}", method="random", layers=(layer,)) for index, layer in enumerate(layers)]
-    tensors = {f"probe.{p.name}.weight": torch.randn(1, print_.hidden_size, generator=generator) * 1e-3 for p in probes}
+    tensors = {
+        f"probe.{p.name}.weight": torch.randn(1, 1, print_.hidden_size, generator=generator) * 1e-3 for p in probes
+    }
     tensors["steering.steer.vector"] = torch.randn(1, print_.hidden_size, generator=generator)
     tensors |= {name: torch.zeros(1, NUM_PROBES) for name in (BENIGN_SCORES, HARMFUL_SCORES)}
     steering = SteeringVector(name="steer", method="random", layers=(layers[1],), norm=1.0, cos_refusal=0.0)

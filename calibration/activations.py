@@ -4,7 +4,7 @@ Shards are written whole, one after another, so an interrupted run goes on where
 bytes, and memory holds one shard however many prompts there are. Positions count from the prompt's end, as in readouts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from calibration.batching import Batch, make_batch, plan_batches
 from calibration.model import ChatModel
@@ -49,6 +50,30 @@ def read_blocks(
         return hook
 
     handles = [chat.blocks[layer].register_forward_hook(hook_for(layer)) for layer in layers]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def read_neurons(
+    projections: Mapping[int, nn.Module], keep: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Fill the dictionary, at each pass, with `keep(mlp_neurons)` by layer, from blocks' down-projections by layer.
+
+    Neurons come as `[B, T, W]`, or from a few models as `[B * T, W]`. Hooks are gone at exit.
+    """
+    kept: dict[int, torch.Tensor] = {}
+
+    def hook_for(layer: int) -> Callable[..., None]:
+        def hook(_projection: Any, args: tuple[torch.Tensor, ...]) -> None:
+            kept[layer] = keep(args[0])
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(hook_for(layer)) for layer, module in projections.items()]
     try:
         yield kept
     finally:

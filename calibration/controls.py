@@ -17,6 +17,7 @@ from calibration.metrics import auroc
 from calibration.request_scores import RequestScores
 from calibration.template import EncodedPrompts
 from probes.manifest import Probe
+from probes.readout import Readout
 
 _NUM_DRAWS = 5
 _SEED = 20_260
@@ -24,15 +25,22 @@ _RANDOM, _SHUFFLED = "control_random", "control_shuffled"
 
 
 def random_probes(like: Probe, hidden_size: int) -> list[FittedProbe]:
-    """Return probes in random directions that read where `like` reads."""
+    """Return linear probes in random directions that read where `like` reads."""
     generator = torch.Generator().manual_seed(_SEED)
+    width = like.width or hidden_size
     return [
         FittedProbe(
-            like.model_copy(update={"name": f"{_RANDOM}_{draw}", "bias": 0.0, "evidence": {}}),
-            torch.randn(len(like.layers), hidden_size, generator=generator) / hidden_size**0.5,
+            _linear(like, f"{_RANDOM}_{draw}", 0.0),
+            torch.randn(len(like.layers), 1, width, generator=generator) / width**0.5,
         )
         for draw in range(_NUM_DRAWS)
     ]
+
+
+def _linear(like: Probe, name: str, bias: float) -> Probe:
+    readout = Readout(kind="mean") if like.readout.kind == "attention" else like.readout
+    plain = {"channels": 1, "head": "sum", "scale": 1.0, "readout": readout, "evidence": {}}
+    return like.model_copy(update=plain | {"name": name, "bias": bias})
 
 
 def shuffled_probes(like: Probe, training: TrainingSet) -> list[FittedProbe]:
@@ -43,8 +51,8 @@ def shuffled_probes(like: Probe, training: TrainingSet) -> list[FittedProbe]:
     probes = []
     for draw in range(_NUM_DRAWS):
         linear = fit_logistic(features, rng.permutation(training.harmful[training.fit]))
-        spec = like.model_copy(update={"name": f"{_SHUFFLED}_{draw}", "bias": linear.bias, "evidence": {}})
-        probes.append(FittedProbe(spec, torch.from_numpy(linear.weight.astype(np.float32)).unsqueeze(0)))
+        spec = _linear(like, f"{_SHUFFLED}_{draw}", linear.bias)
+        probes.append(FittedProbe(spec, torch.from_numpy(linear.weight.astype(np.float32))[None, None]))
     return probes
 
 

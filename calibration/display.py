@@ -129,7 +129,9 @@ def _percent(rate: Rate | None) -> str:
 
 
 def _reads(probe: Probe) -> str:
-    return f"block {_blocks(probe.layers)}, {_readout(probe.readout)}"
+    site = "neurons of block" if probe.site == "mlp_neurons" else "block"
+    channels = f", {probe.channels} channels" if probe.channels > 1 else ""
+    return f"{site} {_blocks(probe.layers)}, {_readout(probe.readout)}{channels}"
 
 
 def _readout(readout: Readout) -> str:

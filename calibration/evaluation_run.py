@@ -137,7 +137,7 @@ def _load(model: Path, artifact: Artifact, dtype: str, device: str, skip_long: b
 def _probes(artifact: Artifact) -> list[FittedProbe]:
     if not artifact.manifest.probes:
         raise ArtifactError("the artifact has no probes", field="probes", remedy="run `foreguard calibrate`")
-    return [FittedProbe(spec, artifact.tensors[f"probe.{spec.name}.weight"]) for spec in artifact.manifest.probes]
+    return [FittedProbe.of(spec, artifact.tensors) for spec in artifact.manifest.probes]
 
 
 def _refusal_tokens(chat: ChatModel, training: EncodedPrompts) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Logit scale: every probe's score in the same unit, the log-odds of harm on the calibration set.
 
-Platt's map is affine with a positive slope, and every readout commutes with such a map, so it can be folded into the
-probe's weight and bias. Thresholds keep their meaning, scores of different probes can be compared and averaged.
+Platt's map is affine with a positive slope, as is the last step of a probe's score, so it can be folded into the probe's
+scale and bias. Thresholds keep their meaning, scores of different probes can be compared and averaged.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def logit_maps(scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) 
 
 
 def fold(probes: Sequence[FittedProbe], maps: Sequence[Platt]) -> tuple[FittedProbe, ...]:
-    """Return the probes with each map folded into weight and bias."""
+    """Return the probes with each map folded into scale and bias."""
     return tuple(_fold(probe, platt) for probe, platt in zip(probes, maps, strict=True))
 
 
@@ -37,5 +37,6 @@ def apply(maps: Sequence[Platt], scores: npt.NDArray[np.float32]) -> npt.NDArray
 
 
 def _fold(probe: FittedProbe, platt: Platt) -> FittedProbe:
-    bias = platt.slope * probe.spec.bias + platt.intercept
-    return replace(probe, spec=probe.spec.model_copy(update={"bias": bias}), weight=probe.weight * platt.slope)
+    spec = probe.spec
+    folded = {"scale": platt.slope * spec.scale, "bias": platt.slope * spec.bias + platt.intercept}
+    return replace(probe, spec=spec.model_copy(update=folded))

@@ -150,7 +150,11 @@ def calibrate(
 def bank_of(identity: Fingerprint, probes: Sequence[FittedProbe]) -> ProbeBank:
     """Lay out fitted probes as serving does."""
     manifest = Manifest(name="fitted", created="", fingerprint=identity, probes=tuple(probe.spec for probe in probes))
-    return ProbeBank.from_artifact(Artifact(manifest, {f"probe.{p.spec.name}.weight": p.weight for p in probes}))
+    return ProbeBank.from_artifact(Artifact(manifest, _tensors(probes)))
+
+
+def _tensors(probes: Sequence[FittedProbe]) -> dict[str, torch.Tensor]:
+    return {name: tensor for item in probes for name, tensor in item.tensors().items()}
 
 
 def _read_files(train: Path, validation: Path, test: Path) -> dict[str, PromptFile]:
@@ -321,7 +325,7 @@ def _assemble(
 ) -> Artifact:
     harmful = run.encoded["validation"].harmful
     scores = validation_scores[:, : len(found.probes)]
-    tensors = {f"probe.{item.spec.name}.weight": item.weight for item in found.probes}
+    tensors = _tensors(found.probes)
     tensors |= {f"steering.{item.spec.name}.vector": item.vector for item in found.steering}
     tensors |= {
         BENIGN_SCORES: torch.from_numpy(scores[~harmful].copy()),

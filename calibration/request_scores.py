@@ -1,20 +1,23 @@
 """Request scores: prompts through the model and the very arithmetic that serves (`probes.scoring.ProbeBank`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
-from calibration.activations import read_blocks
+from calibration.activations import read_blocks, read_neurons
 from calibration.batching import Batch, make_batch, plan_batches
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.refusal_metric import refusal_metric
+from calibration.structure import neurons_of
 from calibration.template import EncodedPrompts
-from probes.errors import CalibrationError
-from probes.scoring import ProbeBank
+from probes.errors import CalibrationError, ModelError
+from probes.scoring import ProbeBank, Tap
 
 _BATCH_TOKENS, _BATCH_PROMPTS = 4096, 64
 
@@ -37,29 +40,72 @@ def score_prompts(
     refusal_tokens: Sequence[int] = (),
     title: str = "scoring",
 ) -> RequestScores:
-    """Score every prompt. Raises `CalibrationError` naming a prompt whose score is not a number."""
+    """Score every prompt. Raises `CalibrationError` naming a prompt whose score is not a number.
+
+    Raises `ModelError` where the bank reads neurons that the model does not have.
+    """
     lengths = prompts.lengths.tolist()
     scores = np.empty((len(lengths), len(bank.names)), dtype=np.float32)
     refusal = np.full(len(lengths), np.nan)
+    projections = _projections(chat, bank)
     plan = plan_batches(lengths, max_tokens=_BATCH_TOKENS, max_prompts=_BATCH_PROMPTS)
     for rows in track(plan, title):
         batch = make_batch(prompts.token_ids, rows, chat.device)
-        with read_blocks(chat, sorted(bank.matrices), lambda stream: stream.cpu()) as streams:
+        with _read_taps(chat, bank, projections, batch) as read:
             logits = chat.last_logits(batch)
-        scores[rows] = _score_batch(bank, batch, streams)
+        scores[rows] = _score_batch(bank, batch, read)
         if refusal_tokens:
             refusal[rows] = refusal_metric(logits.log_softmax(dim=-1).cpu(), refusal_tokens)
     _require_finite(scores, prompts)
     return RequestScores(scores, refusal)
 
 
-def _score_batch(bank: ProbeBank, batch: Batch, streams: Mapping[int, torch.Tensor]) -> npt.NDArray[np.float32]:
+def _projections(chat: ChatModel, bank: ProbeBank) -> dict[int, nn.Module]:
+    widths = {
+        layer: (probe.name, probe.width)
+        for probe in bank.probes
+        if probe.site == "mlp_neurons"
+        for layer in probe.layers
+    }
+    if not widths:
+        return {}
+    down = chat.down_projections()
+    for layer, (name, width) in widths.items():
+        found = neurons_of(down[layer], chat.hidden_size)
+        if found != width:
+            raise ModelError(
+                f"block {layer} has {found} neurons, not {width}",
+                field=f"probes.{name}.width",
+                remedy="use the model that the probe was fitted on",
+            )
+    return {layer: down[layer] for layer in widths}
+
+
+@contextmanager
+def _read_taps(
+    chat: ChatModel, bank: ProbeBank, projections: Mapping[int, nn.Module], batch: Batch
+) -> Iterator[dict[Tap, torch.Tensor]]:
+    """Fill the dictionary, when the block is left, with the activations `[B, T, W]` of one pass at the bank's taps."""
+    shape = batch.input_ids.shape
+    layers = [tap.layer for tap in bank.readings if tap.site == "resid_post"]
+    read: dict[Tap, torch.Tensor] = {}
+
+    def keep(activations: torch.Tensor) -> torch.Tensor:
+        return activations.reshape(*shape, activations.shape[-1]).cpu()
+
+    with read_blocks(chat, layers, keep) as streams, read_neurons(projections, keep) as neurons:
+        yield read
+    read.update({Tap("resid_post", layer): stream for layer, stream in streams.items()})
+    read.update({Tap("mlp_neurons", layer): values for layer, values in neurons.items()})
+
+
+def _score_batch(bank: ProbeBank, batch: Batch, read: Mapping[Tap, torch.Tensor]) -> npt.NDArray[np.float32]:
     lengths = batch.lengths.tolist()
     positions = [bank.positions(length) for length in lengths]
     # One product for the batch: rows are tokens of all its prompts, one prompt after another.
     index = torch.from_numpy(np.repeat(np.arange(len(lengths)), [len(each) for each in positions]))
     place = torch.from_numpy(np.concatenate(positions))
-    token_scores = bank.token_scores({layer: stream[index, place] for layer, stream in streams.items()})
+    token_scores = bank.token_scores({tap: activations[index, place] for tap, activations in read.items()})
     ends = np.cumsum([len(each) for each in positions])
     return np.stack(
         [

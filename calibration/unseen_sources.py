@@ -26,6 +26,7 @@ from calibration.stage_file import Strict, write_whole
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError
 from probes.manifest import Rate
+from probes.scoring import ProbeBank, score_of
 
 CONTROL = "tfidf"
 _TARGET = 0.01
@@ -147,18 +148,19 @@ def _contenders(training: TrainingSet) -> Iterator[tuple[str, Callable[[Rows], S
 def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np.float64]:
     """Return a probe's scores `[N]` on all training prompts, from their recorded activations."""
     readout = probe.spec.readout
-    if readout.kind not in ("last", "mean"):
+    if readout.kind not in ("last", "mean") or probe.spec.site != "resid_post":
         raise CalibrationError(
-            f"readout {readout.kind} needs every token, and one position is recorded",
+            f"readout {readout.kind} at {probe.spec.site} cannot be had from what is recorded",
             field=probe.spec.name,
             remedy="score the prompts with `score_rows`, which passes them through the model",
         )
     where: Where = "mean" if readout.kind == "mean" else readout.offset
     parts = [
-        training.features(layer, where).astype(np.float64) @ row.double().numpy()
+        training.features(layer, where).astype(np.float64) @ row.double().numpy().T
         for layer, row in zip(probe.spec.layers, probe.weight, strict=True)
     ]
-    return np.asarray(np.sum(parts, axis=0) + probe.spec.bias)
+    [head] = ProbeBank.of([probe.spec], probe.tensors()).heads
+    return score_of(probe.spec, np.sum(parts, axis=0), head)
 
 
 def _unseen(judged: Scores, left_out: Scores, harmful: npt.NDArray[np.bool_]) -> Unseen:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from probes.fingerprint import Fingerprint
+from probes.head import HeadKind, head_shapes
 from probes.readout import Readout
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -52,16 +53,24 @@ class Evaluation(_Strict):
 
 
 class Probe(_Strict):
-    """One probe: a linear reading of one or more decoder blocks, made a score by its readout.
+    """One probe: linear readings of one or more decoder blocks, made a score by its readout and its head.
 
-    Tensor `probe.<name>.weight` is float32 `[len(layers), D]`; a token's score is `sum_l x_l . weight_l + bias`.
+    Tensor `probe.<name>.weight` is float32 `[len(layers), channels, W]`, W being `hidden_size` at `resid_post` and
+    `width` at `mlp_neurons`. A token's score in channel c is `sum_l x_l . weight_l,c`; the request's score is
+    `scale * head(readout(channels)) + bias`. Tensors `probe.<name>.head_*` are the head's (`probes.head`).
     """
 
     name: Name
     method: str
     site: Site = "resid_post"
     layers: tuple[int, ...] = Field(min_length=1)
+    width: int | None = Field(None, ge=1)
+    """`mlp_neurons` only: neurons of each block that is read."""
+    channels: int = Field(1, ge=1)
     readout: Readout = Readout()
+    head: HeadKind = "sum"
+    scale: float = Field(1.0, gt=0)
+    """With `bias`, the last step: positive, so that every order of scores stays what it was."""
     bias: float = 0.0
     category: str | None = None
     platt: Platt | None = None
@@ -69,9 +78,33 @@ class Probe(_Strict):
     evidence: dict[str, float] = {}
     """Causal and other evidence in numbers, by name: `bypass`, `induce`, `kl`, `cos_refusal` …"""
 
+    @property
+    def num_values(self) -> int:
+        """Values that its readout gives to its head."""
+        return self.readout.num_values(self.channels)
+
+    def shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of its tensors, in a model of `hidden_size`."""
+        own = {"weight": (len(self.layers), self.channels, self.width or hidden_size)}
+        return {
+            f"probe.{self.name}.{key}": shape for key, shape in (own | head_shapes(self.head, self.num_values)).items()
+        }
+
     @model_validator(mode="after")
     def _layers_ascend(self) -> Self:
         _require_ascending(self.layers)
+        return self
+
+    @model_validator(mode="after")
+    def _width_belongs_to_neurons(self) -> Self:
+        if (self.width is not None) != (self.site == "mlp_neurons"):
+            raise ValueError("width is for site 'mlp_neurons', which needs it: the neurons of each block")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_has_pairs(self) -> Self:
+        if self.readout.kind == "attention" and self.channels % 2:
+            raise ValueError("readout 'attention' takes channels in pairs: query logits, then values")
         return self
 
 

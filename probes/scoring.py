@@ -1,11 +1,13 @@
 """Scoring: the one piece of arithmetic that calibration and serving share.
 
-A `ProbeBank` is all probes of an artifact laid out for the sensor: per tapped block one matrix `[D, K]`, so that a token's
-scores are the sum over blocks of `x_l @ matrix_l`, plus the biases.
+A `ProbeBank` is all probes of an artifact laid out for the sensor. The probes' channels stand side by side, C in all, and
+each place that is tapped has one matrix for the channels that read there: a token's scores `[C]` are the sum of the
+products. What is not linear (readouts, heads) is done once a prompt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,62 +15,148 @@ import torch
 
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
-from probes.readout import Readout, Scores
+from probes.head import HeadTensors, apply_head, head_shapes
+from probes.manifest import Probe, Site
+from probes.readout import Scores
 
-SERVABLE_SITES = frozenset({"resid_post"})
+
+class Tap(NamedTuple):
+    """A place in the model that probes read: a site of a block."""
+
+    site: Site
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read at one tap."""
+
+    matrix: torch.Tensor
+    """float32 `[W, k]`: one column for each channel that reads here."""
+    channels: npt.NDArray[np.int64]
+    """Which of the bank's channels the columns are, `[k]`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeBank:
-    """K probes, ready to score: `matrices[l]` is float32 `[D, K]` with zero columns for probes that do not read block l."""
+    """K probes of C channels together, ready to score."""
 
-    names: tuple[str, ...]
-    readouts: tuple[Readout, ...]
-    matrices: Mapping[int, torch.Tensor]
-    bias: npt.NDArray[np.float32]
+    probes: tuple[Probe, ...]
+    readings: Mapping[Tap, Reading]
+    heads: tuple[HeadTensors, ...]
+    plan: "_Plan"
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "ProbeBank":
-        """Lay out the artifact's probes. Raises `ArtifactError` for a site that cannot be served."""
-        probes = artifact.manifest.probes
-        matrices: dict[int, torch.Tensor] = {}
-        for column, probe in enumerate(probes):
-            if probe.site not in SERVABLE_SITES:
-                raise ArtifactError(
-                    f"site {probe.site!r} cannot be served",
-                    field=f"probes.{probe.name}.site",
-                    remedy=f"calibrate with a site of {sorted(SERVABLE_SITES)}",
-                )
-            weight = artifact.tensors[f"probe.{probe.name}.weight"]
-            for row, layer in enumerate(probe.layers):
-                matrix = matrices.setdefault(layer, torch.zeros(weight.shape[1], len(probes)))
-                matrix[:, column] = weight[row]
-        return cls(
-            names=tuple(probe.name for probe in probes),
-            readouts=tuple(probe.readout for probe in probes),
-            matrices=matrices,
-            bias=np.array([probe.bias for probe in probes], dtype=np.float32),
-        )
+        """Lay out the artifact's probes."""
+        return cls.of(artifact.manifest.probes, artifact.tensors)
 
-    def token_scores(self, hidden: Mapping[int, torch.Tensor]) -> Scores:
-        """Return token scores `[T, K]` from the residual streams `hidden[l]` `[T, D]` of the tapped blocks."""
-        total = sum(hidden[layer].float() @ matrix for layer, matrix in self.matrices.items())
-        if not isinstance(total, torch.Tensor):
+    @classmethod
+    def of(cls, probes: Sequence[Probe], tensors: Mapping[str, torch.Tensor]) -> "ProbeBank":
+        """Lay out `probes`, whose `tensors` are named and shaped as in an artifact."""
+        rows: dict[Tap, list[tuple[torch.Tensor, npt.NDArray[np.int64]]]] = {}
+        first = 0
+        for probe in probes:
+            own = np.arange(first, first + probe.channels)
+            for layer, weight in zip(probe.layers, tensors[f"probe.{probe.name}.weight"], strict=True):
+                rows.setdefault(Tap(probe.site, layer), []).append((weight, own))
+            first += probe.channels
+        readings = {
+            tap: Reading(torch.cat([weight for weight, _ in each]).T, np.concatenate([own for _, own in each]))
+            for tap, each in sorted(rows.items())
+        }
+        heads = tuple(_head_tensors(probe, tensors) for probe in probes)
+        return cls(tuple(probes), readings, heads, _Plan.of(probes, list(readings.values())))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The probes' names `[K]`."""
+        return tuple(probe.name for probe in self.probes)
+
+    def token_scores(self, activations: Mapping[Tap, torch.Tensor]) -> Scores:
+        """Return token scores `[T, C]` from the activations `[T, W]` at the taps."""
+        if not self.readings:
             raise ArtifactError("the artifact has no probes", field="probes", remedy="calibrate at least one probe")
-        return np.asarray(total.numpy() + self.bias, dtype=np.float32)
+        parts = [activations[tap].float() @ reading.matrix for tap, reading in self.readings.items()]
+        return self.add_up(torch.cat(parts, dim=1).numpy())
+
+    def add_up(self, parts: Scores) -> Scores:
+        """Return token scores `[T, C]` from the taps' shares in them, `[T, P]`: the readings' columns side by side."""
+        by_channel = parts.take(self.plan.order, axis=1)
+        if len(self.plan.order) == len(self.plan.starts):
+            return by_channel  # each channel is read at one tap
+        return np.add.reduceat(by_channel, self.plan.starts, axis=1)
 
     def positions(self, num_tokens: int) -> npt.NDArray[np.int64]:
         """Return the sorted token positions that any readout needs from a prompt of `num_tokens` tokens."""
-        if all(readout.kind == "last" for readout in self.readouts):
-            needed = {position for readout in self.readouts for position in readout.positions(num_tokens)}
+        readouts = [probe.readout for probe in self.probes]
+        if all(readout.kind == "last" for readout in readouts):
+            needed = {position for readout in readouts for position in readout.positions(num_tokens)}
             return np.array(sorted(needed), dtype=np.int64)
         return np.arange(num_tokens, dtype=np.int64)
 
     def request_scores(self, scores: Scores, positions: npt.NDArray[np.int64], num_tokens: int) -> Scores:
-        """Return the request's scores `[K]` from token `scores` `[P, K]` at `positions` `[P]` of a prompt of `num_tokens`."""
-        result = np.empty(len(self.readouts), dtype=np.float32)
-        for column, readout in enumerate(self.readouts):
-            wanted = readout.positions(num_tokens)
-            first = int(np.searchsorted(positions, wanted.start))
-            result[column] = readout.reduce(scores[first : first + len(wanted), column])
-        return result
+        """Return the request's scores `[K]` from token `scores` `[P, C]` at `positions` `[P]` of a prompt of `num_tokens`.
+
+        A token without a score (NaN) that a probe needs leaves that probe with NaN.
+        """
+        plan, numbers = self.plan, np.empty(len(self.probes))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not scored
+            rows = np.searchsorted(positions, np.maximum(num_tokens - 1 - plan.offsets, 0))
+            numbers[plan.simple] = scores[rows, plan.firsts[plan.simple]]
+            for index in plan.others:
+                probe = self.probes[index]
+                wanted, channel = probe.readout.positions(num_tokens), plan.firsts[index]
+                row = int(np.searchsorted(positions, wanted.start))
+                own = scores[row : row + len(wanted), channel : channel + probe.channels]
+                numbers[index] = apply_head(probe.head, probe.readout.reduce(own), self.heads[index])
+            return (numbers * plan.scales + plan.biases).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What scoring a request needs to know of the probes, worked out once: it is done at the end of every prompt."""
+
+    order: npt.NDArray[np.int64]
+    """Columns of the readings `[P]` in the order of their channels, taps in order within each."""
+    starts: npt.NDArray[np.int64]
+    """Where in that order each channel begins, `[C]`."""
+    firsts: npt.NDArray[np.int64]
+    """Each probe's first channel, `[K]`."""
+    simple: npt.NDArray[np.int64]
+    """Probes that are the score of one channel at one token, and their `offsets`: they are scored all at once."""
+    offsets: npt.NDArray[np.int64]
+    others: list[int]
+    scales: npt.NDArray[np.float64]
+    biases: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(cls, probes: Sequence[Probe], readings: Sequence[Reading]) -> "_Plan":
+        owners = np.concatenate([np.empty(0, np.int64), *(reading.channels for reading in readings)])
+        order = np.argsort(owners, kind="stable")
+        simple = [
+            index
+            for index, probe in enumerate(probes)
+            if (probe.readout.kind, probe.channels, probe.head) == ("last", 1, "sum")
+        ]
+        return cls(
+            order=order,
+            starts=np.searchsorted(owners[order], np.unique(owners)),
+            firsts=np.cumsum([0, *(probe.channels for probe in probes)])[:-1],
+            simple=np.array(simple, dtype=np.int64),
+            offsets=np.array([probes[index].readout.offset for index in simple], dtype=np.int64),
+            others=[index for index in range(len(probes)) if index not in simple],
+            scales=np.array([probe.scale for probe in probes], dtype=np.float64),
+            biases=np.array([probe.bias for probe in probes], dtype=np.float64),
+        )
+
+
+def score_of(probe: Probe, values: npt.NDArray[np.float64], head: HeadTensors) -> npt.NDArray[np.float64]:
+    """Return the scores `[...]` that a probe gives to the values `[..., V]` of its readout."""
+    return probe.scale * apply_head(probe.head, values, head) + probe.bias
+
+
+def _head_tensors(probe: Probe, tensors: Mapping[str, torch.Tensor]) -> HeadTensors:
+    prefix = f"probe.{probe.name}."
+    names = head_shapes(probe.head, probe.num_values)
+    return {name: tensors[prefix + name].double().numpy() for name in names}

@@ -130,7 +130,7 @@ def _probe(name: str, method: str, choice: _Choice) -> FittedProbe:
         bias=choice.linear.bias,
         evidence={"selection_auroc": choice.auroc, "selection_recall": choice.recall},
     )
-    return FittedProbe(spec, torch.from_numpy(choice.linear.weight.astype(np.float32)).unsqueeze(0))
+    return FittedProbe(spec, torch.from_numpy(choice.linear.weight.astype(np.float32))[None, None])
 
 
 def _readout(where: Where) -> Readout:
@@ -155,7 +155,7 @@ def _stack(training: TrainingSet, choices: Sequence[_Choice]) -> FittedProbe:
         + float(sum(share * each.linear.bias for share, each in zip(combined.weight, stacked, strict=True))),
         evidence={"selection_auroc": area, "selection_recall": recall},
     )
-    return FittedProbe(spec, torch.from_numpy(weight.astype(np.float32)))
+    return FittedProbe(spec, torch.from_numpy(weight.astype(np.float32)).unsqueeze(1))
 
 
 def _thinned(choices: Sequence[_Choice], num_layers: int) -> list[_Choice]:

@@ -55,4 +55,4 @@ def direction_probe(
         bias=-slope * midpoint,
         evidence=evidence,
     )
-    return FittedProbe(spec, torch.from_numpy((unit * slope).astype(np.float32)).unsqueeze(0))
+    return FittedProbe(spec, torch.from_numpy((unit * slope).astype(np.float32))[None, None])

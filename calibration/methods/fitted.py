@@ -1,8 +1,8 @@
 """What every method gives: probes and steering vectors as the manifest describes them, with their tensors."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -12,15 +12,30 @@ from safetensors.torch import save_file
 
 from calibration.methods.training import TrainingSet
 from calibration.study import Study
+from probes.head import head_shapes
 from probes.manifest import Probe, SteeringVector
 
 
 @dataclass(frozen=True, slots=True)
 class FittedProbe:
-    """A probe and its weight, float32 `[len(layers), D]`."""
+    """A probe and its weight, float32 `[len(layers), channels, W]`."""
 
     spec: Probe
     weight: torch.Tensor
+    head: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The head's tensors by their short names (`probes.head.head_shapes`), float32."""
+
+    @classmethod
+    def of(cls, spec: Probe, tensors: Mapping[str, torch.Tensor]) -> "FittedProbe":
+        """Take a probe out of tensors that are named as in an artifact."""
+        prefix = f"probe.{spec.name}."
+        head = {name: tensors[prefix + name] for name in head_shapes(spec.head, spec.num_values)}
+        return cls(spec, tensors[prefix + "weight"], head)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return its tensors, named as in an artifact."""
+        own = {"weight": self.weight, **self.head}
+        return {f"probe.{self.spec.name}.{name}": tensor.contiguous() for name, tensor in own.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +91,12 @@ def merge(parts: Iterable[Fitted]) -> Fitted:
 
 
 def _with_cosine(probe: FittedProbe, refusal: FittedSteering) -> FittedProbe:
+    if probe.spec.site != "resid_post" or probe.spec.channels != 1:
+        return probe  # neurons are another basis, and several channels have no one direction
     # Blocks share one residual basis, so a probe elsewhere is compared by its row nearest to the refusal's block.
     layer = refusal.spec.layers[0]
     row = min(range(len(probe.spec.layers)), key=lambda index: abs(probe.spec.layers[index] - layer))
-    cosine = float(torch.cosine_similarity(probe.weight[row], refusal.vector[0], dim=0))
+    cosine = float(torch.cosine_similarity(probe.weight[row, 0], refusal.vector[0], dim=0))
     return replace(
         probe, spec=probe.spec.model_copy(update={"evidence": probe.spec.evidence | {"cos_refusal": cosine}})
     )
@@ -87,7 +104,7 @@ def _with_cosine(probe: FittedProbe, refusal: FittedSteering) -> FittedProbe:
 
 def save_fitted(fitted: Fitted, path: Path) -> None:
     """Write what was found to one safetensors file; its header holds the descriptions."""
-    tensors = {f"probe.{item.spec.name}": item.weight.contiguous() for item in fitted.probes}
+    tensors = {name: tensor for item in fitted.probes for name, tensor in item.tensors().items()}
     tensors |= {f"steering.{item.spec.name}": item.vector.contiguous() for item in fitted.steering}
     header = {
         "probes": json.dumps([item.spec.model_dump(mode="json") for item in fitted.probes]),
@@ -106,11 +123,12 @@ def load_fitted(path: Path) -> Fitted:
     """Read what `save_fitted` wrote."""
     with safe_open(path, framework="pt") as file:
         header = {name: json.loads(text) for name, text in file.metadata().items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         probes = [Probe.model_validate(spec) for spec in header["probes"]]
         steering = [SteeringVector.model_validate(spec) for spec in header["steering"]]
         return Fitted(
-            probes=tuple(FittedProbe(spec, file.get_tensor(f"probe.{spec.name}")) for spec in probes),
-            steering=tuple(FittedSteering(spec, file.get_tensor(f"steering.{spec.name}")) for spec in steering),
+            probes=tuple(FittedProbe.of(spec, tensors) for spec in probes),
+            steering=tuple(FittedSteering(spec, tensors[f"steering.{spec.name}"]) for spec in steering),
             notes=tuple(header["notes"]),
             studies=tuple(Study.model_validate(study) for study in header["studies"]),
             refusal_tokens=tuple(header["refusal_tokens"]),

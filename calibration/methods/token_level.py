@@ -20,8 +20,10 @@ from calibration.methods.fitted import Fitted, FittedProbe
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import auroc, recall_at
 from calibration.progress import track
+from calibration.request_scores import score_prompts
 from probes.manifest import Probe
 from probes.readout import Readout
+from probes.scoring import ProbeBank
 
 WINDOW = 16
 _READOUTS = (
@@ -65,7 +67,7 @@ def fit_token_level(training: TrainingSet) -> Fitted:
         bias=bias,
         evidence={"selection_auroc": area, "selection_recall": recall},
     )
-    return Fitted(probes=(FittedProbe(spec, weight),))
+    return Fitted(probes=(FittedProbe(spec, weight.unsqueeze(1)),))
 
 
 def _sample(training: TrainingSet, rows: Rows) -> Rows:
@@ -103,16 +105,15 @@ def _each(training: TrainingSet, rows: Rows, layers: Sequence[int]) -> Iterator[
 
 def score_rows(training: TrainingSet, probe: FittedProbe, rows: Rows) -> npt.NDArray[np.float64]:
     """Return a probe's scores on training prompts `rows`, whatever its readout, by passing them through the model."""
-    scores = np.empty(len(rows))
-    for index, stream in _each(training, rows, probe.spec.layers):
-        scores[index] = _reduce(stream, probe.weight, probe.spec.bias, probe.spec.readout)
-    return scores
+    bank = ProbeBank.of([probe.spec], probe.tensors())
+    scored = score_prompts(training.chat, bank, training.prompts.subset(rows), title="reading every token")
+    return scored.scores[:, 0].astype(np.float64)
 
 
 def _reduce(stream: torch.Tensor, weight: torch.Tensor, bias: float, readout: Readout) -> float:
-    token_scores = ((stream.float() * weight).sum((1, 2)) + bias).numpy()
+    token_scores = (stream.float() * weight).sum((1, 2)).numpy()
     places = readout.positions(len(token_scores))
-    return readout.reduce(token_scores[places.start : places.stop])
+    return float(readout.reduce(token_scores[places.start : places.stop, None])[0]) + bias
 
 
 def _train(tokens: _Tokens) -> tuple[torch.Tensor, float]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig
 
@@ -68,6 +69,7 @@ class RunnerV1:
             return {}
         batch = self._runner.input_batch
         table = batch.block_table[self._group]
+        self._add_up_ranks(num_tokens)
         self._slots.index_copy_(0, table.slot_mapping.gpu[:num_tokens], self._sensor.parts[:num_tokens])
         finished = self._finished(step)
         if not len(finished):
@@ -75,6 +77,12 @@ class RunnerV1:
         if not bool(self._sensor.fired.all()):
             return {batch.req_ids[row]: Unscored.TAP_SILENT.value for row in finished}
         return self._request_scores(finished, table)
+
+    def _add_up_ranks(self, num_tokens: int) -> None:
+        """Make whole what every rank read of its own slice of the neurons; a silent tap's NaN reaches all ranks."""
+        split, parts = self._sensor.split, self._sensor.parts[:num_tokens]
+        if len(split):
+            parts.index_copy_(1, split, tensor_model_parallel_all_reduce(parts.index_select(1, split)))
 
     def _finished(self, step: SchedulerOutput) -> npt.NDArray[np.intp]:
         batch = self._runner.input_batch
@@ -97,7 +105,7 @@ class RunnerV1:
             for row, place in zip(rows, positions, strict=True)
         ]
         index = torch.from_numpy(np.concatenate(slots)).to(self._slots.device)
-        scores = self._slots[index].cpu().numpy() @ self._sensor.fold + self._probes.bias
+        scores = self._probes.add_up(self._slots[index].cpu().numpy())
         pieces = np.split(scores, np.cumsum([len(place) for place in positions])[:-1])
         return {
             batch.req_ids[row]: self._probes.request_scores(piece, place, length).tolist()

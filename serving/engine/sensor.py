@@ -1,4 +1,4 @@
-"""The sensor: finds a served model's decoder blocks and puts a tap on those that the artifact reads or steers.
+"""The sensor: finds a served model's decoder blocks and puts taps on those that the artifact reads or steers.
 
 Installed after the weights are loaded and before anything is compiled, so that the taps become part of the graph.
 """
@@ -6,14 +6,14 @@ Installed after the weights are loaded and before anything is compiled, so that 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
+from vllm.model_executor.layers.linear import RowParallelLinear
 
 from probes.errors import ModelError
-from probes.scoring import ProbeBank
+from probes.scoring import ProbeBank, Tap
 from probes.steering import SteeringBank
+from serving.engine.down_projection import down_projection, own_rows
 from serving.engine.tap import project  # importing it registers the ops
 
 
@@ -22,35 +22,51 @@ class Sensor:
     """The persistent buffers that the taps write and read."""
 
     parts: torch.Tensor
-    """Shares of the token scores in the last forward pass, float32 `[max_tokens, P]`: one column for each probe on each
-    block that it reads. Biases are not in them."""
-    fold: npt.NDArray[np.float32]
-    """0 and 1, `[P, K]`: `parts @ fold` are the token scores."""
+    """Shares of the token scores in the last forward pass, float32 `[max_tokens, P]`: one column for each channel at each
+    tap that it reads, in the order of the bank (`ProbeBank.add_up`)."""
+    split: torch.Tensor
+    """int64: columns that hold what this rank's slice of the neurons gives; the sum over the ranks is the share."""
     fired: torch.Tensor
-    """int32 `[number of tapped blocks]`: 1 where the tap ran since the last reset."""
+    """int32 `[number of taps]`: 1 where the tap ran since the last reset."""
     coefficients: torch.Tensor
     """Steering of the next forward pass, float32 `[max_tokens, S]`."""
 
 
 def install(model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBank, steering: SteeringBank) -> Sensor:
-    """Tap `model`'s decoder blocks. Raises `ModelError` where they cannot be found."""
+    """Tap `model`'s decoder blocks. Raises `ModelError` where they, or the neurons that are read, cannot be found."""
     blocks = decoder_blocks(model, num_layers)
     device = next(model.parameters()).device
-    columns = {layer: probes.matrices[layer].any(0).nonzero()[:, 0] for layer in sorted(probes.matrices)}
-    owners = torch.cat(list(columns.values()))
+    columns = _columns(probes)
+    projections = {
+        tap: down_projection(blocks[tap.layer], tap.layer, len(reading.matrix))
+        for tap, reading in probes.readings.items()
+        if tap.site == "mlp_neurons"
+    }
+    split = [column for tap, each in projections.items() if each.tp_size > 1 for column in columns[tap]]
     sensor = Sensor(
-        parts=torch.zeros(max_tokens, len(owners), device=device),
-        fold=np.eye(len(probes.names), dtype=np.float32)[owners.numpy()],
+        parts=torch.zeros(max_tokens, sum(map(len, columns.values())), device=device),
+        split=torch.tensor(split, dtype=torch.int64, device=device),
         fired=torch.zeros(len(columns), dtype=torch.int32, device=device),
         coefficients=torch.zeros(max_tokens, max(len(steering.names), 1), device=device),
     )
-    first = 0
-    for index, (layer, own) in enumerate(columns.items()):
-        _install_read(blocks[layer], probes.matrices[layer][:, own].to(device), sensor, first, index)
-        first += len(own)
+    for index, (tap, reading) in enumerate(probes.readings.items()):
+        first = columns[tap].start
+        if tap in projections:
+            _install_neurons(projections[tap], reading.matrix, sensor, first, index)
+        else:
+            _install_read(blocks[tap.layer], reading.matrix, sensor, first, index)
     for layer, vectors in steering.vectors.items():
         _install_steer(blocks[layer], vectors.to(device), sensor)
     return sensor
+
+
+def _columns(probes: ProbeBank) -> dict[Tap, range]:
+    columns: dict[Tap, range] = {}
+    first = 0
+    for tap, reading in probes.readings.items():
+        columns[tap] = range(first, first + len(reading.channels))
+        first = columns[tap].stop
+    return columns
 
 
 def decoder_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList:
@@ -68,15 +84,31 @@ def decoder_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList:
 
 
 def _install_read(block: nn.Module, matrix: torch.Tensor, sensor: Sensor, first: int, index: int) -> None:
-    block.register_buffer("foreguard_matrix", matrix.contiguous(), persistent=False)
-    block.register_buffer("foreguard_parts", sensor.parts, persistent=False)
-    block.register_buffer("foreguard_fired", sensor.fired, persistent=False)
+    _register(block, matrix, sensor)
 
     def read(module: Any, _args: Any, output: Any) -> None:
         part = project(*split_stream(output), module.foreguard_matrix)
         torch.ops.foreguard.store(part, module.foreguard_parts, first, module.foreguard_fired, index)
 
     block.register_forward_hook(read)
+
+
+def _install_neurons(
+    projection: RowParallelLinear, matrix: torch.Tensor, sensor: Sensor, first: int, index: int
+) -> None:
+    _register(projection, own_rows(projection, matrix), sensor)
+
+    def read(module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        part = project(args[0], None, module.foreguard_matrix)
+        torch.ops.foreguard.store(part, module.foreguard_parts, first, module.foreguard_fired, index)
+
+    projection.register_forward_pre_hook(read)
+
+
+def _register(module: nn.Module, matrix: torch.Tensor, sensor: Sensor) -> None:
+    module.register_buffer("foreguard_matrix", matrix.to(sensor.parts.device).contiguous(), persistent=False)
+    module.register_buffer("foreguard_parts", sensor.parts, persistent=False)
+    module.register_buffer("foreguard_fired", sensor.fired, persistent=False)
 
 
 def _install_steer(block: nn.Module, vectors: torch.Tensor, sensor: Sensor) -> None:

@@ -44,7 +44,7 @@ def test_a_direction_probe_scores_log_odds(gaussians):
     """Its score is the log-likelihood ratio of the two classes' projections: zero half-way, rising towards harm."""
     features, harmful, direction = gaussians
     probe = direction_probe("d", "planted", direction, features, harmful, layer=0, offset=0, evidence={})
-    scores = features @ probe.weight[0].numpy() + probe.spec.bias
+    scores = features @ probe.weight[0, 0].numpy() + probe.spec.bias
     assert scores[harmful].mean() == pytest.approx(-scores[~harmful].mean(), rel=1e-3)
     assert scores[harmful].mean() - scores[~harmful].mean() == pytest.approx(
         (harmful.mean() * scores[harmful].var() + (~harmful).mean() * scores[~harmful].var()), rel=1e-3
@@ -103,7 +103,7 @@ def test_the_harmfulness_direction_reads_the_instruction(planted, planted_chat, 
     """Read at the instruction's last token, signed towards harm, along what was planted."""
     probe = fit_harmfulness_direction(training_set(planted_chat, tmp_path, make_prompts(240, 0))).probes[0]
     assert probe.spec.readout.offset == 2
-    assert torch.cosine_similarity(probe.weight[0], planted.direction, dim=0) > 0.98
+    assert torch.cosine_similarity(probe.weight[0, 0], planted.direction, dim=0) > 0.98
 
 
 def test_a_model_that_does_not_refuse_gets_no_refusal_direction(tokenizer, tmp_path):
@@ -126,7 +126,8 @@ def test_classifiers_give_the_logits_that_they_fitted(planted_chat, tmp_path):
     for probe in probes.values():
         where = "mean" if probe.spec.readout.kind == "mean" else probe.spec.readout.offset
         scores = probe.spec.bias + sum(
-            training.features(layer, where) @ probe.weight[row].numpy() for row, layer in enumerate(probe.spec.layers)
+            training.features(layer, where) @ probe.weight[row, 0].numpy()
+            for row, layer in enumerate(probe.spec.layers)
         )
         select, harmful = scores[training.select], training.harmful[training.select]
         assert select[harmful].min() > select[~harmful].max()
@@ -150,6 +151,6 @@ def test_what_is_found_survives_its_file(planted_chat, tmp_path):
     assert torch.equal(back.steering[0].vector, found.steering[0].vector)
     assert back.refusal_tokens == found.refusal_tokens
     assert found.probes[0].spec.evidence["cos_refusal"] == pytest.approx(1.0)
-    assert found.probes[0].weight.shape == (1, HIDDEN)
+    assert found.probes[0].weight.shape == (1, 1, HIDDEN)
     save_fitted(merge([]), tmp_path / "g.safetensors")
     assert load_fitted(tmp_path / "g.safetensors") == merge([])

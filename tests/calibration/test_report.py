@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +47,14 @@ def test_every_figure_is_a_png_too(page):
         content = (page.parent / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 5_000
+
+
+def test_documentation_names_every_key_of_the_evidence():
+    """docs/artifact.md has each key of evidence.json, at every depth."""
+    document = (Path(__file__).parents[2] / "docs" / "artifact.md").read_text()
+    schema = Evidence.model_json_schema()
+    keys = set(schema["properties"]).union(*(part.get("properties", {}) for part in schema["$defs"].values()))
+    assert {key for key in keys if f"`{key}`" not in document} == set()
 
 
 def test_every_probe_control_group_and_file_is_on_the_page(page, artifact):

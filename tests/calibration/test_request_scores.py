@@ -6,15 +6,17 @@ import torch
 from tiny import HIDDEN, LAYERS, make_prompts, write_prompts
 
 from calibration.batching import make_batch
-from calibration.methods.fitted import FittedProbe
+from calibration.controls import random_probes
+from calibration.logit_scale import apply, fold
+from calibration.methods.fitted import Fitted, FittedProbe, load_fitted, save_fitted
 from calibration.pipeline import bank_of
 from calibration.prompts import load_prompts
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs, mean_kl, refusal_metric
 from calibration.request_scores import score_prompts
 from calibration.template import encode_prompts
-from probes.errors import CalibrationError
+from probes.errors import CalibrationError, ModelError
 from probes.fingerprint import Fingerprint
-from probes.manifest import Probe
+from probes.manifest import Platt, Probe
 from probes.readout import Readout
 
 IDENTITY = Fingerprint(
@@ -42,7 +44,7 @@ def make_bank(readouts):
     probes = [
         FittedProbe(
             Probe(name=f"p{index}", method="random", layers=(0, 1), readout=readout, bias=0.5),
-            torch.randn(2, HIDDEN, generator=generator),
+            torch.randn(2, 1, HIDDEN, generator=generator),
         )
         for index, readout in enumerate(readouts)
     ]
@@ -56,11 +58,85 @@ def test_scores_are_linear_readings_of_hugging_face_hidden_states(chat, encoded,
     found = score_prompts(chat, bank, encoded).scores
     for row, ids in enumerate(encoded.token_ids[:15]):
         states = chat.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
-        tokens = sum(states[layer + 1][0] @ bank.matrices[layer] for layer in (0, 1)).numpy() + 0.5
+        tokens = sum(states[tap.layer + 1][0] @ reading.matrix for tap, reading in bank.readings.items()).numpy()
         for column, readout in enumerate(readouts):
             wanted = readout.positions(len(ids))
-            expected = readout.reduce(tokens[wanted.start : wanted.stop, column].astype(np.float32))
+            expected = readout.reduce(tokens[wanted.start : wanted.stop, [column]].astype(np.float32))[0] + 0.5
             assert found[row, column] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.fixture
+def nonlinear_probes():
+    """Neurons of two blocks through a hidden layer, and an attention readout of the stream, in logits already."""
+    generator = torch.Generator().manual_seed(1)
+    specs = (
+        Probe(
+            name="neurons", method="m", site="mlp_neurons", width=48, layers=(0, 2), channels=3, head="mlp",
+            readout=Readout(kind="max"), scale=0.5, bias=1.0,
+        ),
+        Probe(name="attends", method="m", layers=(1,), channels=4, readout=Readout(kind="attention")),
+    )  # fmt: skip
+    shapes = {name: shape for spec in specs for name, shape in spec.shapes(HIDDEN).items()}
+    tensors = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    return [FittedProbe.of(spec, tensors) for spec in specs]
+
+
+def test_neurons_and_heads_are_scored_by_their_formulas(chat, encoded, nonlinear_probes):
+    """Each score equals one worked out token by token, one prompt at a time, from what the projections were given."""
+    neurons, attends = nonlinear_probes
+    found = score_prompts(chat, bank_of(IDENTITY, nonlinear_probes), encoded).scores
+    seen = {}
+    for layer, block in enumerate(chat.model.model.layers):
+        block.mlp.down_proj.register_forward_hook(lambda _m, args, _o, layer=layer: seen.update({layer: args[0][0]}))
+    for row, ids in enumerate(encoded.token_ids[:8]):
+        with torch.no_grad():
+            states = chat.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+        peaks = (seen[0] @ neurons.weight[0].T + seen[2] @ neurons.weight[1].T).max(0).values
+        hidden = torch.relu(peaks + neurons.head["head_bias"])
+        assert found[row, 0] == pytest.approx(0.5 * float(hidden @ neurons.head["head_weight"]) + 1.0, abs=1e-3)
+        tokens = states[2][0] @ attends.weight[0].T
+        looks = [tokens[:, 2 * head].softmax(0) @ tokens[:, 2 * head + 1] for head in range(2)]
+        assert found[row, 1] == pytest.approx(float(sum(looks)), abs=1e-3)
+
+
+def test_a_probe_of_another_number_of_neurons_is_refused(chat, encoded, nonlinear_probes):
+    """The error names the probe and both numbers."""
+    probe = nonlinear_probes[0]
+    wide = FittedProbe(probe.spec.model_copy(update={"width": 50}), torch.randn(2, 3, 50), probe.head)
+    with pytest.raises(ModelError, match="block 0 has 48 neurons, not 50") as caught:
+        score_prompts(chat, bank_of(IDENTITY, [wide]), encoded)
+    assert caught.value.field == "probes.neurons.width"
+
+
+def test_folding_into_logits_maps_every_score(chat, encoded, nonlinear_probes):
+    """Whatever the readout and head, the folded probe's scores are the map of its scores before: no order changes."""
+    maps = [Platt(slope=3.0, intercept=-0.5), Platt(slope=0.25, intercept=2.0)]
+    before = score_prompts(chat, bank_of(IDENTITY, nonlinear_probes), encoded).scores
+    after = score_prompts(chat, bank_of(IDENTITY, fold(nonlinear_probes, maps)), encoded).scores
+    np.testing.assert_allclose(after, apply(maps, before), rtol=1e-5, atol=1e-5)
+
+
+def test_fitted_probes_survive_their_file(nonlinear_probes, tmp_path):
+    """Weights of several channels and heads come back, each with its probe."""
+    save_fitted(Fitted(probes=tuple(nonlinear_probes)), tmp_path / "f.safetensors")
+    for back, probe in zip(load_fitted(tmp_path / "f.safetensors").probes, nonlinear_probes, strict=True):
+        assert back.spec == probe.spec
+        assert back.tensors().keys() == probe.tensors().keys()
+        assert all(torch.equal(back.tensors()[name], tensor) for name, tensor in probe.tensors().items())
+
+
+def test_controls_of_any_probe_are_linear(nonlinear_probes):
+    """Random directions where the probe reads, as wide as what it reads, and scored like any other probe."""
+    for probe in nonlinear_probes:
+        controls = random_probes(probe.spec, HIDDEN)
+        bank_of(IDENTITY, controls)
+        assert {tuple(each.weight.shape[1:]) for each in controls} == {(1, probe.spec.width or HIDDEN)}
+        assert {(each.spec.site, each.spec.layers, each.spec.head) for each in controls} == {
+            (probe.spec.site, probe.spec.layers, "sum")
+        }
+        assert {name: t.shape for each in controls for name, t in each.tensors().items()} == {
+            name: shape for each in controls for name, shape in each.spec.shapes(HIDDEN).items()
+        }
 
 
 def test_a_score_that_is_not_a_number_names_the_prompt(chat, encoded):

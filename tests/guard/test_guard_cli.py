@@ -59,7 +59,7 @@ def artifact(tmp_path) -> Path:
     digests = dict.fromkeys(("config", "weights", "tokenizer", "chat_template"), "")
     fingerprint = Fingerprint(architecture="A", num_layers=1, hidden_size=2, dtype="float32", **digests)
     tensors = {
-        "probe.harm.weight": torch.ones(1, 2),
+        "probe.harm.weight": torch.ones(1, 1, 2),
         BENIGN_SCORES: torch.arange(200.0)[:, None],
         HARMFUL_SCORES: torch.ones(3, 1),
     }

@@ -34,7 +34,7 @@ def make(fingerprint) -> Callable[..., Artifact]:
 
     def make(probes=PROBES, steering=STEERING, seed=0, benign=8, harmful=5, **manifest) -> Artifact:
         generator = torch.Generator().manual_seed(seed)
-        shapes = {f"probe.{p.name}.weight": (len(p.layers), HIDDEN) for p in probes}
+        shapes = {name: shape for p in probes for name, shape in p.shapes(HIDDEN).items()}
         shapes |= {f"steering.{v.name}.vector": (len(v.layers), HIDDEN) for v in steering}
         shapes |= {BENIGN_SCORES: (benign, len(probes)), HARMFUL_SCORES: (harmful, len(probes))}
         tensors = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}

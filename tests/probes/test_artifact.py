@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from probes.artifact import BENIGN_SCORES, MANIFEST, TENSORS, Artifact
 from probes.errors import ArtifactCorrupt, ArtifactError, SchemaTooNew
 from probes.manifest import Evaluation, Manifest, Probe, Rate, SteeringVector
+from probes.readout import Readout
 
 PROBE = {"method": "m", "layers": (0,)}
 
@@ -230,18 +231,19 @@ def without(tensors):
 
 def with_another(tensors):
     """One tensor too many."""
-    tensors["probe.extra.weight"] = torch.zeros(1, 6)
+    tensors["probe.extra.weight"] = torch.zeros(1, 1, 6)
 
 
 ATTACKS = {
     "missing": (without, TENSORS),
     "unexpected": (with_another, TENSORS),
-    "wide": (lambda t: t.update({"probe.harm.weight": torch.zeros(2, 7)}), "probe.harm.weight"),
-    "transposed": (lambda t: t.update({"probe.harm.weight": torch.zeros(6, 2)}), "probe.harm.weight"),
+    "wide": (lambda t: t.update({"probe.harm.weight": torch.zeros(2, 1, 7)}), "probe.harm.weight"),
+    "transposed": (lambda t: t.update({"probe.harm.weight": torch.zeros(6, 1, 2)}), "probe.harm.weight"),
+    "without channels": (lambda t: t.update({"probe.harm.weight": torch.zeros(2, 6)}), "probe.harm.weight"),
     "flat": (lambda t: t.update({"probe.harm.weight": torch.zeros(12)}), "probe.harm.weight"),
     "scalar": (lambda t: t.update({BENIGN_SCORES: torch.tensor(1.0)}), BENIGN_SCORES),
     "columns": (lambda t: t.update({BENIGN_SCORES: torch.zeros(8, 3)}), BENIGN_SCORES),
-    "double": (lambda t: t.update({"probe.harm.weight": torch.zeros(2, 6).double()}), "probe.harm.weight"),
+    "double": (lambda t: t.update({"probe.harm.weight": torch.zeros(2, 1, 6).double()}), "probe.harm.weight"),
     "integer": (lambda t: t.update({BENIGN_SCORES: torch.zeros(8, 2).int()}), BENIGN_SCORES),
     "NaN": (lambda t: t["steering.refusal.vector"].view(-1)[3:4].fill_(torch.nan), "steering.refusal.vector"),
     "infinite": (lambda t: t["scores.harmful"].view(-1)[0:1].fill_(-torch.inf), "scores.harmful"),
@@ -327,11 +329,41 @@ def test_duplicate_names_and_deep_layers_never_become_a_manifest(fingerprint):
 def test_tensors_that_share_storage_can_be_saved(make, tmp_path):
     """Weights cut out of one stacked tensor, or one tensor under two names, are written out each in full."""
     artifact = make()
-    stack = torch.randn(3, 6)
+    stack = torch.randn(3, 1, 6)
     artifact.tensors["probe.refusal.weight"] = stack[0:1]
     artifact.tensors["probe.harm.weight"] = stack[0:2]
     artifact.save(tmp_path / "a")
     assert torch.equal(Artifact.load(tmp_path / "a").tensors["probe.harm.weight"], stack[0:2])
+
+
+HEADS = {
+    "attention": Probe(name="p", channels=4, readout=Readout(kind="attention"), **PROBE),
+    "mlp": Probe(name="p", channels=5, head="mlp", **PROBE),
+    "mahalanobis": Probe(name="p", channels=3, head="mahalanobis", **PROBE),
+    "neurons": Probe(name="p", site="mlp_neurons", width=11, **PROBE),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_kind_of_probe_round_trips(make, tmp_path, name):
+    """Weights of several channels and another width, and the heads' tensors."""
+    artifact = make(probes=(HEADS[name],))
+    artifact.save(tmp_path / "a")
+    back = Artifact.load(tmp_path / "a")
+    assert back.manifest.probes == artifact.manifest.probes
+    assert all(torch.equal(back.tensors[name], artifact.tensors[name]) for name in artifact.tensors)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_probe_s_tensors_fit_its_description(make, tmp_path, name):
+    """One channel fewer, and every tensor of that probe is of the wrong shape."""
+    artifact = make(probes=(HEADS[name],))
+    for tensor_name in HEADS[name].shapes(6):
+        tensors = dict(artifact.tensors)
+        tensors[tensor_name] = tensors[tensor_name][..., 1:].clone()
+        with pytest.raises(ArtifactCorrupt) as caught:
+            replace(artifact, tensors=tensors).save(tmp_path / "a")
+        assert caught.value.field == tensor_name
 
 
 def test_replacing_leaves_the_new_artifact_alone(make, tmp_path):
@@ -439,9 +471,9 @@ def test_documented_bytes_are_the_bytes(make, tmp_path):
     raw = (tmp_path / "a" / TENSORS).read_bytes()
     document = (Path(__file__).parents[2] / "docs" / "artifact.md").read_text()
     begin = document.index('{"probe.harm.weight"')
-    header = "".join(line.strip() for line in document[begin : document.index("␠␠", begin)].splitlines())
+    header = "".join(line.strip() for line in document[begin : document.index("\ne0 ", begin)].splitlines())
     assert struct.unpack("<Q", raw[:8])[0] == 216
-    assert raw[8:224].decode() == header + "  "
+    assert raw[8:224].decode() == header
     assert len(raw) == 0xE0 + 24 + 8 + 12
 
 

@@ -5,15 +5,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
 from probes.fingerprint import Fingerprint
+from probes.head import apply_head
 from probes.manifest import Manifest, Probe
 from probes.readout import Readout
-from probes.scoring import ProbeBank
+from probes.scoring import ProbeBank, Tap
 
-HIDDEN, LAYERS = 6, 5
+HIDDEN, NEURONS, LAYERS = 6, 10, 5
 PRINT = Fingerprint(
     architecture="A",
     num_layers=LAYERS,
@@ -27,61 +29,127 @@ PRINT = Fingerprint(
 
 readouts = st.one_of(
     st.builds(Readout, kind=st.just("last"), offset=st.integers(0, 12)),
-    st.builds(Readout, kind=st.sampled_from(["mean", "max", "ema", "swim"]), window=st.integers(1, 5)),
+    st.builds(
+        Readout,
+        kind=st.sampled_from(["mean", "max", "ema", "swim", "softmax", "attention"]),
+        window=st.integers(1, 5),
+        temperature=st.floats(0.1, 10),
+    ),
 )
 layer_sets = st.sets(st.integers(0, LAYERS - 1), min_size=1).map(lambda layers: tuple(sorted(layers)))
 
 
 @st.composite
-def artifacts(draw):
-    """Artifacts of one to five probes, each on any blocks, with any readout."""
-    probes = tuple(
-        Probe(name=f"p{i}", method="planted", layers=layers, readout=readout, bias=bias)
-        for i, (layers, readout, bias) in enumerate(
-            draw(st.lists(st.tuples(layer_sets, readouts, st.floats(-3, 3)), min_size=1, max_size=5))
+def probe_lists(draw):
+    """One to five probes, each at any site and blocks, with any readout, channels and head."""
+    probes = []
+    for index in range(draw(st.integers(1, 5))):
+        readout, site = draw(readouts), draw(st.sampled_from(["resid_post", "mlp_neurons"]))
+        probes.append(
+            Probe(
+                name=f"p{index}",
+                method="planted",
+                site=site,
+                width=NEURONS if site == "mlp_neurons" else None,
+                layers=draw(layer_sets),
+                readout=readout,
+                channels=draw(st.integers(1, 3)) * (2 if readout.kind == "attention" else 1),
+                head=draw(st.sampled_from(["sum", "mlp", "mahalanobis"])),
+                scale=draw(st.floats(0.1, 4)),
+                bias=draw(st.floats(-3, 3)),
+            )
         )
-    )
+    return tuple(probes)
+
+
+@st.composite
+def artifacts(draw):
+    """Artifacts of such probes."""
+    probes = draw(probe_lists())
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    tensors = {f"probe.{p.name}.weight": torch.randn(len(p.layers), HIDDEN, generator=generator) for p in probes}
+    shapes = {name: shape for probe in probes for name, shape in probe.shapes(HIDDEN).items()}
+    tensors = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
     return Artifact(Manifest(name="a", created="", fingerprint=PRINT, probes=probes), tensors)
 
 
-def naive_tokens(artifact, hidden):
-    """Each probe's token scores `[T, K]`, one dot product at a time, in float64."""
-    num_tokens = len(next(iter(hidden.values())))
-    result = np.zeros((num_tokens, len(artifact.manifest.probes)))
-    for column, probe in enumerate(artifact.manifest.probes):
-        weight = artifact.tensors[f"probe.{probe.name}.weight"].double()
-        for token in range(num_tokens):
-            dots = [float(hidden[layer][token].double() @ weight[row]) for row, layer in enumerate(probe.layers)]
-            result[token, column] = sum(dots) + probe.bias
+def activations_of(num_tokens, seed):
+    """Random activations at every site of every block."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = {"resid_post": HIDDEN, "mlp_neurons": NEURONS}
+    return {
+        Tap(site, layer): torch.randn(num_tokens, width, generator=generator)
+        for site, width in widths.items()
+        for layer in range(LAYERS)
+    }
+
+
+def naive_tokens(artifact, activations, probe):
+    """One probe's token scores `[T, channels]`, one dot product at a time, in float64."""
+    weight = artifact.tensors[f"probe.{probe.name}.weight"].double()
+    num_tokens = len(next(iter(activations.values())))
+    result = np.zeros((num_tokens, probe.channels))
+    for token in range(num_tokens):
+        for channel in range(probe.channels):
+            result[token, channel] = sum(
+                float(activations[Tap(probe.site, layer)][token].double() @ weight[row, channel])
+                for row, layer in enumerate(probe.layers)
+            )
     return result
 
 
 @settings(max_examples=60)
 @given(artifact=artifacts(), num_tokens=st.integers(1, 9), seed=st.integers(0, 1000))
 def test_a_bank_equals_its_probes_one_by_one(artifact, num_tokens, seed):
-    """Stacking K probes over several blocks changes no score beyond float32 rounding."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = {layer: torch.randn(num_tokens, HIDDEN, generator=generator) for layer in range(LAYERS)}
-    bank = ProbeBank.from_artifact(artifact)
-    scores = bank.token_scores(hidden)
+    """Stacking the channels of K probes over several blocks and sites changes no score beyond float32 rounding."""
+    activations = activations_of(num_tokens, seed)
+    scores = ProbeBank.from_artifact(artifact).token_scores(activations)
     assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores, naive_tokens(artifact, hidden), atol=1e-4)
+    apart = [naive_tokens(artifact, activations, probe) for probe in artifact.manifest.probes]
+    np.testing.assert_allclose(scores, np.concatenate(apart, axis=1), atol=1e-4)
 
 
 @settings(max_examples=60)
 @given(artifact=artifacts(), num_tokens=st.integers(1, 9), seed=st.integers(0, 1000))
-def test_request_scores_are_each_readout_of_its_own_column(artifact, num_tokens, seed):
+def test_request_scores_are_each_probe_s_readout_and_head(artifact, num_tokens, seed):
     """Fetching only the needed positions gives the same as reducing all tokens; short prompts and `last` mix freely."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = {layer: torch.randn(num_tokens, HIDDEN, generator=generator) for layer in range(LAYERS)}
     bank = ProbeBank.from_artifact(artifact)
-    scores, positions = bank.token_scores(hidden), bank.positions(num_tokens)
+    scores, positions = bank.token_scores(activations_of(num_tokens, seed)), bank.positions(num_tokens)
     found = bank.request_scores(scores[positions], positions, num_tokens)
+    first = 0
     for column, probe in enumerate(artifact.manifest.probes):
-        wanted = scores[list(probe.readout.positions(num_tokens)), column]
-        assert found[column] == np.float32(probe.readout.reduce(wanted))
+        own = scores[list(probe.readout.positions(num_tokens)), first : first + probe.channels]
+        prefix = f"probe.{probe.name}."
+        head = {key.removeprefix(prefix): t.numpy() for key, t in artifact.tensors.items() if key.startswith(prefix)}
+        value = probe.scale * apply_head(probe.head, probe.readout.reduce(own), head) + probe.bias
+        assert found[column] == np.float32(value)
+        first += probe.channels
+
+
+@settings(max_examples=60)
+@given(artifact=artifacts(), num_tokens=st.integers(1, 9), data=st.data())
+def test_a_token_that_was_not_scored_is_never_hidden(artifact, num_tokens, data):
+    """Whatever the readout and the head, a probe that needs a token without a score has none; the others keep theirs."""
+    bank = ProbeBank.from_artifact(artifact)
+    scores = bank.token_scores(activations_of(num_tokens, 0))
+    token = data.draw(st.integers(0, num_tokens - 1))
+    index = data.draw(st.integers(0, len(bank.probes) - 1))
+    probe, first = bank.probes[index], sum(each.channels for each in bank.probes[:index])
+    scores[token, data.draw(st.integers(first, first + probe.channels - 1))] = np.nan
+    positions = bank.positions(num_tokens)
+    found = bank.request_scores(scores[positions], positions, num_tokens)
+    assert np.isnan(found[index]) == (token in probe.readout.positions(num_tokens))
+    assert np.isfinite(np.delete(found, index)).all()
+
+
+@settings(max_examples=60)
+@given(artifact=artifacts(), num_tokens=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_an_infinite_token_becomes_no_plain_number(artifact, num_tokens, seed):
+    """Where every product overflowed, no score is finite, and nothing warns."""
+    bank = ProbeBank.from_artifact(artifact)
+    positions = bank.positions(num_tokens)
+    scores = np.full((len(positions), len(bank.plan.starts)), np.inf, dtype=np.float32)
+    found = bank.request_scores(scores, positions, num_tokens)
+    assert not np.isfinite(found).any()
 
 
 def test_only_last_readouts_fetch_few_positions(make):
@@ -94,32 +162,59 @@ def test_only_last_readouts_fetch_few_positions(make):
     assert ProbeBank.from_artifact(make(probes=(*probes, pooled))).positions(4).tolist() == [0, 1, 2, 3]
 
 
-def test_zero_columns_where_a_probe_does_not_read(make):
-    """Block 0 is read by the second probe only, so the first probe's column there is zero."""
+def test_a_tap_has_columns_for_its_own_channels_only(make):
+    """Blocks 0 and 2 are read by the second probe, block 1 by the first."""
     bank = ProbeBank.from_artifact(make())
-    assert sorted(bank.matrices) == [0, 1, 2]
-    assert not bank.matrices[0][:, 0].any()
-    assert bank.matrices[0][:, 1].any()
+    owners = {tap: reading.channels.tolist() for tap, reading in bank.readings.items()}
+    assert owners == {Tap("resid_post", 0): [1], Tap("resid_post", 1): [0], Tap("resid_post", 2): [1]}
+    assert {tuple(reading.matrix.shape) for reading in bank.readings.values()} == {(6, 1)}
 
 
 def test_half_precision_is_scored_in_single(make):
     """Products of bfloat16 activations are summed in float32."""
     bank = ProbeBank.from_artifact(make())
-    hidden = {layer: torch.randn(3, 6, generator=torch.Generator().manual_seed(layer)).bfloat16() for layer in range(4)}
-    exact = bank.token_scores({layer: stream.float() for layer, stream in hidden.items()})
+    hidden = {
+        tap: torch.randn(3, 6, generator=torch.Generator().manual_seed(tap.layer)).bfloat16() for tap in bank.readings
+    }
+    exact = bank.token_scores({tap: stream.float() for tap, stream in hidden.items()})
     np.testing.assert_array_equal(bank.token_scores(hidden), exact)
 
 
-def test_sites_that_cannot_be_served_are_refused(make):
-    """The error names the probe and its site, and what to do."""
-    probe = Probe(name="neurons", method="m", layers=(0,), site="mlp_neurons")
-    with pytest.raises(ArtifactError, match="resid_post") as caught:
-        ProbeBank.from_artifact(make(probes=(probe,)))
-    assert caught.value.field == "probes.neurons.site"
+def test_the_last_step_is_scale_and_bias():
+    """A probe's score under another scale and bias is an affine map of its score: thresholds move with it."""
+    probe = Probe(name="p", method="m", layers=(0,), readout=Readout(kind="ema"), channels=3)
+    tensors = {"probe.p.weight": torch.randn(1, 3, HIDDEN, generator=torch.Generator().manual_seed(0))}
+    moved = probe.model_copy(update={"scale": 2.5, "bias": -1.0})
+    scores = [
+        bank.request_scores(bank.token_scores(activations_of(7, 1)), np.arange(7), 7)[0]
+        for bank in (ProbeBank.of([probe], tensors), ProbeBank.of([moved], tensors))
+    ]
+    assert scores[1] == pytest.approx(2.5 * scores[0] - 1.0, rel=1e-6)
 
 
 def test_an_artifact_without_probes_cannot_score(make):
     """No probes is an error with a remedy, not a score of zero."""
     bank = ProbeBank.from_artifact(make(probes=()))
     with pytest.raises(ArtifactError, match="no probes"):
-        bank.token_scores({0: torch.zeros(1, 6)})
+        bank.token_scores({Tap("resid_post", 0): torch.zeros(1, 6)})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"site": "mlp_neurons"},
+        {"width": 10},
+        {"width": 6},
+        {"site": "mlp_neurons", "width": 0},
+        {"channels": 0},
+        {"channels": 3, "readout": Readout(kind="attention")},
+        {"channels": 1, "readout": Readout(kind="attention")},
+        {"scale": 0.0},
+        {"scale": -1.0},
+        {"head": "tree"},
+    ],
+)
+def test_probes_that_mean_nothing_are_refused(fields):
+    """Neurons without their number, a query without values, a scale that turns scores over."""
+    with pytest.raises(ValidationError):
+        Probe(name="p", method="m", layers=(0,), **fields)

@@ -37,19 +37,32 @@ class Reference:
     def hidden_size(self) -> int:
         return self.model.config.hidden_size
 
+    @property
+    def num_neurons(self) -> int:
+        return self.model.config.intermediate_size
+
     def token_ids(self, messages: list[dict]) -> list[int]:
         rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
-    @torch.no_grad()
     def streams(self, token_ids: list[int]) -> list[torch.Tensor]:
-        """Return the residual stream `[T, D]` after every block, read at the block's own output."""
-        read: list[torch.Tensor] = []
+        """Return the residual stream `[T, D]` after every block."""
+        return self.read(token_ids)["resid_post"]
 
-        def keep(_module, _args, output):
-            read.append((output if isinstance(output, torch.Tensor) else output[0])[0].float())
+    @torch.no_grad()
+    def read(self, token_ids: list[int]) -> dict[str, list[torch.Tensor]]:
+        """Return what is at every site of every block, `[T, W]`, each read at the module's own output or input."""
+        read: dict[str, list[torch.Tensor]] = {"resid_post": [], "mlp_neurons": []}
 
-        hooks = [block.register_forward_hook(keep) for block in self.model.model.layers]
+        def keep_stream(_module, _args, output):
+            read["resid_post"].append((output if isinstance(output, torch.Tensor) else output[0])[0].float())
+
+        def keep_neurons(_module, args):
+            read["mlp_neurons"].append(args[0][0].float())
+
+        blocks = self.model.model.layers
+        hooks = [block.register_forward_hook(keep_stream) for block in blocks]
+        hooks += [block.mlp.down_proj.register_forward_pre_hook(keep_neurons) for block in blocks]
         try:
             self.model(torch.tensor([token_ids]))
         finally:

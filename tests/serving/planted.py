@@ -1,5 +1,6 @@
-"""An artifact made by hand from the lab model: one real direction, and a probe of every readout for exactness."""
+"""An artifact made by hand from the lab model: one real direction, and a probe of every kind for exactness."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -14,17 +15,19 @@ HARM_LAYER = 3
 
 
 def planted_artifact(reference: Reference, folder: Path) -> Artifact:
-    """Write an artifact with a difference-in-means probe `harm`, probes `r_*` of every readout, and vector `refusal`."""
+    """Write an artifact with a difference-in-means probe `harm`, probes `r_*` of every readout, `n_*` on neurons and `h_*` of
+    every head, and vector `refusal`.
+    """
     harmful = _last_streams(reference, of("train", "plain_harmful", 60))
     harmless = _last_streams(reference, of("train", "plain_harmless", 60))
     direction = harmful.mean(0) - harmless.mean(0)
     weight = direction * 8 / (direction @ direction)
     bias = -float(weight @ (harmful.mean(0) + harmless.mean(0)) / 2)
-    tensors = {"probe.harm.weight": weight[None], "steering.refusal.vector": direction[None]}
+    tensors = {"probe.harm.weight": weight[None, None], "steering.refusal.vector": direction[None]}
     probes = [Probe(name="harm", method="planted", layers=(HARM_LAYER,), bias=bias)]
-    for probe, tensor in _readout_probes(reference):
+    for probe, own in [*_readout_probes(reference), *_wide_probes(reference)]:
         probes.append(probe)
-        tensors[f"probe.{probe.name}.weight"] = tensor
+        tensors |= {f"probe.{probe.name}.{key}": tensor for key, tensor in own.items()}
     scores = torch.zeros(len(harmless), len(probes))
     scores[:, 0] = harmless @ weight + bias
     tensors["scores.harmless"] = scores
@@ -43,7 +46,7 @@ def _last_streams(reference: Reference, conversations: list[list[dict]]) -> torc
     return torch.stack([reference.streams(reference.token_ids(c))[HARM_LAYER][-1] for c in conversations])
 
 
-def _readout_probes(reference: Reference) -> list[tuple[Probe, torch.Tensor]]:
+def _readout_probes(reference: Reference) -> list[tuple[Probe, dict[str, torch.Tensor]]]:
     last = reference.num_layers - 1
     readouts = {
         "r_offset": (Readout(kind="last", offset=3), (2,)),
@@ -56,36 +59,101 @@ def _readout_probes(reference: Reference) -> list[tuple[Probe, torch.Tensor]]:
     return [
         (
             Probe(name=name, method="planted", layers=layers, readout=readout, bias=0.25),
-            torch.randn(len(layers), reference.hidden_size, generator=generator) * 0.05,
+            {"weight": torch.randn(len(layers), 1, reference.hidden_size, generator=generator) * 0.05},
         )
         for name, (readout, layers) in readouts.items()
     ]
 
 
-def naive_scores(artifact: Artifact, streams: list[torch.Tensor]) -> dict[str, float]:
+def _wide_probes(reference: Reference) -> list[tuple[Probe, dict[str, torch.Tensor]]]:
+    """Return probes of several channels, on neurons, or with a head; each channel's numbers are about one in size."""
+    last, neurons = reference.num_layers - 1, reference.num_neurons
+    on_neurons = {"site": "mlp_neurons", "width": neurons}
+    fields: dict[str, dict] = {
+        "r_softmax": {"layers": (1, 3), "readout": Readout(kind="softmax", temperature=0.5), "scale": 2.0},
+        "r_attention": {"layers": (3, last), "channels": 6, "readout": Readout(kind="attention"), "scale": 4.0},
+        "r_multimax": {"layers": (2,), "channels": 5, "readout": Readout(kind="max"), "bias": -2.0},
+        "n_last": {"layers": (0, 2, last), "scale": 5.0, **on_neurons},
+        "n_attention": {
+            "layers": (1,),
+            "channels": 4,
+            "readout": Readout(kind="attention"),
+            "scale": 8.0,
+            **on_neurons,
+        },
+        "h_mlp": {"layers": (3,), "channels": 12, "head": "mlp", "readout": Readout(kind="mean"), "scale": 3.0},
+        "h_mahalanobis": {
+            "layers": (4,),
+            "channels": 4,
+            "head": "mahalanobis",
+            "readout": Readout(offset=1),
+            "scale": 0.5,
+        },
+    }
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    sample = [reference.read(reference.token_ids(messages)) for messages in of("train", "plain_harmless", 40)]
+    for name, options in fields.items():
+        probe = Probe(name=name, method="planted", **options)
+        own = {}
+        for key, shape in probe.shapes(reference.hidden_size).items():
+            own[key.rpartition(".")[2]] = torch.randn(*shape, generator=generator)
+        sizes = [torch.cat([read[probe.site][layer] for read in sample]).std() for layer in probe.layers]
+        own["weight"] /= torch.stack(sizes)[:, None, None] * math.sqrt(own["weight"].shape[-1] * len(probe.layers))
+        made.append((probe, own | _precisions(own)))
+    return made
+
+
+def _precisions(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: tensor @ tensor.T / len(tensor) for key, tensor in own.items() if key.endswith("precision")}
+
+
+Read = dict[str, list[torch.Tensor]]
+"""What a prompt's pass left at each site, block by block: `Reference.read`."""
+
+
+def naive_scores(artifact: Artifact, read: Read) -> dict[str, float]:
     """Return every probe's score of one prompt, computed the slow and obvious way."""
-    return {probe.name: naive_score(artifact, streams, probe.name) for probe in artifact.manifest.probes}
+    return {probe.name: naive_score(artifact, read, probe.name) for probe in artifact.manifest.probes}
 
 
-def naive_score(artifact: Artifact, streams: list[torch.Tensor], name: str) -> float:
+def naive_score(artifact: Artifact, read: Read, name: str) -> float:
     """Return one probe's score of one prompt."""
     probe = next(probe for probe in artifact.manifest.probes if probe.name == name)
-    return _naive(probe, artifact.tensors[f"probe.{name}.weight"], streams)
+    prefix = f"probe.{name}."
+    own = {key.removeprefix(prefix): t.double() for key, t in artifact.tensors.items() if key.startswith(prefix)}
+    activations = [read[probe.site][layer].double() for layer in probe.layers]
+    channels = sum(x @ weight.T for x, weight in zip(activations, own["weight"], strict=True)).T.tolist()
+    if probe.readout.kind == "attention":
+        values = [_weighted(q, v, 1.0) for q, v in zip(channels[::2], channels[1::2], strict=True)]
+    else:
+        values = [_naive_readout(probe.readout, tokens) for tokens in channels]
+    return probe.scale * _naive_head(probe.head, torch.tensor(values, dtype=torch.float64), own) + probe.bias
 
 
-def _naive(probe: Probe, weight: torch.Tensor, streams: list[torch.Tensor]) -> float:
-    tokens = [
-        sum(float(streams[layer][t].double() @ weight[row].double()) for row, layer in enumerate(probe.layers))
-        + probe.bias
-        for t in range(len(streams[0]))
-    ]
-    readout = probe.readout
+def _weighted(logits: list[float], values: list[float], temperature: float) -> float:
+    weights = [math.exp(logit / temperature) for logit in logits]
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+
+def _naive_head(head: str, values: torch.Tensor, own: dict[str, torch.Tensor]) -> float:
+    if head == "sum":
+        return float(values.sum())
+    if head == "mlp":
+        return float((values + own["head_bias"]).clamp(min=0) @ own["head_weight"])
+    near, far = values - own["head_mean"], values - own["head_background_mean"]
+    return float(near @ own["head_precision"] @ near - far @ own["head_background_precision"] @ far)
+
+
+def _naive_readout(readout: Readout, tokens: list[float]) -> float:
     if readout.kind == "last":
         return tokens[-1 - readout.offset]
     if readout.kind == "mean":
         return sum(tokens) / len(tokens)
     if readout.kind == "max":
         return max(tokens)
+    if readout.kind == "softmax":
+        return _weighted(tokens, tokens, readout.temperature)
     if readout.kind == "ema":
         level, levels = tokens[0], [tokens[0]]
         for token in tokens[1:]:

@@ -24,7 +24,7 @@ def test_an_unflagged_answer_is_unchanged_token_for_token(here):
 def test_served_scores_equal_offline_scores(here, reference, artifact):
     """A plain Hugging Face forward pass of the prompt alone gives the served score of every probe and readout."""
     for messages in BENIGN[:6] + here.harmful[:4] + LONG[:3]:
-        offline = naive_scores(artifact, reference.streams(reference.token_ids(messages)))
+        offline = naive_scores(artifact, reference.read(reference.token_ids(messages)))
         assert here.observe(messages, cache_salt="offline") == pytest.approx(offline, abs=TOLERANCE)
 
 
@@ -40,7 +40,7 @@ def test_a_conversation_that_grows_over_cached_turns_is_scored_whole(here, refer
     """The second turn's prompt hits the blocks of the first, answer included, and is scored as if it were new."""
     first = LONG[0]
     grown = [*first, {"role": "assistant", "content": answer(here.client, first)}, *BENIGN[0]]
-    offline = naive_scores(artifact, reference.streams(reference.token_ids(grown)))
+    offline = naive_scores(artifact, reference.read(reference.token_ids(grown)))
     assert here.observe(grown) == pytest.approx(offline, abs=TOLERANCE)
 
 
@@ -136,5 +136,5 @@ def test_every_prompt_is_counted_once(here):
 def test_a_multi_turn_attack_is_judged_as_a_whole(here, reference, artifact):
     """Several turns are one prompt: the served score is the offline score of the whole conversation."""
     for messages in of("test", "multi_turn_harmful", 4):
-        offline = naive_scores(artifact, reference.streams(reference.token_ids(messages)))
+        offline = naive_scores(artifact, reference.read(reference.token_ids(messages)))
         assert here.observe(messages) == pytest.approx(offline, abs=TOLERANCE)

@@ -25,7 +25,7 @@ def scaled(start, reference, artifact):
 def test_many_chunks_score_like_one(scaled, reference, artifact):
     """A prompt prefilled in chunks of 64 tokens has the score of the whole prompt, for every readout."""
     for messages in LONG[:4]:
-        offline = naive_scores(artifact, reference.streams(reference.token_ids(messages)))
+        offline = naive_scores(artifact, reference.read(reference.token_ids(messages)))
         assert scaled.observe(messages) == pytest.approx(offline, abs=TOLERANCE)
 
 

@@ -44,7 +44,7 @@ def steered_prompt(reference: Reference, artifact) -> list[dict]:
 
 
 def _marks(reference: Reference, artifact, messages: list[dict]) -> dict[str, float]:
-    streams = reference.streams(reference.token_ids(messages))
+    streams = reference.read(reference.token_ids(messages))
     return {mark: naive_score(artifact, streams, mark) for mark in MARKS}
 
 
@@ -62,7 +62,7 @@ def clearly_harmful(reference: Reference, artifact, count: int) -> list[list[dic
 
 
 def _score(reference: Reference, artifact, messages: list[dict], probe: str) -> float:
-    return naive_score(artifact, reference.streams(reference.token_ids(messages)), probe)
+    return naive_score(artifact, reference.read(reference.token_ids(messages)), probe)
 
 
 def policy_text(reference: Reference, artifact) -> str:

@@ -93,7 +93,7 @@ def artifact(tmp_path):
     scores = {BENIGN_SCORES: torch.zeros(4, 1), HARMFUL_SCORES: torch.ones(3, 1)}
     probes = (Probe(name="harm", method="m", layers=(0,)),)
     manifest = Manifest(name="a", created="", fingerprint=fingerprint, probes=probes)
-    Artifact(manifest, {"probe.harm.weight": torch.ones(1, 2), **scores}).save(tmp_path / "artifact")
+    Artifact(manifest, {"probe.harm.weight": torch.ones(1, 1, 2), **scores}).save(tmp_path / "artifact")
     return tmp_path / "artifact"
 
 

@@ -9,7 +9,7 @@ from probes.artifact import Artifact
 from probes.errors import ModelError
 from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe, SteeringVector
-from probes.scoring import ProbeBank
+from probes.scoring import ProbeBank, Tap
 from probes.steering import SteeringBank
 from serving.engine.sensor import decoder_blocks, install, split_stream
 
@@ -58,7 +58,7 @@ def artifact():
         for name, layers in (("a", (1, 2)), ("b", (2,)))
     )
     generator = torch.Generator().manual_seed(1)
-    tensors = {f"probe.{p.name}.weight": torch.randn(len(p.layers), HIDDEN, generator=generator) for p in probes}
+    tensors = {f"probe.{p.name}.weight": torch.randn(len(p.layers), 1, HIDDEN, generator=generator) for p in probes}
     tensors |= {f"steering.{v.name}.vector": torch.randn(len(v.layers), HIDDEN, generator=generator) for v in steering}
     manifest = Manifest(name="a", created="", fingerprint=fingerprint, probes=probes, steering=steering)
     return Artifact(manifest, tensors)
@@ -83,6 +83,11 @@ def by_hand(hidden, steering=None, coefficients=None):
     return streams, hidden + residual
 
 
+def at_blocks(streams):
+    """The streams as the bank names them."""
+    return {Tap("resid_post", layer): stream for layer, stream in streams.items()}
+
+
 def run(model, backend, hidden):
     """The model's output, eager or compiled with no graph break."""
     torch.compiler.reset()
@@ -104,8 +109,8 @@ def test_scores_are_the_bank_s_scores(tapped, hidden, backend):
     for _ in range(2):
         run(model, backend, hidden.clone())
     streams, _ = by_hand(hidden)
-    served = sensor.parts[:TOKENS].numpy() @ sensor.fold + probes.bias
-    np.testing.assert_allclose(served, probes.token_scores(streams), rtol=1e-5, atol=1e-5)
+    served = probes.add_up(sensor.parts[:TOKENS].numpy())
+    np.testing.assert_allclose(served, probes.token_scores(at_blocks(streams)), rtol=1e-5, atol=1e-5)
     assert not sensor.parts[TOKENS:].any()
     assert sensor.fired.tolist() == [1, 1, 1]
 
@@ -133,8 +138,8 @@ def test_steering_reaches_its_rows_and_blocks_only(tapped, hidden, backend):
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(found[[0, 1, 3]], plain[[0, 1, 3]])
     assert (found[[2, 4]] - plain[[2, 4]]).abs().max() > 0.01
-    served = sensor.parts[:TOKENS].numpy() @ sensor.fold + probes.bias
-    np.testing.assert_allclose(served, probes.token_scores(streams), rtol=1e-5, atol=1e-5)
+    served = probes.add_up(sensor.parts[:TOKENS].numpy())
+    np.testing.assert_allclose(served, probes.token_scores(at_blocks(streams)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -191,8 +196,8 @@ def test_a_model_without_steering_or_with_a_single_tensor_stream(artifact, hidde
         model(hidden)
         for layer, block in enumerate(Whole().eval().layers):
             stream = streams[layer] = block(stream)
-    expected = torch.from_numpy(probes.token_scores(streams))
-    torch.testing.assert_close(sensor.parts @ torch.from_numpy(sensor.fold), expected, rtol=1e-5, atol=1e-5)
+    expected = probes.token_scores(at_blocks(streams))
+    np.testing.assert_allclose(probes.add_up(sensor.parts.numpy()), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_are_found_by_structure():
