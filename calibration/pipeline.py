@@ -30,6 +30,7 @@ from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where, record
+from calibration.attention.safety_heads import safety_heads
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
 from calibration.evaluate import Report, evaluate
@@ -66,7 +67,9 @@ METHODS: dict[str, Method] = {
     "classifiers": fit_classifiers,
     "token_level": fit_token_level,
 }
-DIAGNOSTICS: dict[str, Diagnostic] = {}
+DIAGNOSTICS: dict[str, Diagnostic] = {
+    "safety_heads": safety_heads,
+}
 _STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")

@@ -23,8 +23,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from calibration.attention.heads import Head, all_heads, find_attentions, without_heads
 from calibration.batching import make_batch
-from calibration.heads import Head, all_heads, find_attentions, without_heads
 from calibration.model import ChatModel
 from probes.errors import ModelError
 
