@@ -20,7 +20,7 @@ from calibration.template import EncodedPrompts
 from probes.errors import ModelError
 
 _NAME, _TITLE = "safety_heads", "Safety heads: what refusals hang on"
-_MOST_SCORING, _MOST_JUDGED = 24, 48
+_MOST_SCORING, _MOST_JUDGED = 16, 48
 """Harmful prompts that heads are scored by, each of which passes the model once for every head; prompts of each class that
 groups are judged by."""
 _DRAWN_SIZES = (1, 3, GROUP)
