@@ -45,10 +45,10 @@ def prompts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab_prompts(tmp_path_factory):
-    """Some of the lab's validation prompts: every harmful and harmless one of a plain source that is refused or answered."""
+    """The first 24 plain harmful and plain harmless prompts of the lab's validation file."""
     lines = [json.loads(line) for line in (LAB / "prompts" / "validation.jsonl").read_text().splitlines()]
     kinds = [[line for line in lines if line["source"] == source] for source in ("plain_harmful", "plain_harmless")]
-    return write_prompts(tmp_path_factory.mktemp("lab") / "p.jsonl", [line for kind in kinds for line in kind[:40]])
+    return write_prompts(tmp_path_factory.mktemp("lab") / "p.jsonl", [line for kind in kinds for line in kind[:24]])
 
 
 def edited(folder, target, edit):
@@ -153,18 +153,19 @@ def test_the_lab_model_is_told_from_itself_without_its_refusal_direction(lab_pro
         for matrix in (part for layer in layers for part in (layer.self_attn.o_proj, layer.mlp.down_proj)):
             exact = matrix.weight.float()
             matrix.weight.copy_(exact - torch.outer(direction, direction @ exact))
+        embedding = model.model.embed_tokens.weight
+        embedding.copy_(embedding.float() - torch.outer(embedding.float() @ direction, direction))
 
     found = compare_builds(LAB / "aligned", edited(LAB / "aligned", tmp_path / "b", orthogonalise), file)
     verdict = judge(found)
-    assert "refusals were" in verdict.sentence
-    assert found.refused[1].value < found.refused[0].value - 0.3
+    assert verdict.sentence.startswith("refusals were removed")
     assert any(part.startswith("one direction was taken out") for part in verdict.moved)
     assert abs(found.written.direction @ direction.numpy()) > 0.99
     assert found.written.kept < 0.05
 
 
 def direction_of(file):
-    """The lab model's unit difference in means after its fourth block."""
+    """The lab model's unit difference in means after block 1, whose ablation stops its refusals."""
     from calibration.builds.comparison import _questions
     from calibration.builds.difference import refusal_directions
     from calibration.builds.reading import read_build
@@ -172,7 +173,7 @@ def direction_of(file):
 
     build = Build.of(ChatModel.load(LAB / "aligned"))
     reading = read_build(build, _questions(encode_prompts(build.chat.tokenizer, file, build.chat.context)), "lab")
-    return torch.nn.functional.normalize(torch.from_numpy(refusal_directions(reading)[3]).float(), dim=0)
+    return torch.nn.functional.normalize(torch.from_numpy(refusal_directions(reading)[1]).float(), dim=0)
 
 
 def test_rounding_moves_every_weight_by_a_unit_at_most_and_puts_them_back(carrier):
