@@ -36,6 +36,7 @@ from calibration.dose_response import dose_response
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
+from calibration.grafting_study import grafting
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
@@ -69,6 +70,7 @@ METHODS: dict[str, Method] = {
 }
 DIAGNOSTICS: dict[str, Diagnostic] = {
     "safety_heads": safety_heads,
+    "grafting": grafting,
 }
 _STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
