@@ -44,6 +44,7 @@ from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.methods.token_level import fit_token_level
 from calibration.methods.training import TrainingSet
+from calibration.methods.weak_classifiers import fit_weak_classifiers
 from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
 from calibration.near_duplicates import leakage_notes
@@ -66,6 +67,7 @@ METHODS: dict[str, Method] = {
     "refusal_direction": fit_refusal_direction,
     "harmfulness_direction": fit_harmfulness_direction,
     "classifiers": fit_classifiers,
+    "weak_classifiers": fit_weak_classifiers,
     "token_level": fit_token_level,
 }
 DIAGNOSTICS: dict[str, Diagnostic] = {
