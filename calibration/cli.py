@@ -234,7 +234,7 @@ def inspect(
     Two builds: which heads, neurons and directions moved, and whether refusals did, against what rounding explains. The exit
     status is 0 when the two refuse alike and 1 when a part of the model's safety moved, so that a pipeline can stop there.
 
-        foreguard inspect --compare ./released ./quantised --prompts validation.jsonl
+        foreguard inspect --compare ./released ./candidate --prompts validation.jsonl
     """
     if compare is None:
         if artifact is None or prompts is not None:

@@ -1,16 +1,13 @@
 """What one build does with a set of prompts: its answers, its activations where the answer begins, and its heads' Ships."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from calibration.activations import read_blocks
+from calibration.activations import read_blocks, read_neurons
 from calibration.attention.heads import Attention, Head, all_heads, find_attentions
 from calibration.attention.ships import HeadScores
 from calibration.batching import Batch, iterate_batches
@@ -110,21 +107,8 @@ def _read_batch(build: Build, batch: Batch) -> tuple[torch.Tensor, npt.NDArray[n
         return values.reshape(*batch.input_ids.shape, -1)[rows, batch.from_end(0)].double().cpu()
 
     layers = range(build.chat.num_layers)
-    with read_blocks(build.chat, layers, last) as streams, _read_inputs(build.projections) as inputs:
+    projections = dict(enumerate(build.projections))
+    with read_blocks(build.chat, layers, last) as streams, read_neurons(projections, last) as neurons:
         log_probs = build.chat.last_logits(batch).log_softmax(dim=-1).cpu()
-    neurons = [last(each).numpy() for each in inputs]
-    empty = np.empty((0, len(rows), 0))
-    return log_probs, np.stack([streams[layer].numpy() for layer in layers]), np.stack(neurons) if neurons else empty
-
-
-@contextmanager
-def _read_inputs(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    inputs: list[torch.Tensor] = []
-
-    def keep(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
-        inputs.append(args[0])
-
-    with ExitStack() as stack:
-        for module in modules:
-            stack.callback(module.register_forward_pre_hook(keep).remove)
-        yield inputs
+    read = np.stack([neurons[layer].numpy() for layer in projections]) if projections else np.empty((0, len(rows), 0))
+    return log_probs, np.stack([streams[layer].numpy() for layer in layers]), read
