@@ -204,13 +204,60 @@ def tune(
     typer.echo(diff, nl=False)
 
 
-def inspect(artifact: Annotated[Path, typer.Argument(help="Artifact folder.")]) -> None:
-    """Show what an artifact holds: its model, probes with their numbers, steering vectors and data.
+def inspect(
+    artifact: Annotated[Path | None, typer.Argument(help="Artifact folder.", show_default=False)] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="MODEL MODEL",
+            help="Instead: two builds of one model (folders or Hugging Face ids), the trusted one first. Takes --prompts.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled prompts (JSONL) to compare by, at least 16 of each label; 64 of each are used.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: _Dtype = "auto",
+    device: _Device = "cpu",
+    skip_long: _SkipLong = False,
+) -> None:
+    """Show what an artifact holds, or what moved between two builds of a model.
 
-    The whole artifact is checked on the way: digests, shapes and finiteness.
+    An artifact: its model, probes with their numbers, steering vectors and data; digests, shapes and finiteness are checked.
 
         foreguard inspect ./artifact
+
+    Two builds: which heads, neurons and directions moved, and whether refusals did, against what rounding explains. The exit
+    status is 0 when the two refuse alike and 1 when a part of the model's safety moved, so that a pipeline can stop there.
+
+        foreguard inspect --compare ./released ./candidate --prompts validation.jsonl
     """
+    if compare is None:
+        if artifact is None or prompts is not None:
+            raise typer.BadParameter("give an artifact folder, or --compare MODEL MODEL with --prompts")
+        _inspect_artifact(artifact)
+        return
+    if artifact is not None or prompts is None:
+        raise typer.BadParameter("--compare takes two models and --prompts, and no artifact")
+    from calibration.builds.comparison import compare_builds
+    from calibration.builds.tables import comparison_tables
+    from calibration.builds.verdict import judge
+    from calibration.model import resolve_model
+    from calibration.prompts import load_prompts
+
+    file = load_prompts(prompts)
+    first, second = map(resolve_model, compare)
+    found = compare_builds(first, second, file, dtype=dtype, device=device, skip_long=skip_long)
+    verdict = judge(found)
+    Console().print(comparison_tables(found, verdict))
+    raise typer.Exit(1 if verdict.moved else 0)
+
+
+def _inspect_artifact(artifact: Path) -> None:
     from calibration.display import artifact_summary
     from probes.artifact import Artifact
 

@@ -78,6 +78,19 @@ def recentred(
 
 
 @contextmanager
+def grafted(chat: ChatModel, layer: int, states: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
+    """Within the block, each prompt's stream after block `layer` is `states` `[B, D]` at its own of `positions` `[B]`."""
+
+    def graft(stream: torch.Tensor) -> torch.Tensor:
+        edited = stream.clone()
+        edited[torch.arange(len(positions), device=stream.device), positions] = states.to(stream)
+        return edited
+
+    with _hooked(_edit_output(chat.blocks[layer], graft)):
+        yield
+
+
+@contextmanager
 def _hooked(handle: RemovableHandle) -> Iterator[None]:
     try:
         yield

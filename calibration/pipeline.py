@@ -30,11 +30,13 @@ from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where, record
+from calibration.attention.safety_heads import safety_heads
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
+from calibration.grafting_study import grafting
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
@@ -42,6 +44,7 @@ from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.methods.token_level import fit_token_level
 from calibration.methods.training import TrainingSet
+from calibration.methods.weak_classifiers import fit_weak_classifiers
 from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
 from calibration.near_duplicates import leakage_notes
@@ -64,9 +67,13 @@ METHODS: dict[str, Method] = {
     "refusal_direction": fit_refusal_direction,
     "harmfulness_direction": fit_harmfulness_direction,
     "classifiers": fit_classifiers,
+    "weak_classifiers": fit_weak_classifiers,
     "token_level": fit_token_level,
 }
-DIAGNOSTICS: dict[str, Diagnostic] = {}
+DIAGNOSTICS: dict[str, Diagnostic] = {
+    "safety_heads": safety_heads,
+    "grafting": grafting,
+}
 _STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")

@@ -1,7 +1,7 @@
 """Request scores: prompts through the model and the very arithmetic that serves (`probes.scoring.ProbeBank`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from calibration.activations import read_blocks, read_neurons
 from calibration.batching import Batch, make_batch, plan_batches
 from calibration.model import ChatModel
 from calibration.progress import track
-from calibration.refusal_metric import refusal_metric
+from calibration.refusal_metric import Intervention, refusal_metric
 from calibration.structure import neurons_of
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError, ModelError
@@ -38,11 +38,13 @@ def score_prompts(
     prompts: EncodedPrompts,
     *,
     refusal_tokens: Sequence[int] = (),
+    intervention: Intervention = lambda _: nullcontext(),
     title: str = "scoring",
 ) -> RequestScores:
-    """Score every prompt. Raises `CalibrationError` naming a prompt whose score is not a number.
+    """Score every prompt, each batch within `intervention(batch)`.
 
-    Raises `ModelError` where the bank reads neurons that the model does not have.
+    Raises `CalibrationError` naming a prompt whose score is not a number,
+    and `ModelError` where the bank reads neurons that the model does not have.
     """
     lengths = prompts.lengths.tolist()
     scores = np.empty((len(lengths), len(bank.names)), dtype=np.float32)
@@ -51,7 +53,8 @@ def score_prompts(
     plan = plan_batches(lengths, max_tokens=_BATCH_TOKENS, max_prompts=_BATCH_PROMPTS)
     for rows in track(plan, title):
         batch = make_batch(prompts.token_ids, rows, chat.device)
-        with _read_taps(chat, bank, projections, batch) as read:
+        # The intervention first: what it puts into a block's stream, the taps then read.
+        with intervention(batch), _read_taps(chat, bank, projections, batch) as read:
             logits = chat.last_logits(batch)
         scores[rows] = _score_batch(bank, batch, read)
         if refusal_tokens:

@@ -66,7 +66,7 @@ def find_down_projections(model: nn.Module, blocks: list[nn.Module], hidden_size
         module.register_forward_hook(lambda ran, _args, output: order.append((ran, _width(output))))
         for block in blocks
         for module in block.modules()
-        if _is_matrix(module)
+        if is_matrix(module)
     ]
     try:
         _probe_forward(model)
@@ -100,7 +100,8 @@ def _width(output: Any) -> int:
     return 0 if stream is None else stream.shape[-1]
 
 
-def _is_matrix(module: nn.Module) -> bool:
+def is_matrix(module: nn.Module) -> bool:
+    """Return whether a module is a matrix product and nothing else."""
     return not list(module.children()) and getattr(getattr(module, "weight", None), "ndim", 0) == 2
 
 
@@ -126,8 +127,12 @@ def _count_outputs(model: nn.Module, modules: list[nn.Module], shape: tuple[int,
     return calls
 
 
-def _probe_forward(model: nn.Module) -> None:
+def probe_tokens(model: nn.Module) -> torch.Tensor:
+    """Return the short prompt `[1, T]` that a model is taken apart with."""
     device = next(model.parameters()).device
-    tokens = torch.arange(1, _PROBE_TOKENS + 1, device=device).unsqueeze(0)
+    return torch.arange(1, _PROBE_TOKENS + 1, device=device).unsqueeze(0)
+
+
+def _probe_forward(model: nn.Module) -> None:
     with torch.inference_mode():
-        model(input_ids=tokens, use_cache=False)
+        model(input_ids=probe_tokens(model), use_cache=False)

@@ -38,7 +38,7 @@ def test_the_page_stands_alone(page):
     assert not re.findall(r"<(?:script|link|img|iframe)\b", text)
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!\#|data:)""", text)
     assert not re.findall(r"url\((?!\#)", text)
-    assert text.count("<svg") == len(FIGURES)
+    assert text.count("<svg") == len(list(page.parent.glob("*.png"))) >= len(FIGURES)
 
 
 def test_every_figure_is_a_png_too(page):
@@ -187,5 +187,5 @@ def test_a_study_stands_on_the_page_with_its_finding_charts_and_tables(artifact,
     text = page.read_text()
     assert "It held &lt;once&gt;." in text
     assert '<td class="words">3.17</td><td>0.25</td>' in text
-    assert text.count("<svg") == len(FIGURES) + 1
+    assert text.count("<svg") == len(list(page.parent.glob("*.png"))) >= len(FIGURES) + 1
     assert (tmp_path / "probe_study_curve.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,1 @@
+"""Two builds of one model: what of its safety moved between them."""
