@@ -1,0 +1,247 @@
+"""What patched neurons restore: the share of the safety gap between a model and its partner that a share of neurons carries.
+
+F is measured twice, by no table of phrases: the share of answers that open like one of the aligned model's own refusals,
+and the log-odds that the first token starts a refusal. The first is what a user sees; the second shows what stays below
+the threshold of greedy decoding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from calibration.activation_contrast import rank_by_change
+from calibration.generation import generate
+from calibration.methods.fitted import Fitted
+from calibration.methods.safety_neurons import behaving_prompts, contrast_sample, refusal_tokens_of
+from calibration.methods.training import TrainingSet
+from calibration.neuron_patching import Answers, Effect, Openings, Values, answer, answer_patched, causal_effect
+from calibration.neuron_ranking import Ranking, matched_random
+from calibration.neuron_separation import rank_by_separation
+from calibration.neurons import Neurons, Numbers
+from calibration.progress import track
+from calibration.study import Chart, Series, Study, Table
+from calibration.template import EncodedPrompts
+from probes.errors import ModelError
+
+SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1.0)
+_STATED = 0.05
+"""The share that the paper speaks of, and what it restores."""
+_PUBLISHED = 0.9
+_NUM_DRAWS = 5
+_MOST_JUDGED = 64
+"""Prompts per class that are answered under every patch."""
+_OPENING = 4
+"""Tokens by which an answer is judged; no more are generated."""
+_SEED = 20_260
+
+Chosen = Callable[[float], Sequence[Numbers]]
+"""The neurons to patch at a share: one set, or several draws."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Two models, the prompts that they answer, and how they answer them unpatched."""
+
+    aligned: Neurons
+    partner: Neurons
+    tokens: tuple[int, ...]
+    openings: Openings
+    harmful: EncodedPrompts
+    harmless: EncodedPrompts
+    best: Answers
+    """The aligned model's answers to the harmful prompts."""
+    worst: Answers
+    """The partner's."""
+    seen: dict[bytes, Answers] = field(default_factory=dict)
+
+    def patched(self, chosen: Numbers) -> Answers:
+        # At a share of 100 % all rankings and draws are one set.
+        key = np.sort(chosen).tobytes()
+        if key not in self.seen:
+            self.seen[key] = self._answer(self.harmful, chosen)
+        return self.seen[key]
+
+    def refused_harmless(self, chosen: Numbers) -> float:
+        return float(self.refused(self._answer(self.harmless, chosen)).mean())
+
+    def refused(self, answers: Answers) -> Values:
+        return self.openings.refused(answers.tokens)
+
+    def effects(self, sets: Sequence[Numbers]) -> tuple[Effect, Effect]:
+        """Return the causal effects by refusals and by log-odds; both in terms of the same answers."""
+        answers = [self.patched(chosen) for chosen in sets]
+        return (
+            causal_effect(
+                np.stack(list(map(self.refused, answers))), self.refused(self.worst), self.refused(self.best)
+            ),
+            causal_effect(np.stack([each.refusal for each in answers]), self.worst.refusal, self.best.refusal),
+        )
+
+    def _answer(self, prompts: EncodedPrompts, chosen: Numbers) -> Answers:
+        return answer_patched(self.aligned, self.partner, prompts, chosen, self.tokens, _OPENING)
+
+
+def study_patching(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+    """Return the patching curve on selection prompts; nothing without a partner or without neurons to patch."""
+    if training.partner is None:
+        return ()
+    try:
+        aligned, partner = Neurons.of(training.chat), Neurons.of(training.partner)
+    except ModelError:
+        return ()
+    tokens = found.refusal_tokens or refusal_tokens_of(training)
+    bench = _set_up(training, aligned, partner, tokens) if tokens else None
+    if bench is None or bench.refused(bench.best).mean() <= bench.refused(bench.worst).mean():
+        return (_nothing_to_restore(),)
+    return (_study(bench, _arms(training, bench)),)
+
+
+def _set_up(training: TrainingSet, aligned: Neurons, partner: Neurons, tokens: tuple[int, ...]) -> _Bench:
+    to_harmful, to_harmless = (
+        generate(aligned.chat, contrast_sample(training, harmful=label), _OPENING) for label in (True, False)
+    )
+    harmful, harmless = (
+        training.prompts.subset(training.sample(training.select, harmful=label, most=_MOST_JUDGED))
+        for label in (True, False)
+    )
+    openings = Openings.learn(to_harmful, to_harmless, tokens, _OPENING)
+    best, worst = (answer(side, harmful, tokens, _OPENING) for side in (aligned, partner))
+    return _Bench(aligned, partner, tokens, openings, harmful, harmless, best, worst)
+
+
+def _arms(training: TrainingSet, bench: _Bench) -> dict[str, Chosen]:
+    """Return what is patched, by name; the first is the ranking that the study is about."""
+    pair, other = (
+        rank_by_change(bench.aligned, bench.partner, contrast_sample(training, harmful=label))
+        for label in (True, False)
+    )
+    single, _ = rank_by_separation(bench.aligned, behaving_prompts(training, bench.tokens)[0])
+    generator = np.random.default_rng(_SEED)
+    return {
+        "pair": _best_of(pair),
+        "pair, on harmless prompts": _best_of(other),
+        "single": _best_of(single),
+        "random, matched by block": lambda share: [
+            matched_random(bench.aligned, pair.share(share), generator) for _ in range(_NUM_DRAWS)
+        ],
+    }
+
+
+def _best_of(ranking: Ranking) -> Chosen:
+    return lambda share: [ranking.share(share)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """One arm at one share."""
+
+    arm: str
+    share: float
+    num_neurons: int
+    refused: float
+    by_refusals: Effect
+    by_log_odds: Effect
+
+
+def _study(bench: _Bench, arms: dict[str, Chosen]) -> Study:
+    points, harmless = [], {}
+    for share in track(SHARES, "patching neurons"):
+        for arm, choose in arms.items():
+            sets = choose(share)
+            points.append(_point(bench, arm, share, sets))
+            if arm == next(iter(arms)):
+                harmless[share] = bench.refused_harmless(sets[0])
+    everything = _point(bench, "all", 1.0, [np.arange(bench.aligned.count)])
+    return Study(
+        name="neuron_patching",
+        title="What patched neurons restore",
+        finding=_finding(bench, points, everything),
+        charts=(
+            _chart(points, "refusals", "causal effect on refusals", lambda point: point.by_refusals),
+            _chart(points, "log_odds", "causal effect on the first token's log-odds", lambda point: point.by_log_odds),
+        ),
+        tables=(_table(points, everything, harmless),),
+    )
+
+
+def _point(bench: _Bench, arm: str, share: float, sets: Sequence[Numbers]) -> _Point:
+    refused = float(np.mean([bench.refused(bench.patched(chosen)).mean() for chosen in sets]))
+    return _Point(arm, share, len(sets[0]), refused, *bench.effects(sets))
+
+
+def _finding(bench: _Bench, points: Sequence[_Point], everything: _Point) -> str:
+    at = {point.arm: point for point in points if point.share == _STATED}
+    ours, other, random = at["pair"], at["pair, on harmless prompts"], at["random, matched by block"]
+    most = next(point for point in points if point.share == 1.0)
+    has_shape = ours.by_refusals.value >= _PUBLISHED and random.by_refusals.high < ours.by_refusals.low
+    return (
+        f"Of {len(bench.harmful.prompts)} harmful selection prompts the model refuses "
+        f"{bench.refused(bench.best).mean():.0%} and its partner {bench.refused(bench.worst).mean():.0%}. Patching the "
+        f"best {_STATED:.0%} ({ours.num_neurons} neurons) into the partner restores {_shown(ours.by_refusals)} of the "
+        f"refusals, random neurons of the same blocks {_shown(random.by_refusals)} ({_NUM_DRAWS} draws); of the first "
+        f"token's log-odds {_shown(ours.by_log_odds)}, random ones {_shown(random.by_log_odds)}, those ranked on harmless "
+        f"prompts {_shown(other.by_log_odds)}. All neurons but the last block's restore {_shown(most.by_refusals)} of "
+        f"the refusals and {_shown(most.by_log_odds)} of the log-odds, the last block's too "
+        f"{_shown(everything.by_refusals)} and {_shown(everything.by_log_odds)}; the rest lies in attention and in the "
+        f"weights that read the neurons. The published shape ({_STATED:.0%} restore over {_PUBLISHED:.0%}, random ones "
+        f"far less) {'appears' if has_shape else 'does not appear'} in refusals."
+    )
+
+
+def _shown(effect: Effect) -> str:
+    return f"{effect.value:.0%} ({effect.low:.0%} to {effect.high:.0%})"
+
+
+def _chart(points: Sequence[_Point], name: str, label: str, of: Callable[[_Point], Effect]) -> Chart:
+    arms = dict.fromkeys(point.arm for point in points)
+    return Chart(
+        name=name,
+        caption=f"{label.capitalize()} by share of neurons patched: 0 is the partner, 1 the model; bands are 95 % intervals "
+        "over prompts, and over draws where neurons are random.",
+        x_label="share of neurons patched",
+        y_label=label,
+        series=tuple(_series(arm, [point for point in points if point.arm == arm], of) for arm in arms),
+        log_x=True,
+    )
+
+
+def _series(arm: str, points: Sequence[_Point], of: Callable[[_Point], Effect]) -> Series:
+    effects = [of(point) for point in points]
+    return Series(
+        name=arm,
+        x=tuple(point.share for point in points),
+        y=tuple(effect.value for effect in effects),
+        low=tuple(effect.low for effect in effects),
+        high=tuple(effect.high for effect in effects),
+    )
+
+
+def _table(points: Sequence[_Point], everything: _Point, harmless: dict[float, float]) -> Table:
+    columns = ("patched", "share", "neurons", "harmful refused", "C by refusals", "C by log-odds", "harmless refused")
+    rows = [
+        (
+            point.arm,
+            f"{point.share:.1%}",
+            point.num_neurons,
+            point.refused,
+            point.by_refusals.value,
+            point.by_log_odds.value,
+            harmless[point.share] if point.arm == points[0].arm else "–",
+        )
+        for point in points
+    ]
+    last = ("all, the last block's too", "–", everything.num_neurons, everything.refused)
+    return Table(
+        name="effects",
+        columns=columns,
+        rows=(*rows, (*last, everything.by_refusals.value, everything.by_log_odds.value, "–")),
+    )
+
+
+def _nothing_to_restore() -> Study:
+    return Study(
+        name="neuron_patching",
+        title="What patched neurons restore",
+        finding="Not measured: the model refuses no more harmful prompts than its partner, so there is nothing to restore.",
+    )
