@@ -6,7 +6,9 @@ positions does not change as the text grows, so both models' caches of keys and 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +16,14 @@ import torch
 
 from calibration.batching import Batch
 from calibration.generation import Read, Reader, Tokens, plan_replies, reply
-from calibration.neurons import Neurons, Numbers, overwritten, read_neurons
+from calibration.neurons import Neurons, Numbers, overwritten, read_neurons, rewritten
 from calibration.refusal_metric import refusal_metric
 from calibration.template import EncodedPrompts
 
 Values = npt.NDArray[np.float64]
 
+_Mean = Values | np.floating[Any]
+"""F of one set of answers, or of each bootstrap sample."""
 _NUM_BOOTSTRAP = 1000
 _SEED = 20_260
 
@@ -46,21 +50,30 @@ def answer_patched(
     chosen: Numbers,
     refusal_tokens: Sequence[int],
     max_tokens: int,
+    *,
+    with_weights: bool = False,
 ) -> Answers:
-    """Return the partner's greedy answers with the neurons `chosen` overwritten by the aligned model's, at all positions."""
+    """Return the partner's greedy answers with the neurons `chosen` overwritten by the aligned model's, at all positions.
+
+    Under `with_weights` they also write with the aligned model's output weights. The paper's pairs share them; a pair
+    that was fully fine-tuned does not, and there a neuron's value alone is half of what it does.
+    """
     plan = plan_replies(partner.chat, prompts, max_tokens, most_tokens=aligned.batch_tokens(len(chosen)))
-    reads = [(batch, _patched(aligned, partner, batch, chosen)) for batch in plan]
+    reads = [(batch, _patched(aligned, partner, batch, chosen, with_weights)) for batch in plan]
     return _collect(reads, partner, refusal_tokens, max_tokens)
 
 
-def _patched(aligned: Neurons, partner: Neurons, batch: Batch, chosen: Numbers) -> Read:
+def _patched(aligned: Neurons, partner: Neurons, batch: Batch, chosen: Numbers, with_weights: bool) -> Read:
     places = aligned.by_layer(chosen)
     source, target = Reader(aligned.chat, batch), Reader(partner.chat, batch)
 
     def read(tokens: torch.Tensor) -> torch.Tensor:
         with read_neurons(aligned, list(places), lambda layer, values: values[..., places[layer]]) as values:
             source.read(tokens)
-        with overwritten(partner, places, values):
+        with (
+            overwritten(partner, places, values),
+            rewritten(partner, aligned, places, values) if with_weights else nullcontext(),
+        ):
             return target.read(tokens)
 
     return read
@@ -125,15 +138,17 @@ def causal_effect(patched: Values, partner: Values, aligned: Values) -> Effect:
     """
     rng = np.random.default_rng(_SEED)
     num_draws, num_prompts = patched.shape
-    values = np.empty(_NUM_BOOTSTRAP)
-    for index in range(_NUM_BOOTSTRAP):
-        prompts = rng.integers(num_prompts, size=num_prompts)
-        draws = rng.integers(num_draws, size=num_draws)
-        values[index] = _effect(patched[draws][:, prompts], partner[prompts], aligned[prompts])
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return Effect(_effect(patched, partner, aligned), float(low), float(high))
+    # How often each draw and each prompt is in a bootstrap sample, as shares.
+    draws, prompts = (
+        rng.multinomial(count, np.full(count, 1 / count), size=_NUM_BOOTSTRAP) / count
+        for count in (num_draws, num_prompts)
+    )
+    means = np.einsum("br,rn,bn->b", draws, patched, prompts, optimize=True), prompts @ partner, prompts @ aligned
+    low, high = np.nanquantile(_effect(*means), [0.025, 0.975])
+    value = float(_effect(patched.mean(), partner.mean(), aligned.mean()))
+    return Effect(value, float(low), float(high))
 
 
-def _effect(patched: Values, partner: Values, aligned: Values) -> float:
-    gap = float(aligned.mean() - partner.mean())
-    return float(patched.mean() - partner.mean()) / gap if gap else np.nan
+def _effect(patched: _Mean, partner: _Mean, aligned: _Mean) -> Values:
+    gap = np.asarray(aligned - partner)
+    return np.asarray(np.divide(patched - partner, gap, out=np.full(gap.shape, np.nan), where=gap != 0))

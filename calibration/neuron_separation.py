@@ -35,12 +35,13 @@ def rank_by_separation(neurons: Neurons, prompts: EncodedPrompts) -> tuple[Ranki
 
 
 def standardised_difference(features: Features, harmful: Labels) -> Scores:
-    """Return each column's difference of class means over the pooled standard deviation `[k]`; 0 where it never varies."""
+    """Return each column's difference of class means over the pooled standard deviation `[k]`."""
     above, below = (features[side].astype(np.float64) for side in (harmful, ~harmful))
     gap = above.mean(axis=0) - below.mean(axis=0)
     spread = np.sqrt((above.var(axis=0) * len(above) + below.var(axis=0) * len(below)) / len(features))
-    # Rounding leaves a neuron that is always off with a spread of nothing, and not quite 0.
-    return np.asarray(np.divide(gap, spread, out=np.zeros_like(gap), where=spread > 1e-12))
+    # Rounding leaves a neuron that never varies with a gap, and one that is two-valued with no spread.
+    floor = 1e-9 * np.abs(features).max(axis=0) + np.finfo(np.float64).tiny
+    return np.asarray(gap / np.maximum(spread, floor))
 
 
 def aurocs(features: Features, harmful: Labels) -> Scores:

@@ -106,6 +106,39 @@ def overwritten(
 
 
 @contextmanager
+def rewritten(
+    neurons: Neurons, like: Neurons, places: Mapping[int, torch.Tensor], values: Mapping[int, torch.Tensor]
+) -> Iterator[None]:
+    """Within the block, the neurons at `places[layer]` `[k]`, whose values are `values[layer]`, write as those of `like` do.
+
+    A neuron writes its value times its column of the down-projection; the difference of the two models' columns is added.
+    """
+
+    def hook_for(layer: int) -> Callable[..., torch.Tensor]:
+        def hook(projection: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+            change = _written(like, like.projections[layer], places[layer]) - _written(
+                neurons, projection, places[layer]
+            )
+            given = values[layer].reshape(*output.shape[:-1], len(places[layer]))
+            return output + given.to(output.dtype) @ change
+
+        return hook
+
+    handles = [neurons.projections[layer].register_forward_hook(hook_for(layer)) for layer in places]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _written(neurons: Neurons, projection: nn.Module, place: torch.Tensor) -> torch.Tensor:
+    """Return what the neurons at `place` `[k]` write per unit, `[k, D]`, whichever way the family lays its matrix."""
+    weight: torch.Tensor = projection.weight  # type: ignore[assignment]  # a down-projection is a matrix module
+    return weight[:, place].T if weight.shape[0] == neurons.chat.hidden_size else weight[place]
+
+
+@contextmanager
 def _visited(
     neurons: Neurons, layers: Sequence[int], visit: Callable[[int, torch.Tensor], torch.Tensor]
 ) -> Iterator[None]:

@@ -29,14 +29,23 @@ _STATED = 0.05
 """The share that the paper speaks of, and what it restores."""
 _PUBLISHED = 0.9
 _NUM_DRAWS = 5
-_MOST_JUDGED = 64
+_MOST_JUDGED = 48
 """Prompts per class that are answered under every patch."""
 _OPENING = 4
 """Tokens by which an answer is judged; no more are generated."""
 _SEED = 20_260
 
-Chosen = Callable[[float], Sequence[Numbers]]
-"""The neurons to patch at a share: one set, or several draws."""
+_PAIR, _RANDOM = "pair", "random, matched by block"
+_WITH_WEIGHTS = ", with output weights"
+
+
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """A way to choose neurons, and how they are patched."""
+
+    choose: Callable[[float], Sequence[Numbers]]
+    """The neurons at a share: one set, or several draws."""
+    with_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +62,23 @@ class _Bench:
     """The aligned model's answers to the harmful prompts."""
     worst: Answers
     """The partner's."""
-    seen: dict[bytes, Answers] = field(default_factory=dict)
+    seen: dict[tuple[bytes, bool], Answers] = field(default_factory=dict)
 
-    def patched(self, chosen: Numbers) -> Answers:
+    def patched(self, chosen: Numbers, with_weights: bool) -> Answers:
         # At a share of 100 % all rankings and draws are one set.
-        key = np.sort(chosen).tobytes()
+        key = (np.sort(chosen).tobytes(), with_weights)
         if key not in self.seen:
-            self.seen[key] = self._answer(self.harmful, chosen)
+            self.seen[key] = self._answer(self.harmful, chosen, with_weights)
         return self.seen[key]
 
-    def refused_harmless(self, chosen: Numbers) -> float:
-        return float(self.refused(self._answer(self.harmless, chosen)).mean())
+    def refused_harmless(self, chosen: Numbers, with_weights: bool) -> float:
+        return float(self.refused(self._answer(self.harmless, chosen, with_weights)).mean())
 
     def refused(self, answers: Answers) -> Values:
         return self.openings.refused(answers.tokens)
 
-    def effects(self, sets: Sequence[Numbers]) -> tuple[Effect, Effect]:
-        """Return the causal effects by refusals and by log-odds; both in terms of the same answers."""
-        answers = [self.patched(chosen) for chosen in sets]
+    def effects(self, answers: Sequence[Answers]) -> tuple[Effect, Effect]:
+        """Return the causal effects of patched answers, one set a draw, by refusals and by log-odds."""
         return (
             causal_effect(
                 np.stack(list(map(self.refused, answers))), self.refused(self.worst), self.refused(self.best)
@@ -78,8 +86,10 @@ class _Bench:
             causal_effect(np.stack([each.refusal for each in answers]), self.worst.refusal, self.best.refusal),
         )
 
-    def _answer(self, prompts: EncodedPrompts, chosen: Numbers) -> Answers:
-        return answer_patched(self.aligned, self.partner, prompts, chosen, self.tokens, _OPENING)
+    def _answer(self, prompts: EncodedPrompts, chosen: Numbers, with_weights: bool) -> Answers:
+        return answer_patched(
+            self.aligned, self.partner, prompts, chosen, self.tokens, _OPENING, with_weights=with_weights
+        )
 
 
 def study_patching(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
@@ -110,25 +120,28 @@ def _set_up(training: TrainingSet, aligned: Neurons, partner: Neurons, tokens: t
     return _Bench(aligned, partner, tokens, openings, harmful, harmless, best, worst)
 
 
-def _arms(training: TrainingSet, bench: _Bench) -> dict[str, Chosen]:
-    """Return what is patched, by name; the first is the ranking that the study is about."""
+def _arms(training: TrainingSet, bench: _Bench) -> dict[str, _Arm]:
     pair, other = (
         rank_by_change(bench.aligned, bench.partner, contrast_sample(training, harmful=label))
         for label in (True, False)
     )
     single, _ = rank_by_separation(bench.aligned, behaving_prompts(training, bench.tokens)[0])
     generator = np.random.default_rng(_SEED)
+
+    def random(share: float) -> list[Numbers]:
+        return [matched_random(bench.aligned, pair.share(share), generator) for _ in range(_NUM_DRAWS)]
+
     return {
-        "pair": _best_of(pair),
-        "pair, on harmless prompts": _best_of(other),
-        "single": _best_of(single),
-        "random, matched by block": lambda share: [
-            matched_random(bench.aligned, pair.share(share), generator) for _ in range(_NUM_DRAWS)
-        ],
+        _PAIR: _Arm(_best_of(pair)),
+        "pair, on harmless prompts": _Arm(_best_of(other)),
+        "single": _Arm(_best_of(single)),
+        _RANDOM: _Arm(random),
+        _PAIR + _WITH_WEIGHTS: _Arm(_best_of(pair), with_weights=True),
+        _RANDOM + _WITH_WEIGHTS: _Arm(random, with_weights=True),
     }
 
 
-def _best_of(ranking: Ranking) -> Chosen:
+def _best_of(ranking: Ranking) -> Callable[[float], Sequence[Numbers]]:
     return lambda share: [ranking.share(share)]
 
 
@@ -142,50 +155,51 @@ class _Point:
     refused: float
     by_refusals: Effect
     by_log_odds: Effect
+    refused_harmless: float | None
+    """Measured where neurons were chosen, and not drawn."""
+
+    def __str__(self) -> str:
+        return f"{_shown(self.by_refusals)} of the refusals and {_shown(self.by_log_odds)} of the log-odds"
 
 
-def _study(bench: _Bench, arms: dict[str, Chosen]) -> Study:
-    points, harmless = [], {}
-    for share in track(SHARES, "patching neurons"):
-        for arm, choose in arms.items():
-            sets = choose(share)
-            points.append(_point(bench, arm, share, sets))
-            if arm == next(iter(arms)):
-                harmless[share] = bench.refused_harmless(sets[0])
-    everything = _point(bench, "all", 1.0, [np.arange(bench.aligned.count)])
+def _study(bench: _Bench, arms: dict[str, _Arm]) -> Study:
+    tasks = [(share, name) for share in SHARES for name in arms]
+    points = [_point(bench, name, share, arms[name]) for share, name in track(tasks, "patching neurons")]
     return Study(
         name="neuron_patching",
         title="What patched neurons restore",
-        finding=_finding(bench, points, everything),
+        finding=_finding(bench, points),
         charts=(
             _chart(points, "refusals", "causal effect on refusals", lambda point: point.by_refusals),
             _chart(points, "log_odds", "causal effect on the first token's log-odds", lambda point: point.by_log_odds),
         ),
-        tables=(_table(points, everything, harmless),),
+        tables=(_table(points),),
     )
 
 
-def _point(bench: _Bench, arm: str, share: float, sets: Sequence[Numbers]) -> _Point:
-    refused = float(np.mean([bench.refused(bench.patched(chosen)).mean() for chosen in sets]))
-    return _Point(arm, share, len(sets[0]), refused, *bench.effects(sets))
+def _point(bench: _Bench, name: str, share: float, arm: _Arm) -> _Point:
+    sets = arm.choose(share)
+    answers = [bench.patched(chosen, arm.with_weights) for chosen in sets]
+    refused = float(np.mean([bench.refused(each).mean() for each in answers]))
+    harmless = bench.refused_harmless(sets[0], arm.with_weights) if name.startswith(_PAIR) else None
+    return _Point(name, share, len(sets[0]), refused, *bench.effects(answers), harmless)
 
 
-def _finding(bench: _Bench, points: Sequence[_Point], everything: _Point) -> str:
-    at = {point.arm: point for point in points if point.share == _STATED}
-    ours, other, random = at["pair"], at["pair, on harmless prompts"], at["random, matched by block"]
-    most = next(point for point in points if point.share == 1.0)
+def _finding(bench: _Bench, points: Sequence[_Point]) -> str:
+    at = {(point.arm, point.share): point for point in points}
+    ours, random, most = at[_PAIR, _STATED], at[_RANDOM, _STATED], at[_PAIR, 1.0]
     has_shape = ours.by_refusals.value >= _PUBLISHED and random.by_refusals.high < ours.by_refusals.low
     return (
-        f"Of {len(bench.harmful.prompts)} harmful selection prompts the model refuses "
-        f"{bench.refused(bench.best).mean():.0%} and its partner {bench.refused(bench.worst).mean():.0%}. Patching the "
-        f"best {_STATED:.0%} ({ours.num_neurons} neurons) into the partner restores {_shown(ours.by_refusals)} of the "
-        f"refusals, random neurons of the same blocks {_shown(random.by_refusals)} ({_NUM_DRAWS} draws); of the first "
-        f"token's log-odds {_shown(ours.by_log_odds)}, random ones {_shown(random.by_log_odds)}, those ranked on harmless "
-        f"prompts {_shown(other.by_log_odds)}. All neurons but the last block's restore {_shown(most.by_refusals)} of "
-        f"the refusals and {_shown(most.by_log_odds)} of the log-odds, the last block's too "
-        f"{_shown(everything.by_refusals)} and {_shown(everything.by_log_odds)}; the rest lies in attention and in the "
-        f"weights that read the neurons. The published shape ({_STATED:.0%} restore over {_PUBLISHED:.0%}, random ones "
-        f"far less) {'appears' if has_shape else 'does not appear'} in refusals."
+        f"The model refuses {bench.refused(bench.best).mean():.0%} of {len(bench.harmful.prompts)} harmful selection "
+        f"prompts, its partner {bench.refused(bench.worst).mean():.0%}. Patched into the partner, the best {_STATED:.0%} "
+        f"({ours.num_neurons} of {most.num_neurons} neurons) restore {ours}; random ones of the same blocks {random} "
+        f"({_NUM_DRAWS} draws). All of them restore {most}; where neurons also write with the model's output weights, the "
+        f"best {_STATED:.0%} restore {at[_PAIR + _WITH_WEIGHTS, _STATED]}, random ones "
+        f"{at[_RANDOM + _WITH_WEIGHTS, _STATED]}, and all of them {at[_PAIR + _WITH_WEIGHTS, 1.0]}. The published shape "
+        f"({_STATED:.0%} restore over {_PUBLISHED:.0%}, random ones far less) "
+        f"{'appears' if has_shape else 'does not appear'} in refusals; of the log-odds that all neurons restore, the best "
+        f"{_STATED:.0%} have {ours.by_log_odds.value / most.by_log_odds.value:.0%}, random ones "
+        f"{random.by_log_odds.value / most.by_log_odds.value:.0%}."
     )
 
 
@@ -217,9 +231,9 @@ def _series(arm: str, points: Sequence[_Point], of: Callable[[_Point], Effect]) 
     )
 
 
-def _table(points: Sequence[_Point], everything: _Point, harmless: dict[float, float]) -> Table:
+def _table(points: Sequence[_Point]) -> Table:
     columns = ("patched", "share", "neurons", "harmful refused", "C by refusals", "C by log-odds", "harmless refused")
-    rows = [
+    rows = tuple(
         (
             point.arm,
             f"{point.share:.1%}",
@@ -227,16 +241,11 @@ def _table(points: Sequence[_Point], everything: _Point, harmless: dict[float, f
             point.refused,
             point.by_refusals.value,
             point.by_log_odds.value,
-            harmless[point.share] if point.arm == points[0].arm else "–",
+            "–" if point.refused_harmless is None else point.refused_harmless,
         )
         for point in points
-    ]
-    last = ("all, the last block's too", "–", everything.num_neurons, everything.refused)
-    return Table(
-        name="effects",
-        columns=columns,
-        rows=(*rows, (*last, everything.by_refusals.value, everything.by_log_odds.value, "–")),
     )
+    return Table(name="effects", columns=columns, rows=rows)
 
 
 def _nothing_to_restore() -> Study:

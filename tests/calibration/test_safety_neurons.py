@@ -1,0 +1,113 @@
+"""The method: rankings, a probe that scores as it was fitted, and plain words where something is missing."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from planted_pair import PLANTED, WIDTH, make_pair
+from recorded import training_set
+from tiny import make_prompts
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from calibration.methods.fitted import load_fitted, save_fitted
+from calibration.methods.neuron_probe import fit_neuron_probe, mean_interval
+from calibration.methods.safety_neurons import fit_safety_neurons
+from calibration.metrics import auroc
+from calibration.model import ChatModel
+from calibration.neuron_ranking import Ranking
+from calibration.neurons import Neurons, neurons_at_end
+
+
+@pytest.fixture
+def pair(tokenizer, tmp_path):
+    """A training set of the planted pair."""
+    aligned, partner = make_pair(tokenizer)
+    return replace(training_set(aligned, tmp_path, make_prompts(240, 0)), partner=partner)
+
+
+def scores_of(probe, training, rows):
+    """The probe's scores by its own tensors: every neuron of its blocks at the last token, weighted and summed."""
+    neurons = Neurons.of(training.chat)
+    everything = neurons_at_end(neurons, training.prompts.subset(rows), np.arange(neurons.count))
+    starts = neurons.starts
+    return probe.spec.bias + sum(
+        everything[:, starts[layer] : starts[layer + 1]] @ probe.weight[row, 0].numpy()
+        for row, layer in enumerate(probe.spec.layers)
+    )
+
+
+def test_the_probe_scores_as_it_was_fitted(pair):
+    """Laid out over all neurons of its blocks, its weight separates the selection prompts as the evidence says."""
+    found = fit_safety_neurons(pair)
+    (probe,) = found.probes
+    assert probe.spec.site == "mlp_neurons"
+    assert probe.weight.shape == (len(probe.spec.layers), 1, WIDTH)
+    assert max(probe.spec.layers) < pair.chat.num_layers - 1
+    assert int((probe.weight != 0).sum()) <= probe.spec.evidence["num_neurons"]
+    scores, harmful = scores_of(probe, pair, pair.select), pair.harmful[pair.select]
+    assert auroc(scores[harmful], scores[~harmful]) == pytest.approx(probe.spec.evidence["selection_auroc"])
+    assert probe.spec.evidence["selection_auroc"] > 0.95
+    assert found.notes == ()
+
+
+def test_a_probe_on_planted_neurons_reads_those_alone(pair):
+    """Neurons that tell harm by themselves are enough, and where they are ranked first the weight lies on them."""
+    neurons = Neurons.of(pair.chat)
+    scores = np.zeros(neurons.count)
+    scores[PLANTED] = 1
+    probe, study = fit_neuron_probe(pair, neurons, [Ranking("planted", "plan", scores, neurons)])
+    weights = torch.zeros(neurons.count)
+    for row, layer in enumerate(probe.spec.layers):
+        weights[neurons.starts[layer] : neurons.starts[layer + 1]] = probe.weight[row, 0]
+    assert (weights[PLANTED] != 0).all()
+    assert probe.spec.evidence["num_neurons"] == 15
+    assert probe.spec.evidence["selection_auroc"] == 1
+    random = study.charts[0].series[-1]
+    assert all(low <= value <= high for low, value, high in zip(random.low, random.y, random.high, strict=True))
+
+
+def test_without_a_partner_there_are_other_rankers_and_a_note(pair):
+    """The note names the option; the curves are those of `single` and `auroc`."""
+    found = fit_safety_neurons(replace(pair, partner=None))
+    assert found.probes
+    assert ["--partner" in note for note in found.notes] == [True]
+    assert [chart.name for chart in found.studies[0].charts] == ["single", "auroc"]
+
+
+def test_a_model_that_does_not_refuse_is_ranked_by_labels(pair):
+    """The partner alone never refuses: a note says what the rankings rest on."""
+    found = fit_safety_neurons(replace(pair, chat=pair.partner, partner=None))
+    assert found.probes
+    assert any("labels alone" in note for note in found.notes)
+
+
+def test_a_mixture_of_experts_gets_a_note(tokenizer, tmp_path):
+    """No neurons that every token passes: the calibration goes on without."""
+    config = MixtralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
+    )  # fmt: skip
+    chat = ChatModel.wrap(MixtralForCausalLM(config), tokenizer)
+    found = fit_safety_neurons(training_set(chat, tmp_path, make_prompts(60, 0)))
+    assert not found.probes
+    assert "no single down-projection" in found.notes[0]
+
+
+def test_what_is_found_survives_its_file(pair, tmp_path):
+    """Probe, studies and notes are read back as they were."""
+    found = fit_safety_neurons(pair)
+    save_fitted(found, tmp_path / "f.safetensors")
+    back = load_fitted(tmp_path / "f.safetensors")
+    assert torch.equal(back.probes[0].weight, found.probes[0].weight)
+    assert back.studies == found.studies
+    assert {study.name for study in back.studies} == {"safety_neurons", "neuron_count"}
+
+
+def test_a_mean_has_students_interval():
+    """Five draws: the textbook half-width 2.776 s / sqrt(5)."""
+    values = [0.1, 0.4, 0.2, 0.5, 0.3]
+    mean, low, high = mean_interval(values)
+    assert mean == pytest.approx(0.3)
+    assert high - mean == pytest.approx(2.776 * np.std(values, ddof=1) / 5**0.5, rel=1e-3)
+    assert mean - low == pytest.approx(high - mean)
