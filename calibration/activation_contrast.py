@@ -15,7 +15,7 @@ import torch
 from calibration.batching import Batch, make_batch, plan_batches
 from calibration.generation import Tokens, generate
 from calibration.neuron_ranking import Ranking
-from calibration.neurons import Neurons, read_neurons
+from calibration.neurons import Neurons, watched
 from calibration.progress import track
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError
@@ -89,9 +89,9 @@ def _batch_sums(aligned: Neurons, partner: Neurons, batch: Batch, chosen: torch.
         change = values[chosen].float() - before[layer].float()
         return torch.stack([change.square().sum(0, dtype=torch.float64), change.sum(0, dtype=torch.float64)])
 
-    with read_neurons(partner, layers, keep) as before:
+    with watched(partner, layers, keep) as before:
         partner.chat.last_logits(batch)
-    with read_neurons(aligned, layers, sums) as changes:
+    with watched(aligned, layers, sums) as changes:
         aligned.chat.last_logits(batch)
     return np.asarray(torch.cat([changes[layer] for layer in layers], dim=1).cpu().numpy())
 

@@ -19,7 +19,7 @@ from probes.errors import ModelError
 _SHARE = 0.05
 
 
-def study_alignment_tax(training: TrainingSet, _found: Fitted) -> tuple[Study, ...]:
+def study_alignment_tax(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
     """Return how alike the two rankings are; nothing without a partner or without neurons."""
     if training.partner is None:
         return ()

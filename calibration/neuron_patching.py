@@ -16,7 +16,7 @@ import torch
 
 from calibration.batching import Batch
 from calibration.generation import Read, Reader, Tokens, plan_replies, reply
-from calibration.neurons import Neurons, Numbers, overwritten, read_neurons, rewritten
+from calibration.neurons import Neurons, Numbers, overwritten, rewritten, watched
 from calibration.refusal_metric import refusal_metric
 from calibration.template import EncodedPrompts
 
@@ -68,7 +68,7 @@ def _patched(aligned: Neurons, partner: Neurons, batch: Batch, chosen: Numbers, 
     source, target = Reader(aligned.chat, batch), Reader(partner.chat, batch)
 
     def read(tokens: torch.Tensor) -> torch.Tensor:
-        with read_neurons(aligned, list(places), lambda layer, values: values[..., places[layer]]) as values:
+        with watched(aligned, list(places), lambda layer, values: values[..., places[layer]]) as values:
             source.read(tokens)
         with (
             overwritten(partner, places, values),

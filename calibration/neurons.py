@@ -73,7 +73,7 @@ class Neurons:
 
 
 @contextmanager
-def read_neurons(
+def watched(
     neurons: Neurons, layers: Sequence[int], keep: Callable[[int, torch.Tensor], torch.Tensor]
 ) -> Iterator[dict[int, torch.Tensor]]:
     """Fill the dictionary, at each pass, with `keep(layer, neurons [B, T, F])` by layer. Hooks are gone at exit."""
@@ -93,7 +93,7 @@ def overwritten(
 ) -> Iterator[None]:
     """Within the block, the neurons at `places[layer]` `[k]` have `values[layer]` `[B, T, k]`, at every position.
 
-    `values` is looked up at each pass, so it may be what `read_neurons` fills in another model.
+    `values` is looked up at each pass, so it may be what `watched` fills in another model.
     """
 
     def visit(layer: int, stream: torch.Tensor) -> torch.Tensor:
@@ -181,7 +181,7 @@ def neurons_at_end(neurons: Neurons, prompts: EncodedPrompts, numbers: Numbers) 
         ) -> torch.Tensor:
             return values[rows, ends][:, places[layer]].float().cpu()
 
-        with read_neurons(neurons, list(places), keep) as kept:
+        with watched(neurons, list(places), keep) as kept:
             neurons.chat.last_logits(batch)
         result[np.ix_(batch.rows, order)] = torch.cat([kept[layer] for layer in places], dim=1).numpy()
     return result

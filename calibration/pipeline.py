@@ -30,6 +30,7 @@ from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where, record
+from calibration.alignment_tax import study_alignment_tax
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
 from calibration.evaluate import Report, evaluate
@@ -40,12 +41,14 @@ from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
+from calibration.methods.safety_neurons import fit_safety_neurons
 from calibration.methods.token_level import fit_token_level
 from calibration.methods.training import TrainingSet
 from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
 from calibration.near_duplicates import leakage_notes
 from calibration.partner import load_partner
+from calibration.patching_study import study_patching
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.request_scores import RequestScores, score_prompts
@@ -65,8 +68,12 @@ METHODS: dict[str, Method] = {
     "harmfulness_direction": fit_harmfulness_direction,
     "classifiers": fit_classifiers,
     "token_level": fit_token_level,
+    "safety_neurons": fit_safety_neurons,
 }
-DIAGNOSTICS: dict[str, Diagnostic] = {}
+DIAGNOSTICS: dict[str, Diagnostic] = {
+    "neuron_patching": study_patching,
+    "alignment_tax": study_alignment_tax,
+}
 _STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")

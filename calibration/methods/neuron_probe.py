@@ -61,7 +61,10 @@ class _Pool:
 
 
 def fit_neuron_probe(training: TrainingSet, neurons: Neurons, rankings: Sequence[Ranking]) -> tuple[FittedProbe, Study]:
-    """Return the probe, and the study of how many neurons it takes. The first ranking's random twins are the control."""
+    """Return the probe, and the study of how many neurons it takes. The first ranking's random twins are the control.
+
+    All blocks must have the same number of neurons, as a probe's tensor does.
+    """
     generator = np.random.default_rng(_SEED)
     sizes = _sizes(rankings[0])
     wanted = [(ranking.name, ranking.top(size)) for ranking in rankings for size in sizes]
@@ -94,18 +97,18 @@ def _read(training: TrainingSet, neurons: Neurons, numbers: Numbers) -> _Pool:
 def _probe(neurons: Neurons, best: _Trial, random: Sequence[_Trial]) -> FittedProbe:
     """Lay the chosen neurons' weights out over all neurons of their blocks, `[len(layers), 1, F]`, zero elsewhere."""
     layers = sorted(set(neurons.layer_of(best.numbers).tolist()))
-    weight = torch.zeros(len(layers), 1, max(neurons.widths[layer] for layer in layers))
+    weight = torch.zeros(len(layers), 1, neurons.widths[0])
     dense = torch.zeros(neurons.count)
     dense[torch.from_numpy(best.numbers)] = torch.from_numpy(best.linear.weight.astype(np.float32))
     for row, layer in enumerate(layers):
-        start, width = int(neurons.starts[layer]), neurons.widths[layer]
-        weight[row, 0, :width] = dense[start : start + width]
+        weight[row, 0] = dense[neurons.starts[layer] : neurons.starts[layer + 1]]
     alike = [each.auroc for each in random if len(each.numbers) == len(best.numbers)]
     spec = Probe(
         name="neurons",
         method=f"L2 logistic regression on {len(best.numbers)} neurons ranked by {best.ranking}",
         site="mlp_neurons",
         layers=tuple(layers),
+        width=neurons.widths[0],
         bias=best.linear.bias,
         evidence={
             "selection_auroc": best.auroc,

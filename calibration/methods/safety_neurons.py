@@ -38,6 +38,8 @@ def fit_safety_neurons(training: TrainingSet) -> Fitted:
         partner = Neurons.of(training.partner) if training.partner else None
     except ModelError as error:
         return Fitted(notes=(f"no safety neurons: {error.problem}",))
+    if len(set(neurons.widths)) > 1:
+        return Fitted(notes=("no safety neurons: the model's blocks differ in their numbers of neurons",))
     prompts, note = behaving_prompts(training, refusal_tokens_of(training))
     rankings = list(rank_by_separation(neurons, prompts))
     if partner:

@@ -20,7 +20,7 @@ from calibration.methods.safety_neurons import contrast_sample, refusal_tokens_o
 from calibration.model import ChatModel
 from calibration.neuron_patching import Openings, answer, answer_patched, causal_effect
 from calibration.neuron_ranking import matched_random
-from calibration.neurons import Neurons, overwritten, read_neurons
+from calibration.neurons import Neurons, overwritten, watched
 from calibration.patching_study import study_patching
 from calibration.prompts import load_prompts
 from calibration.template import encode_prompts
@@ -131,7 +131,7 @@ def test_patching_by_steps_is_patching_from_scratch(tokenizer, prompts):
         text = list(ids)
         for token in tokens:
             batch = make_batch([text], [0], aligned.chat.device)
-            with read_neurons(aligned, range(LAYERS), lambda layer, values: values[..., places[layer]]) as values:
+            with watched(aligned, range(LAYERS), lambda layer, values: values[..., places[layer]]) as values:
                 aligned.chat.last_logits(batch)
             with overwritten(partner, places, values):
                 assert int(partner.chat.last_logits(batch).argmax()) == token
@@ -146,7 +146,7 @@ def test_the_contrast_is_the_mean_over_positions_that_predict_the_answer(tokeniz
     for ids, tokens in zip(prompts.token_ids, answers, strict=True):
         seen = []
         for side in (aligned, partner):
-            with read_neurons(side, range(LAYERS), lambda _, values: values) as read:
+            with watched(side, range(LAYERS), lambda _, values: values) as read:
                 side.chat.last_logits(make_batch([[*ids, *tokens]], [0], side.chat.device))
             whole = torch.cat([read[layer][0] for layer in range(LAYERS)], dim=1)
             seen.append(whole[len(ids) - 1 : len(ids) - 1 + len(tokens)])

@@ -12,7 +12,7 @@ from calibration import neuron_separation
 from calibration.batching import make_batch
 from calibration.neuron_ranking import Ranking, matched_random
 from calibration.neuron_separation import aurocs, rank_by_separation, standardised_difference
-from calibration.neurons import Neurons, neurons_at_end, overwritten, read_neurons
+from calibration.neurons import Neurons, neurons_at_end, overwritten, watched
 from calibration.prompts import load_prompts
 from calibration.template import encode_prompts
 
@@ -35,7 +35,7 @@ def test_neurons_are_what_the_down_projection_reads(chat):
     neurons, written = Neurons.of(chat), {}
     for layer, block in enumerate(chat.model.model.layers):
         block.mlp.register_forward_hook(lambda _m, _a, output, layer=layer: written.update({layer: output}))
-    with read_neurons(neurons, range(LAYERS), lambda _, values: values) as read:
+    with watched(neurons, range(LAYERS), lambda _, values: values) as read:
         logits_of(chat)
     for layer, block in enumerate(chat.model.model.layers):
         torch.testing.assert_close(read[layer] @ block.mlp.down_proj.weight.T, written[layer])
@@ -46,7 +46,7 @@ def test_every_family_gives_neurons_by_text_and_position(family, tokenizer):
     """`[B, T, F]`, also where the model itself works on `[B * T, F]`; overwritten with themselves they change nothing."""
     chat = random_chat(family, tokenizer)
     neurons = Neurons.of(chat)
-    with read_neurons(neurons, [0], lambda _, values: values) as read:
+    with watched(neurons, [0], lambda _, values: values) as read:
         plain = logits_of(chat)
     assert read[0].shape == (2, 7, neurons.widths[0])
     places = {0: torch.arange(neurons.widths[0])}
@@ -60,11 +60,11 @@ def test_every_family_gives_neurons_by_text_and_position(family, tokenizer):
 def test_only_the_named_neurons_are_overwritten(chat):
     """The others keep their values."""
     neurons, places = Neurons.of(chat), {1: torch.tensor([3, 17])}
-    with read_neurons(neurons, [1], lambda _, values: values) as before:
+    with watched(neurons, [1], lambda _, values: values) as before:
         logits_of(chat)
     with (
         overwritten(neurons, places, {1: torch.full((2, 7, 2), 9.0)}),
-        read_neurons(neurons, [1], lambda _, values: values) as after,
+        watched(neurons, [1], lambda _, values: values) as after,
     ):
         logits_of(chat)
     expected = before[1].clone()
@@ -78,7 +78,7 @@ def test_neurons_at_the_end_keep_the_order_asked_for(chat, prompts):
     numbers = np.array([100, 3, 47, 48, 143, 2])
     found = neurons_at_end(neurons, prompts, numbers)
     for row, ids in enumerate(prompts.token_ids):
-        with read_neurons(neurons, range(LAYERS), lambda _, values: values) as read:
+        with watched(neurons, range(LAYERS), lambda _, values: values) as read:
             chat.last_logits(make_batch([ids], [0], chat.device))
         alone = torch.cat([read[layer][0, -1] for layer in range(LAYERS)])[numbers]
         np.testing.assert_allclose(found[row], alone.numpy(), atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from planted_pair import PLANTED, WIDTH, make_pair
 from recorded import training_set
-from tiny import make_prompts
+from tiny import HIDDEN, make_prompts
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from calibration.methods.fitted import load_fitted, save_fitted
@@ -16,7 +16,9 @@ from calibration.methods.safety_neurons import fit_safety_neurons
 from calibration.metrics import auroc
 from calibration.model import ChatModel
 from calibration.neuron_ranking import Ranking
-from calibration.neurons import Neurons, neurons_at_end
+from calibration.neurons import Neurons
+from calibration.request_scores import score_prompts
+from probes.scoring import ProbeBank
 
 
 @pytest.fixture
@@ -26,26 +28,19 @@ def pair(tokenizer, tmp_path):
     return replace(training_set(aligned, tmp_path, make_prompts(240, 0)), partner=partner)
 
 
-def scores_of(probe, training, rows):
-    """The probe's scores by its own tensors: every neuron of its blocks at the last token, weighted and summed."""
-    neurons = Neurons.of(training.chat)
-    everything = neurons_at_end(neurons, training.prompts.subset(rows), np.arange(neurons.count))
-    starts = neurons.starts
-    return probe.spec.bias + sum(
-        everything[:, starts[layer] : starts[layer + 1]] @ probe.weight[row, 0].numpy()
-        for row, layer in enumerate(probe.spec.layers)
-    )
-
-
 def test_the_probe_scores_as_it_was_fitted(pair):
-    """Laid out over all neurons of its blocks, its weight separates the selection prompts as the evidence says."""
+    """Laid out over all neurons of its blocks, and scored as it is served, it does on selection prompts what it says."""
     found = fit_safety_neurons(pair)
     (probe,) = found.probes
     assert probe.spec.site == "mlp_neurons"
-    assert probe.weight.shape == (len(probe.spec.layers), 1, WIDTH)
+    assert {name: tensor.shape for name, tensor in probe.tensors().items()} == probe.spec.shapes(HIDDEN)
+    assert probe.spec.width == WIDTH
     assert max(probe.spec.layers) < pair.chat.num_layers - 1
     assert int((probe.weight != 0).sum()) <= probe.spec.evidence["num_neurons"]
-    scores, harmful = scores_of(probe, pair, pair.select), pair.harmful[pair.select]
+    harmful = pair.harmful[pair.select]
+    scores = score_prompts(
+        pair.chat, ProbeBank.of([probe.spec], probe.tensors()), pair.prompts.subset(pair.select)
+    ).scores[:, 0]
     assert auroc(scores[harmful], scores[~harmful]) == pytest.approx(probe.spec.evidence["selection_auroc"])
     assert probe.spec.evidence["selection_auroc"] > 0.95
     assert found.notes == ()
@@ -92,6 +87,15 @@ def test_a_mixture_of_experts_gets_a_note(tokenizer, tmp_path):
     found = fit_safety_neurons(training_set(chat, tmp_path, make_prompts(60, 0)))
     assert not found.probes
     assert "no single down-projection" in found.notes[0]
+
+
+def test_blocks_of_unequal_width_get_a_note(pair, monkeypatch):
+    """A probe's tensor has one width."""
+    unequal = Neurons(pair.chat, (), (WIDTH, WIDTH, WIDTH // 2))
+    monkeypatch.setattr(Neurons, "of", classmethod(lambda _cls, _chat: unequal))
+    found = fit_safety_neurons(pair)
+    assert not found.probes
+    assert "differ in their numbers of neurons" in found.notes[0]
 
 
 def test_what_is_found_survives_its_file(pair, tmp_path):
