@@ -27,8 +27,8 @@ _MOST_SEPARATED = 500
 """Prompts per class by which single neurons are ranked."""
 _MOST_ASKED = 128
 """Prompts per class from which the refusal's first tokens are learned, as for the refusal direction."""
-_MOST_DRAWN = 400
-"""Points of a curve of sorted scores."""
+_MOST_DRAWN, _MOST_BLOCKS = 60, 8
+"""Points of a curve of sorted scores, and curves of a chart."""
 
 
 def fit_safety_neurons(training: TrainingSet) -> Fitted:
@@ -105,7 +105,8 @@ def _curves(rankings: list[Ranking]) -> Study:
 def _curve(ranking: Ranking) -> Chart:
     starts = ranking.neurons.starts
     series = []
-    for layer in range(max(len(ranking.neurons.widths) - 1, 1)):
+    depth = max(len(ranking.neurons.widths) - 1, 1)
+    for layer in np.unique(np.linspace(0, depth - 1, min(depth, _MOST_BLOCKS)).round().astype(int)).tolist():
         ordered = np.sort(ranking.scores[starts[layer] : starts[layer + 1]])[::-1]
         drawn = np.unique(np.geomspace(1, len(ordered), min(len(ordered), _MOST_DRAWN)).astype(int))
         series.append(
@@ -113,7 +114,7 @@ def _curve(ranking: Ranking) -> Chart:
         )
     return Chart(
         name=ranking.name,
-        caption=f"Neurons of each block, sorted by {ranking.what}.",
+        caption=f"Neurons of a block, sorted by {ranking.what}; at most {_MOST_BLOCKS} blocks, evenly spread.",
         x_label="rank within the block",
         y_label="score",
         series=tuple(series),

@@ -10,6 +10,7 @@ from recorded import training_set
 from tiny import HIDDEN, make_prompts
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from calibration.evidence import Evidence
 from calibration.methods.fitted import load_fitted, save_fitted
 from calibration.methods.neuron_probe import fit_neuron_probe, mean_interval
 from calibration.methods.safety_neurons import fit_safety_neurons
@@ -17,7 +18,9 @@ from calibration.metrics import auroc
 from calibration.model import ChatModel
 from calibration.neuron_ranking import Ranking
 from calibration.neurons import Neurons
+from calibration.pipeline import SPLITS, Settings, calibrate
 from calibration.request_scores import score_prompts
+from probes.artifact import Artifact
 from probes.scoring import ProbeBank
 
 
@@ -115,3 +118,19 @@ def test_a_mean_has_students_interval():
     assert mean == pytest.approx(0.3)
     assert high - mean == pytest.approx(2.776 * np.std(values, ddof=1) / 5**0.5, rel=1e-3)
     assert mean - low == pytest.approx(high - mean)
+
+
+def test_a_calibration_with_a_partner_carries_the_studies(tokenizer, splits, tmp_path, monkeypatch):
+    """Probe and studies reach the artifact, patching among them."""
+    monkeypatch.setattr("calibration.patching_study.SHARES", (0.05, 1.0))
+    folders = {"aligned": tmp_path / "aligned", "partner": tmp_path / "partner"}
+    for folder, chat in zip(folders.values(), make_pair(tokenizer), strict=True):
+        chat.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    settings = Settings(partner=folders["partner"])
+    calibrate(folders["aligned"], *(splits[split] for split in SPLITS), tmp_path / "artifact", settings)
+    artifact = Artifact.load(tmp_path / "artifact")
+    assert "neurons" in {probe.name for probe in artifact.manifest.probes}
+    studies = {study.name: study for study in Evidence.of(artifact).studies}
+    assert {"safety_neurons", "neuron_count", "neuron_patching", "alignment_tax"} <= studies.keys()
+    assert "appears in refusals" in studies["neuron_patching"].finding
