@@ -30,6 +30,7 @@ from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where, record
+from calibration.alignment_tax import study_alignment_tax
 from calibration.attention.safety_heads import safety_heads
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
@@ -42,6 +43,7 @@ from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
+from calibration.methods.safety_neurons import fit_safety_neurons
 from calibration.methods.token_level import fit_token_level
 from calibration.methods.training import TrainingSet
 from calibration.methods.weak_classifiers import fit_weak_classifiers
@@ -49,6 +51,7 @@ from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
 from calibration.near_duplicates import leakage_notes
 from calibration.partner import load_partner
+from calibration.patching_study import study_patching
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.request_scores import RequestScores, score_prompts
@@ -69,8 +72,11 @@ METHODS: dict[str, Method] = {
     "classifiers": fit_classifiers,
     "weak_classifiers": fit_weak_classifiers,
     "token_level": fit_token_level,
+    "safety_neurons": fit_safety_neurons,
 }
 DIAGNOSTICS: dict[str, Diagnostic] = {
+    "neuron_patching": study_patching,
+    "alignment_tax": study_alignment_tax,
     "safety_heads": safety_heads,
     "grafting": grafting,
 }

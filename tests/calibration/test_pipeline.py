@@ -17,7 +17,7 @@ from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import ArtifactMismatch, CalibrationError, PromptError
 from probes.fingerprint import fingerprint
 
-NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "svm", "mlp", "tokens"]
+NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "svm", "mlp", "tokens", "neurons"]
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):
