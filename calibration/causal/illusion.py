@@ -166,7 +166,8 @@ def _hook(move: Move, positions: torch.Tensor) -> Any:
 
 
 def _study(patched: list[Patched], count: int) -> Study:
-    verdicts = "; ".join(f"{each.name}: {each.verdict}" for each in patched)
+    grouped = {each.verdict: [other.name for other in patched if other.verdict == each.verdict] for each in patched}
+    verdicts = "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in grouped.items())
     return Study(
         name="subspace_illusion",
         title="Do the directions act through what the model uses?",

@@ -37,7 +37,7 @@ def test_the_page_stands_alone(page):
     assert not re.findall(r"<(?:script|link|img|iframe)\b", text)
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!\#|data:)""", text)
     assert not re.findall(r"url\((?!\#)", text)
-    assert text.count("<svg") == len(FIGURES)
+    assert text.count("<svg") == len(list(page.parent.glob("*.png"))) >= len(FIGURES)
 
 
 def test_every_figure_is_a_png_too(page):
