@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from calibration.attacks.objective import Objective
 from calibration.attacks.suffix_search import Effort, Ids, SuffixSearch
-from calibration.causal.float32 import in_float32, is_narrow
+from calibration.causal.float32 import in_float32, is_narrow, too_large
 from calibration.evaluate import certified_thresholds
 from calibration.methods.fitted import FittedProbe
 from calibration.metrics import rate
@@ -67,6 +67,8 @@ def attack_artifact(
     artifact.manifest.fingerprint.require(fingerprint(model, dtype=None if dtype == "auto" else dtype))
     require_classes(file.harmful, file.name)
     chat = ChatModel.load(model, dtype=dtype, device=device)
+    if reason := too_large(chat.model):
+        raise CalibrationError(reason, field="model", remedy="use a machine with more memory")
     prompts = encode_prompts(chat.tokenizer, file, chat.context - effort.length, skip_long=True)
     target = _target(chat, artifact, prompts, _known(artifact, probes))
     harmful = np.random.default_rng(_SEED).permutation(np.flatnonzero(prompts.harmful))[:num_prompts]

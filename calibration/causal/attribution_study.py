@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from calibration.causal.attribution import Estimate, Part, estimate
 from calibration.causal.exact_patching import patch_exactly
-from calibration.causal.float32 import in_float32, is_narrow
+from calibration.causal.float32 import in_float32, is_narrow, too_large
 from calibration.causal.pairs import Pairs, contrast_pairs
 from calibration.causal.sites import Kind, Sites
 from calibration.methods.fitted import Fitted
@@ -20,7 +20,7 @@ _TOP = _RANDOM = 8
 """Parts of a kind that are patched exactly: the best by AtP*, and as many of the others drawn at random."""
 _SHOWN = 12
 _SEED = 20_260
-_TITLE = "Which parts of the model carry its refusals"
+_NAME, _TITLE = "attribution", "Which parts of the model carry its refusals"
 _NAMES: dict[Kind, str] = {
     "query": "query of head",
     "key": "key of head",
@@ -39,10 +39,12 @@ def attribution_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]
     """Return the study; nothing where the refusal tokens are not known. Gradients are taken in float32."""
     if not found.refusal_tokens:
         return ()
+    if reason := too_large(training.chat.model):
+        return (Study(name=_NAME, title=_TITLE, finding=reason),)
     pairs = contrast_pairs(training, found.refusal_tokens, _PAIRS)
     if len(pairs) < _FEWEST:
         said = f"Not measured: {len(pairs)} pairs of a refused and an answered prompt of equal length, {_FEWEST} are needed."
-        return (Study(name="attribution", title=_TITLE, finding=said),)
+        return (Study(name=_NAME, title=_TITLE, finding=said),)
     note = (
         " The model was computed in float32 for this, and not in its own precision."
         if is_narrow(training.chat.model)
@@ -72,7 +74,7 @@ def _study(estimates: dict[Part, Estimate], exact: _Exact, pairs: Pairs, note: s
     best = max(exact, key=lambda part: float(exact[part].mean()))
     plain, refined = (_spearman(*_columns(estimates, exact, which)) for which in ("magnitude", "refined"))
     return Study(
-        name="attribution",
+        name=_NAME,
         title=_TITLE,
         finding=(
             f"Of {len(exact)} parts patched exactly (of {len(estimates)} ranked), {_name(best)} carries most: with its value "

@@ -2,9 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
+
+_HEADROOM = 1.5
+"""Memory that the passes themselves take, as a multiple of the weights."""
+_MEMINFO = Path("/proc/meminfo")
 
 
 @contextmanager
@@ -28,3 +33,24 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 def is_narrow(model: nn.Module) -> bool:
     """Return whether the model computes in less than float32."""
     return next(model.parameters()).dtype != torch.float32
+
+
+def too_large(model: nn.Module) -> str | None:
+    """Return why a float32 copy of the weights does not fit into what memory is free, or nothing where it does."""
+    tensors = [*model.parameters(), *model.buffers()]
+    needed = 4 * sum(
+        tensor.numel() for tensor in tensors if tensor.is_floating_point() and tensor.dtype != torch.float32
+    )
+    free = _free_bytes(next(model.parameters()).device)
+    if free is None or needed * _HEADROOM < free:
+        return None
+    return f"Not measured: float32 weights take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not _MEMINFO.exists():
+        return None
+    fields = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024

@@ -13,7 +13,7 @@ import torch
 
 from calibration.batching import iterate_batches
 from calibration.causal.directions import Direction, directions
-from calibration.causal.float32 import in_float32
+from calibration.causal.float32 import in_float32, too_large
 from calibration.causal.refusal_gradient import stream_gradients
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
@@ -25,6 +25,7 @@ _MOST = 64
 _NUM_RANDOM = 200
 _LEVEL = 0.05
 _SEED = 20_260
+_NAME, _TITLE = "concept_sensitivity", "Does refusal respond to what the probes read?"
 MOVED = ("where it reads", "every position")
 
 
@@ -61,6 +62,8 @@ def sensitivity_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]
     wanted = list(directions(found, training.chat.hidden_size))
     if not found.refusal_tokens or not wanted:
         return ()
+    if reason := too_large(training.chat.model):
+        return (Study(name=_NAME, title=_TITLE, finding=reason),)
     return (_study(sensitivities(training, wanted, found.refusal_tokens)),)
 
 
@@ -105,8 +108,8 @@ def _study(measured: list[Sensitivity]) -> Study:
     still = sorted({each.name for each in measured if not each.derivatives.any()})
     dead = f" Nothing read by {', '.join(still)} there can reach the first token." if still else ""
     return Study(
-        name="concept_sensitivity",
-        title="Does refusal respond to what the probes read?",
+        name=_NAME,
+        title=_TITLE,
         finding=(
             f"Refusal responds more than to random directions along these probes, {said}.{dead} Derivatives of the refusal "
             f"log-odds on {count} selection prompts, against {draws} random directions (two-sided, {_LEVEL:g}; not corrected "

@@ -6,7 +6,7 @@ from tiny import HIDDEN, LAYERS, make_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from calibration.batching import make_batch
-from calibration.causal.float32 import in_float32
+from calibration.causal.float32 import in_float32, too_large
 from calibration.causal.refusal_gradient import differentiable, refusal_log_odds, stream_gradients
 from calibration.causal.sites import Site, Sites
 from calibration.model import ChatModel
@@ -94,3 +94,12 @@ def test_float32_is_for_a_while(tokenizer):
     with pytest.raises(RuntimeError, match="stop"), in_float32(chat.model):
         raise RuntimeError("stop")
     assert [parameter.data_ptr() for parameter in chat.model.parameters()] == before
+
+
+def test_a_model_too_large_for_float32_is_left_alone(tokenizer, monkeypatch):
+    """Where memory is short the checks say so instead of exhausting it; a float32 model needs no copy."""
+    narrow = make_model(len(tokenizer), dtype=torch.bfloat16)
+    assert too_large(narrow) is None
+    monkeypatch.setattr("calibration.causal.float32._free_bytes", lambda _device: 1000)
+    assert "Not measured" in too_large(narrow)
+    assert too_large(make_model(len(tokenizer))) is None
