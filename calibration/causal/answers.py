@@ -160,7 +160,7 @@ def _study(shares: dict[str, Rate], repeated: dict[str, float], num_openings: in
             f"(n = {plain.count}); adding it at strength {steering.spec.evidence['strength']:g} takes refusals of harmless "
             f"prompts from {harmless.value:.0%} to {more.value:.0%} (n = {harmless.count}), with "
             f"{repeated['harmless, added at every position']:.0%} of the answers repeating themselves. Greedy answers of "
-            f"{_TOKENS} tokens to selection prompts, judged by {num_openings} openings of the model's own refusals."
+            f"{_TOKENS} tokens to selection prompts, judged by how the model's own refusals open ({num_openings} found)."
         ),
         tables=(
             Table(

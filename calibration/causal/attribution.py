@@ -101,6 +101,7 @@ class _Differentiated:
         self.batch = batch
         self.values: Values = {}
         self.dropped: int | None = None
+        self._plain: Values = {}
         with differentiable(sites.chat), sites.tapped(self._keep) as patterns:
             self.metric = refusal_log_odds(sites.chat.differentiable_logits(batch), tokens).sum()
         self.patterns: Patterns = patterns
