@@ -204,6 +204,56 @@ def tune(
     typer.echo(diff, nl=False)
 
 
+def attack(
+    model: _ModelOption,
+    artifact: Annotated[Path, typer.Option(help="Artifact folder.")],
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            help="Labelled prompts (JSONL): harmful ones are attacked, harmless ones show how others are answered."
+        ),
+    ],
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(help="Attack this probe beside refusal. Repeatable; without it, every probe in turn."),
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(min=1, help="How many harmful prompts to attack.")] = 16,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of the suffix.")] = 10,
+    steps: Annotated[int, typer.Option(min=1, help="Most steps of the search.")] = 40,
+    swaps: Annotated[int, typer.Option(min=1, help="Swaps tried per prompt and step.")] = 24,
+    json: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
+    dtype: _Dtype = "auto",
+    device: _Device = "cpu",
+) -> None:
+    """Attack a model and its probes with the weights in hand, and say how far recall falls. Slow.
+
+    A suffix of meaningless words is searched for each prompt that makes the model answer, and one that also takes a
+    probe's score below its certified 1 % threshold. Suffixes are shown and kept nowhere.
+
+        foreguard attack --model ./my-model --artifact ./artifact --prompts test.jsonl --num-prompts 16
+    """
+    from calibration.attacks.suffix_search import Effort
+    from calibration.attacks.white_box import attack_artifact
+    from calibration.display import study_tables
+    from calibration.model import resolve_model
+    from calibration.prompts import load_prompts
+    from probes.artifact import Artifact
+
+    study = attack_artifact(
+        resolve_model(model),
+        Artifact.load(artifact),
+        load_prompts(prompts),
+        probes=probe or (),
+        num_prompts=num_prompts,
+        effort=Effort(length, steps, swaps),
+        dtype=dtype,
+        device=device,
+    )
+    if json is not None:
+        json.write_text(study.model_dump_json(indent=2) + "\n")
+    Console().print(study_tables(study))
+
+
 def inspect(
     artifact: Annotated[Path | None, typer.Argument(help="Artifact folder.", show_default=False)] = None,
     compare: Annotated[

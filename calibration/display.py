@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calibration.evaluate import ProbeReport, Report
+from calibration.study import Study
 from calibration.tune import Tuned
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.manifest import Evaluation, Probe, Rate
@@ -63,6 +64,17 @@ def artifact_summary(artifact: Artifact) -> RenderableType:
         *([_steering(artifact)] if artifact.manifest.steering else []),
         _data(artifact),
     )
+
+
+def study_tables(study: Study) -> RenderableType:
+    """Return a study's tables and its finding."""
+    tables = []
+    for each in study.tables:
+        table = _table(study.title, *each.columns)
+        for row in each.rows:
+            table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+        tables.append(table)
+    return Group(*tables, Text(study.finding))
 
 
 def _identity(artifact: Artifact) -> Table:

@@ -76,7 +76,12 @@ class ChatModel:
 
     def last_logits(self, batch: Batch) -> torch.Tensor:
         """Run the batch; return each prompt's next-token logits, float32 `[B, V]`. Block hooks see the same pass."""
-        with torch.inference_mode(), _only_last(self.head, batch):
+        with torch.inference_mode():
+            return self.differentiable_logits(batch)
+
+    def differentiable_logits(self, batch: Batch) -> torch.Tensor:
+        """Return what `last_logits` does, as a graph where a hook made something differentiable."""
+        with _only_last(self.head, batch):
             output = self.model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
         logits: torch.Tensor = output.logits[:, 0]
         return logits.float()

@@ -32,6 +32,11 @@ from safetensors.numpy import load_file, save_file
 from calibration.activations import Where, record
 from calibration.alignment_tax import study_alignment_tax
 from calibration.attention.safety_heads import safety_heads
+from calibration.causal.answers import answer_study
+from calibration.causal.attribution_study import attribution_study
+from calibration.causal.illusion import illusion_study
+from calibration.causal.sensitivity import sensitivity_study
+from calibration.causal.signature import signature_study
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
 from calibration.evaluate import Report, evaluate
@@ -79,6 +84,10 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
     "alignment_tax": study_alignment_tax,
     "safety_heads": safety_heads,
     "grafting": grafting,
+    "refusal_answers": answer_study,
+    "attribution": attribution_study,
+    "concept_sensitivity": sensitivity_study,
+    "subspace_illusion": illusion_study,
 }
 _STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
@@ -151,7 +160,7 @@ def calibrate(
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
     unseen = unseen_sources(training, run.work / "07-unseen") if settings.leave_one_source_out else None
-    evidence = _evidence(run, training, found, scored["test"], report).model_copy(update={"unseen": unseen})
+    evidence = _evidence(run, training, found, scored, report).model_copy(update={"unseen": unseen})
     manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
     if not settings.keep_work:
         shutil.rmtree(work)
@@ -310,11 +319,12 @@ def _evidence(
     run: _Run,
     training: TrainingSet,
     found: Fitted,
-    test: RequestScores,
+    scored: dict[str, RequestScores],
     report: Report,
 ) -> Evidence:
     path = run.work / "08-evidence.json"
     if not path.exists():
+        test, benign = scored["test"], scored["validation"].scores[~run.encoded["validation"].harmful]
         evidence = Evidence(
             report=report,
             separation=separation_map(training),
@@ -322,7 +332,7 @@ def _evidence(
                 [probe.spec.name for probe in found.probes], test.scores, run.encoded["test"].harmful
             ),
             doses={item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering},
-            studies=_diagnose(run, training, found),
+            studies=(*_diagnose(run, training, found), *signature_study(run.encoded["test"], test, found, benign)),
         )
         write_whole(path, evidence.to_file().decode())
     return Evidence.model_validate_json(path.read_text())

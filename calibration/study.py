@@ -24,6 +24,8 @@ class Chart(Strict):
     y_label: str
     series: tuple[Series, ...]
     log_x: bool = False
+    scatter: bool = False
+    """Points only: the order of a series' points means nothing."""
 
 
 class Table(Strict):

@@ -8,103 +8,30 @@ prompts do not notice the ablation (`kl`). Where no candidate stands linear abla
 Layers are counted at `resid_post`, so block l here is the paper's input of block l + 1.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from calibration.batching import Batch
-from calibration.intervention import ablated, added, recentred
 from calibration.methods.directions import difference_in_means, direction_probe
 from calibration.methods.fitted import Fitted, FittedSteering
+from calibration.methods.refusal_candidates import MAXIMUM_KL, Candidate, Jury
+from calibration.methods.refusal_choice import choice_study
 from calibration.methods.training import Rows, TrainingSet
-from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.prompts import MINIMUM_PER_CLASS
-from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs, mean_kl, refusal_metric
+from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs, refusal_metric
 from calibration.template import EncodedPrompts
 from probes.manifest import SteeringVector
 
 _METHOD = "difference in means, chosen by ablation and addition"
 _MOST_CONTRAST = 128
 _MOST_JUDGED = 32
-_MAXIMUM_KL = 0.1
 _DEEPEST = 0.8
-"""The paper's sample sizes and limits: 128 prompts a class, 32 to choose by, KL below 0.1 nats, depth below 0.8 L."""
+"""The paper's sample sizes and limit: 128 prompts a class, 32 to choose by, depth below 0.8 L."""
 _STRENGTHS = (1.0, 1.5, 2.0, 3.0, 4.0)
 """The paper adds the vector once. A model that refuses by a narrow margin needs more, so more is tried where once does
 not induce; the strength that did is in the evidence."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    layer: int
-    offset: int
-    direction: npt.NDArray[np.float64]
-    levels: npt.NDArray[np.float32]
-    """Mean projection of harmless prompts on the unit direction at each template position `[P]`, last one first."""
-    strength: float = 1.0
-    induce: float = -np.inf
-    bypass: float = np.inf
-    kl: float = np.inf
-    is_affine: bool = False
-    """Whether `bypass` and `kl` are those of affine ablation."""
-
-    @property
-    def qualifies(self) -> bool:
-        return self.induce > 0 and self.kl < _MAXIMUM_KL
-
-    def vector(self) -> torch.Tensor:
-        return torch.from_numpy(self.direction.astype(np.float32))
-
-
-@dataclass(frozen=True, slots=True)
-class _Jury:
-    """The prompts by which candidates are judged, and how the untouched model answers them."""
-
-    chat: ChatModel
-    tokens: tuple[int, ...]
-    harmful: EncodedPrompts
-    harmless: EncodedPrompts
-    harmless_log_probs: torch.Tensor
-
-    def refusal(self, prompts: EncodedPrompts) -> float:
-        """Return the mean refusal metric, under whatever intervention is in force."""
-        return float(refusal_metric(first_token_log_probs(self.chat, prompts), self.tokens).mean())
-
-    def judge(self, candidate: _Candidate, strength: float) -> _Candidate:
-        vector = candidate.vector()
-        with added(self.chat, candidate.layer, strength * vector):
-            induce = self.refusal(self.harmless)
-        judged = replace(candidate, strength=strength, induce=induce)
-        if induce <= 0:
-            return judged
-        with ablated(self.chat, vector):
-            after = first_token_log_probs(self.chat, self.harmless)
-            bypass = self.refusal(self.harmful)
-        linear = replace(judged, bypass=bypass, kl=mean_kl(self.harmless_log_probs, after))
-        return linear if linear.qualifies else self._judge_affine(judged)
-
-    def _judge_affine(self, judged: _Candidate) -> _Candidate:
-        after = first_token_log_probs(self.chat, self.harmless, lambda batch: self._recentred(judged, batch))
-        harmful = first_token_log_probs(self.chat, self.harmful, lambda batch: self._recentred(judged, batch))
-        bypass = float(refusal_metric(harmful, self.tokens).mean())
-        return replace(judged, bypass=bypass, kl=mean_kl(self.harmless_log_probs, after), is_affine=True)
-
-    def _recentred(self, judged: _Candidate, batch: Batch) -> AbstractContextManager[None]:
-        positions = torch.stack([batch.from_end(offset) for offset in range(len(judged.levels))], dim=1)
-        return recentred(self.chat, judged.layer, judged.vector(), positions, torch.from_numpy(judged.levels))
-
-    def induced_as_served(self, candidate: _Candidate, strength: float) -> float:
-        """Return the mean metric when the vector is added where the first token is predicted, and no earlier."""
-        vector = strength * candidate.vector()
-        log_probs = first_token_log_probs(
-            self.chat, self.harmless, lambda batch: added(self.chat, candidate.layer, vector, only=batch.from_end(0))
-        )
-        return float(refusal_metric(log_probs, self.tokens).mean())
 
 
 def fit_refusal_direction(training: TrainingSet) -> Fitted:
@@ -133,9 +60,9 @@ def _contrast_rows(training: TrainingSet) -> Rows:
     return np.concatenate(sides)
 
 
-def _summon(training: TrainingSet, tokens: tuple[int, ...]) -> _Jury:
+def _summon(training: TrainingSet, tokens: tuple[int, ...]) -> Jury:
     harmful, harmless = (_behaving(training, tokens, harmful=label) for label in (True, False))
-    return _Jury(training.chat, tokens, harmful, harmless, first_token_log_probs(training.chat, harmless))
+    return Jury(training.chat, tokens, harmful, harmless, first_token_log_probs(training.chat, harmless))
 
 
 def _behaving(training: TrainingSet, tokens: tuple[int, ...], *, harmful: bool) -> EncodedPrompts:
@@ -146,39 +73,50 @@ def _behaving(training: TrainingSet, tokens: tuple[int, ...], *, harmful: bool) 
     return sample.subset((rows if len(rows) else np.arange(len(metric)))[:_MOST_JUDGED])
 
 
-def _choose(training: TrainingSet, rows: Rows, jury: _Jury) -> Fitted:
-    candidates = list(_candidates(training, rows))
+def _choose(training: TrainingSet, rows: Rows, jury: Jury) -> Fitted:
+    candidates = [jury.ablate(each) for each in track(list(_candidates(training, rows)), "ablating directions")]
+    first: list[Candidate] = []
     strongest = -np.inf
     for strength in _STRENGTHS:
-        title = f"judging directions at strength {strength:g}"
-        judged = [jury.judge(each, strength) for each in track(candidates, title)]
-        for is_affine in (False, True):
-            qualified = [each for each in judged if each.qualifies and each.is_affine == is_affine]
-            if qualified:
-                return _describe(training, rows, jury, min(qualified, key=lambda candidate: candidate.bypass))
+        judged = [jury.add(each, strength) for each in track(candidates, f"adding directions at strength {strength:g}")]
+        first = first or judged
+        best = _best(judged, jury)
+        if best is not None:
+            fitted = _describe(training, rows, jury, best)
+            return replace(fitted, studies=(choice_study(training, jury, first, best, num_contrast=len(rows)),))
         strongest = max(strongest, *(candidate.induce for candidate in judged))
     return Fitted(
         notes=(
             f"no refusal direction: none of {len(candidates)} candidates induces refusals (best {strongest:.2f}) "
-            f"while its ablation changes harmless answers by less than {_MAXIMUM_KL} nats",
+            f"while its ablation changes harmless answers by less than {MAXIMUM_KL} nats",
         ),
         refusal_tokens=jury.tokens,
+        studies=(choice_study(training, jury, first, None, num_contrast=len(rows)),),
     )
 
 
-def _candidates(training: TrainingSet, rows: Rows) -> Iterator[_Candidate]:
+def _best(judged: Sequence[Candidate], jury: Jury) -> Candidate | None:
+    """Return the candidate that qualifies with the least bypass; where none does linearly, affine ablation judges."""
+    qualified = [each for each in judged if each.qualifies]
+    if not qualified:
+        inducing = [each for each in judged if each.induce > 0 and not each.is_deep]
+        qualified = [each for each in map(jury.ablate_affinely, inducing) if each.qualifies]
+    return min(qualified, key=lambda candidate: candidate.bypass, default=None)
+
+
+def _candidates(training: TrainingSet, rows: Rows) -> Iterator[Candidate]:
     offsets, harmful = range(training.instruction_offset), training.harmful[rows]
     for layer in range(training.chat.num_layers):
-        if layer + 1 < _DEEPEST * training.chat.num_layers:
-            features = [training.features(layer, offset)[rows] for offset in offsets]
-            means = np.stack([each[~harmful].mean(axis=0, dtype=np.float64) for each in features])
-            for offset in offsets:
-                direction = difference_in_means(features[offset], harmful)
-                levels = means @ direction / np.linalg.norm(direction)
-                yield _Candidate(layer, offset, direction, levels.astype(np.float32))
+        is_deep = layer + 1 >= _DEEPEST * training.chat.num_layers
+        features = [training.features(layer, offset)[rows] for offset in offsets]
+        means = np.stack([each[~harmful].mean(axis=0, dtype=np.float64) for each in features])
+        for offset in offsets:
+            direction = difference_in_means(features[offset], harmful)
+            levels = means @ direction / np.linalg.norm(direction)
+            yield Candidate(layer, offset, direction, levels.astype(np.float32), is_deep)
 
 
-def _describe(training: TrainingSet, rows: Rows, jury: _Jury, best: _Candidate) -> Fitted:
+def _describe(training: TrainingSet, rows: Rows, jury: Jury, best: Candidate) -> Fitted:
     vector = best.vector()
     evidence = _evidence(jury, best)
     probe = direction_probe(
@@ -202,7 +140,7 @@ def _describe(training: TrainingSet, rows: Rows, jury: _Jury, best: _Candidate) 
     return Fitted((probe,), (FittedSteering(steering, vector.unsqueeze(0)),), refusal_tokens=jury.tokens)
 
 
-def _evidence(jury: _Jury, best: _Candidate) -> dict[str, float]:
+def _evidence(jury: Jury, best: Candidate) -> dict[str, float]:
     """Return what the direction does; `served_strength` is the least strength that induces refusal as served, if any does."""
     served = {strength: jury.induced_as_served(best, strength) for strength in _STRENGTHS}
     enough = [strength for strength, metric in served.items() if metric > 0]

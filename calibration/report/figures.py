@@ -133,7 +133,8 @@ def lines(chart: Chart) -> Figure:
     figure, axes = canvas(6.5, 3.6)
     for index, series in enumerate(chart.series):
         style = line_style(index)
-        axes.plot(series.x, series.y, label=series.name, marker="o", markersize=3, linewidth=1, **style)
+        shown = style | ({"linestyle": "none"} if chart.scatter else {})
+        axes.plot(series.x, series.y, label=series.name, marker="o", markersize=3, linewidth=1, **shown)
         if series.low is not None and series.high is not None:
             axes.fill_between(series.x, series.low, series.high, color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xlabel=chart.x_label, ylabel=chart.y_label)

@@ -8,7 +8,10 @@ import pytest
 import torch
 from tiny import write_prompts
 
+from calibration.attacks.suffix_search import Effort
+from calibration.attacks.white_box import attack_artifact
 from calibration.batching import iterate_batches
+from calibration.evidence import Evidence
 from calibration.intervention import added
 from calibration.model import ChatModel
 from calibration.pipeline import SPLITS, calibrate
@@ -84,3 +87,31 @@ def test_adding_the_vector_makes_the_model_refuse(calibrated, files):
 
     assert refusing(0.0) < 0.3
     assert refusing(strength) > refusing(0.0) + 0.4
+
+
+def test_causes_are_found_in_a_trained_model(calibrated):
+    """Ablation ends refusals in whole answers, attribution agrees with exact patching, and the vector is no illusion."""
+    studies = {study.name: study for study in Evidence.of(calibrated[1]).studies}
+    refused = {row[0]: row[1] for row in studies["refusal_answers"].tables[0].rows}
+    assert refused["harmful, untouched"] > refused["harmful, direction ablated"] + 0.4
+    assert refused["harmless, added at every position"] > refused["harmless, untouched"] + 0.4
+    agreement = {row[0]: row[4] for row in studies["attribution"].tables[0].rows}
+    assert min(agreement[kind] for kind in ("head", "neuron", "attention", "residual stream")) > 0.7
+    (vector,) = [row for row in studies["subspace_illusion"].tables[0].rows if row[0] == "vector refusal"]
+    assert vector[1] > 1
+    assert abs(vector[3]) < 0.2 * vector[1]
+
+
+def test_whoever_holds_the_weights_gets_past(calibrated, files):
+    """A few steps of search silence refusals and a probe: the limit that the documents state is real."""
+    study = attack_artifact(
+        LAB / "aligned",
+        calibrated[1],
+        load_prompts(files["test"]),
+        probes=("pooled",),
+        num_prompts=6,
+        effort=Effort(8, 8, 12),
+    )
+    (row,) = study.tables[0].rows
+    assert row[4] <= row[1]
+    assert row[7] >= 0.5

@@ -1,0 +1,129 @@
+"""Attacks find what is there to find, on the very scores that serve, and say what they found with its sample size."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import typer
+from tiny import make_prompts, write_prompts
+from typer.testing import CliRunner
+
+from calibration import cli
+from calibration.activations import read_blocks
+from calibration.attacks.objective import Objective, probe_score
+from calibration.attacks.suffix_search import Effort, SuffixSearch, typeable_tokens
+from calibration.attacks.white_box import attack_artifact
+from calibration.batching import make_batch
+from calibration.methods.fitted import FittedProbe
+from calibration.model import ChatModel
+from calibration.prompts import load_prompts
+from calibration.template import encode_prompts, template_suffix
+from probes.artifact import Artifact
+from probes.errors import ArtifactError, CalibrationError
+from probes.scoring import ProbeBank
+
+REFUSE = (5,)
+EFFORT = Effort(length=4, steps=6, swaps=12)
+
+
+@pytest.fixture(scope="module")
+def artifact(calibrated):
+    """The planted model's artifact."""
+    return Artifact.load(calibrated[1])
+
+
+@pytest.fixture(scope="module")
+def prompts(planted, splits):
+    """Eight harmful test prompts, encoded."""
+    chat = ChatModel.load(planted.folder)
+    encoded = encode_prompts(chat.tokenizer, load_prompts(splits["test"]), chat.context)
+    return encoded.subset(np.flatnonzero(encoded.harmful)[:8])
+
+
+def losses(chat, prompts, suffixes, objective):
+    """Each prompt's loss with its suffix in place."""
+    tail = len(template_suffix(chat.tokenizer))
+    ids = [each[:-tail] + suffix + each[-tail:] for each, suffix in zip(prompts.token_ids, suffixes, strict=True)]
+    with torch.no_grad():
+        return objective.loss(chat, make_batch(ids, range(len(ids)), chat.device)).numpy()
+
+
+def test_a_search_lowers_the_planted_metric(planted_chat, prompts):
+    """Chosen words lower the refusal of every prompt at least as far as words drawn at random, and on average further."""
+    search = SuffixSearch(planted_chat, prompts.token_ids, len(template_suffix(planted_chat.tokenizer)), EFFORT)
+    objective = Objective("refusal", REFUSE)
+    random, found = search.random(), search.run(objective)
+    untouched = losses(planted_chat, prompts, [()] * 8, objective)
+    by_chance, by_search = (losses(planted_chat, prompts, each, objective) for each in (random, found))
+    assert (by_search <= by_chance + 1e-6).all()
+    assert by_search.mean() < 0.7 * by_chance.mean()
+    assert by_search.mean() < untouched.mean()
+
+
+def test_suffixes_are_words_that_can_be_typed(planted_chat):
+    """As text and back they are the same tokens, also behind a word, and none is special."""
+    tokenizer, tokens = planted_chat.tokenizer, typeable_tokens(planted_chat)
+    suffix = tokens[:6].tolist()
+    text = "paint" + tokenizer.decode(suffix)
+    assert tokenizer(text, add_special_tokens=False).input_ids[-6:] == suffix
+    assert not set(tokens.tolist()) & set(tokenizer.all_special_ids)
+
+
+READOUTS = [
+    {"kind": "last", "offset": 2},
+    {"kind": "mean"},
+    {"kind": "max"},
+    {"kind": "ema", "alpha": 0.3},
+    {"kind": "swim", "window": 3},
+]
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_the_differentiable_score_is_the_served_score(planted_chat, prompts, artifact, readout):
+    """For every readout, the attacker's score is what `probes.scoring` gives."""
+    spec = artifact.manifest.probes[-1]
+    spec = spec.model_copy(update={"readout": type(spec.readout)(**readout)})
+    weight = artifact.tensors[f"probe.{spec.name}.weight"]
+    batch = make_batch(prompts.token_ids, range(8), planted_chat.device)
+    with read_blocks(planted_chat, spec.layers, lambda stream: stream) as streams:
+        planted_chat.last_logits(batch)
+    ours = probe_score(FittedProbe(spec, weight), streams, batch).numpy()
+    manifest = artifact.manifest.model_copy(update={"probes": (spec,)})
+    bank = ProbeBank.from_artifact(Artifact(manifest, {f"probe.{spec.name}.weight": weight}))
+    for row, length in enumerate(batch.lengths.tolist()):
+        positions = bank.positions(length)
+        scores = bank.token_scores({layer: stream[row, positions] for layer, stream in streams.items()})
+        assert ours[row] == pytest.approx(float(bank.request_scores(scores, positions, length)[0]), abs=1e-3)
+
+
+def test_the_command_reports_every_probe_asked_for(planted, calibrated, splits, tmp_path, monkeypatch):
+    """Recall untouched, by chance and under attack, with n; and no suffix is written anywhere."""
+    monkeypatch.setenv("COLUMNS", "220")
+    application = typer.Typer()
+    application.command("attack")(cli.attack)
+    arguments = [
+        "--model", planted.folder, "--artifact", calibrated[1], "--prompts", splits["test"], "--probe", "lda",
+        "--probe", "tokens", "--num-prompts", 6, "--length", 4, "--steps", 3, "--swaps", 8, "--json", tmp_path / "a.json",
+    ]  # fmt: skip
+    result = CliRunner().invoke(application, [str(each) for each in arguments], catch_exceptions=False)
+    study = json.loads((tmp_path / "a.json").read_text())
+    (table,) = study["tables"]
+    assert [row[0] for row in table["rows"]] == ["lda", "tokens"]
+    assert {row[-1] for row in table["rows"]} == {6}
+    assert all(row[4] <= row[1] for row in table["rows"])
+    assert "answered and not flagged" in result.output
+    assert not any(f" {word} " in json.dumps(study) for word in ("forge", "steal", "garden"))
+
+
+def test_what_cannot_be_attacked_is_refused(planted, artifact, splits, tmp_path):
+    """An unknown probe, and prompts that show no refusal, are errors that name the remedy."""
+    file = load_prompts(splits["test"])
+    with pytest.raises(ArtifactError, match="no probe is named 'nothing'"):
+        attack_artifact(planted.folder, artifact, file, probes=("nothing",), effort=EFFORT)
+    lines = make_prompts(40, 21, harmful_share=0)
+    mislabelled = [line | {"label": "harmful" if index % 2 else "harmless"} for index, line in enumerate(lines)]
+    with pytest.raises(CalibrationError, match="nothing to attack"):
+        attack_artifact(
+            planted.folder, artifact, load_prompts(write_prompts(tmp_path / "m.jsonl", mislabelled)), effort=EFFORT
+        )
