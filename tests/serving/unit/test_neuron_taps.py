@@ -1,5 +1,11 @@
 """Taps on neurons: the right matrix of each block, whole or in slices, and a clear error where there is none."""
 
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +178,47 @@ def test_ranks_shares_add_up(bank, hidden):
     torch.testing.assert_close(sum(shares)[:, columns], alone.parts[:, columns], rtol=1e-4, atol=1e-4)
     assert alone.parts[:, columns].abs().min() > 0
     assert sensor.split.tolist() == [*range(8)]
+
+
+RANK = """
+import sys
+import torch
+from types import SimpleNamespace
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from serving.engine.runner_v1 import RunnerV1
+from serving.engine.sensor import Sensor
+
+rank, meeting = int(sys.argv[1]), sys.argv[2]
+with set_current_vllm_config(VllmConfig()):
+    init_distributed_environment(2, rank, f"file://{meeting}", rank, "gloo")
+    initialize_model_parallel(2)
+parts = torch.arange(12.0).reshape(3, 4) * (1 + 9 * rank)
+parts[1, 2] = torch.nan if rank else 1.0
+sensor = Sensor(parts, torch.tensor([0, 2]), torch.zeros(1), torch.zeros(1, 1))
+RunnerV1(SimpleNamespace(_prepare_inputs=None), sensor, None)._add_up_ranks(2)
+print(parts.tolist())
+"""
+
+
+def test_two_ranks_of_a_real_group_hold_the_same_sums(tmp_path):
+    """Split columns of the step's rows become the ranks' sum on both; others stay, and NaN on one is NaN on both."""
+    # vLLM's CPU ranks find their shared memory by this name, which an engine would have set.
+    environment = {**os.environ, "VLLM_DIST_IDENT": tmp_path.name}
+    with ExitStack() as stack:
+        ranks = []
+        for rank in range(2):
+            command = [sys.executable, "-c", RANK, str(rank), tmp_path / "meeting"]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+            stack.callback(process.kill)
+            ranks.append(stack.enter_context(process))
+        outputs = [rank.communicate(timeout=200)[0].splitlines()[-1] for rank in ranks]
+    first, second = (np.array(json.loads(output.replace("nan", "NaN"))) for output in outputs)
+    np.testing.assert_array_equal(first[:2, [0, 2]], [[0, 22], [44, np.nan]])
+    np.testing.assert_array_equal(second[:2, [0, 2]], first[:2, [0, 2]])
+    np.testing.assert_array_equal(first[:, [1, 3]], [[1, 3], [5, 7], [9, 11]])
+    np.testing.assert_array_equal(second[:, [1, 3]], np.array([[1, 3], [5, 7], [9, 11]]) * 10)
+    np.testing.assert_array_equal(first[2], [8, 9, 10, 11])
 
 
 def test_buffers_are_no_part_of_the_weights(bank):
