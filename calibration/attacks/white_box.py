@@ -102,9 +102,7 @@ def _target(chat: ChatModel, artifact: Artifact, prompts: EncodedPrompts, names:
             "the artifact certifies no threshold at 1 %", field="artifact", remedy="calibrate with 299 harmless prompts"
         )
     cuts = np.array([each[0].value for each in thresholds])
-    weights = {
-        spec.name: FittedProbe(spec, artifact.tensors[f"probe.{spec.name}.weight"]) for spec in artifact.manifest.probes
-    }
+    weights = {spec.name: FittedProbe.of(spec, artifact.tensors) for spec in artifact.manifest.probes}
     return _Target(chat, ProbeBank.from_artifact(artifact), tuple(weights[name] for name in names), cuts, tokens)
 
 

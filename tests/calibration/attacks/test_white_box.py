@@ -6,21 +6,23 @@ import numpy as np
 import pytest
 import torch
 import typer
-from tiny import make_prompts, write_prompts
+from tiny import HIDDEN, make_prompts, write_prompts
 from typer.testing import CliRunner
 
 from calibration import cli
-from calibration.activations import read_blocks
-from calibration.attacks.objective import Objective, probe_score
+from calibration.attacks.differentiable_score import activations_of, probe_score
+from calibration.attacks.objective import Objective
 from calibration.attacks.suffix_search import Effort, SuffixSearch, typeable_tokens
 from calibration.attacks.white_box import attack_artifact
 from calibration.batching import make_batch
 from calibration.methods.fitted import FittedProbe
 from calibration.model import ChatModel
 from calibration.prompts import load_prompts
+from calibration.request_scores import score_prompts
 from calibration.template import encode_prompts, template_suffix
 from probes.artifact import Artifact
 from probes.errors import ArtifactError, CalibrationError
+from probes.manifest import Probe
 from probes.scoring import ProbeBank
 
 REFUSE = (5,)
@@ -70,31 +72,35 @@ def test_suffixes_are_words_that_can_be_typed(planted_chat):
     assert not set(tokens.tolist()) & set(tokenizer.all_special_ids)
 
 
-READOUTS = [
-    {"kind": "last", "offset": 2},
-    {"kind": "mean"},
-    {"kind": "max"},
-    {"kind": "ema", "alpha": 0.3},
-    {"kind": "swim", "window": 3},
+KINDS = [
+    {"readout": {"kind": "last", "offset": 2}},
+    {"readout": {"kind": "mean"}},
+    {"readout": {"kind": "max"}, "channels": 3},
+    {"readout": {"kind": "ema", "alpha": 0.3}},
+    {"readout": {"kind": "swim", "window": 3}},
+    {"readout": {"kind": "softmax", "temperature": 0.7}},
+    {"readout": {"kind": "attention"}, "channels": 4},
+    {"channels": 5, "head": "mlp"},
+    {"channels": 3, "head": "mahalanobis", "layers": (1,)},
+    {"site": "mlp_neurons", "width": 48, "readout": {"kind": "mean"}},
 ]
 
 
-@pytest.mark.parametrize("readout", READOUTS)
-def test_the_differentiable_score_is_the_served_score(planted_chat, prompts, artifact, readout):
-    """For every readout, the attacker's score is what `probes.scoring` gives."""
-    spec = artifact.manifest.probes[-1]
-    spec = spec.model_copy(update={"readout": type(spec.readout)(**readout)})
-    weight = artifact.tensors[f"probe.{spec.name}.weight"]
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_differentiable_score_is_the_served_score(planted_chat, prompts, kind):
+    """For every site, readout and head, the attacker's score is what `probes.scoring` gives."""
+    spec = Probe.model_validate(
+        {"name": "tried", "method": "drawn", "layers": (0, 2), "scale": 1.5, "bias": 0.3} | kind
+    )
+    generator = torch.Generator().manual_seed(4)
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in spec.shapes(HIDDEN).items()}
+    probe = FittedProbe.of(spec, tensors)
     batch = make_batch(prompts.token_ids, range(8), planted_chat.device)
-    with read_blocks(planted_chat, spec.layers, lambda stream: stream) as streams:
-        planted_chat.last_logits(batch)
-    ours = probe_score(FittedProbe(spec, weight), streams, batch).numpy()
-    manifest = artifact.manifest.model_copy(update={"probes": (spec,)})
-    bank = ProbeBank.from_artifact(Artifact(manifest, {f"probe.{spec.name}.weight": weight}))
-    for row, length in enumerate(batch.lengths.tolist()):
-        positions = bank.positions(length)
-        scores = bank.token_scores({layer: stream[row, positions] for layer, stream in streams.items()})
-        assert ours[row] == pytest.approx(float(bank.request_scores(scores, positions, length)[0]), abs=1e-3)
+    with torch.no_grad(), activations_of(planted_chat, probe) as activations:
+        planted_chat.differentiable_logits(batch)
+        ours = probe_score(probe, activations, batch).tolist()
+    served = score_prompts(planted_chat, ProbeBank.of([spec], tensors), prompts.subset(range(8))).scores[:, 0]
+    assert ours == pytest.approx(served.tolist(), rel=1e-3, abs=1e-3)
 
 
 def test_the_command_reports_every_probe_asked_for(planted, calibrated, splits, tmp_path, monkeypatch):
