@@ -1,0 +1,161 @@
+"""Learn then Test (arXiv 2110.01052): which of a list of configurations keep every one of several limits, with confidence.
+
+Each configuration is a null hypothesis, "one of its risks is above its limit". A risk's p-value is exact binomial for losses
+that are 0 or 1, and Hoeffding-Bentkus for others between them; a configuration's is the largest of its risks', which is valid
+since under the null at least one of them is. Rejected nulls are certified: with the stated confidence, over draws of the
+sample, not one configuration that breaks a limit is among them, so any may be chosen, by whatever criterion.
+
+The list, its order and its weights must not depend on the sample that certifies.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binom
+
+from probes.errors import CalibrationError
+
+Floats = npt.NDArray[np.float64]
+_MOST_NEEDED = 100_000_000
+"""No sample size beyond this is ever advised."""
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """One limit, and what a sample of `count` prompts says of it: the mean loss of each of C configurations, `[C]`."""
+
+    name: str
+    limit: float
+    means: Floats
+    count: int
+    is_binary: bool
+    """Whether every loss is 0 or 1."""
+
+    @classmethod
+    def of(cls, name: str, limit: float, losses: npt.NDArray[np.floating]) -> "Risk":
+        """Return the risk of `losses` `[C, N]`, each from 0 to 1. Raises `CalibrationError`."""
+        if not 0.0 < limit < 1.0:
+            raise CalibrationError(
+                f"{limit} is not between 0 and 1", field=name, remedy="give a proportion such as 0.01"
+            )
+        if losses.shape[1] == 0:
+            raise CalibrationError(
+                "there are no prompts to measure it on", field=name, remedy="give prompts of this kind"
+            )
+        if not ((losses >= 0) & (losses <= 1)).all():
+            raise CalibrationError("a loss is not between 0 and 1", field=name, remedy="scale losses to 0 to 1")
+        is_binary = bool(np.isin(losses, (0, 1)).all())
+        return cls(name, limit, losses.mean(axis=1, dtype=np.float64), losses.shape[1], is_binary)
+
+    @property
+    def p_values(self) -> Floats:
+        """Probability `[C]` of a mean this low, or a bound on it, were the true risk at the limit or above."""
+        return p_values(self.means, self.count, self.limit, is_binary=self.is_binary)
+
+
+def p_values(means: npt.ArrayLike, count: int, limit: float, *, is_binary: bool = True) -> Floats:
+    """Return p-values `[C]` of "the risk is above `limit`" for the means `[C]` of `count` losses.
+
+    Exact binomial, `P(Bin(n, limit) <= n * mean)`; else Hoeffding-Bentkus, the lesser of `exp(-n h(min(mean, limit), limit))`
+    with the binary relative entropy h, and `e P(Bin(n, limit) <= ceil(n * mean))`.
+    """
+    observed = np.asarray(means, dtype=np.float64)
+    # A mean of 0/1 losses is a whole number over n, up to rounding; other sums are rounded up, hair's breadths apart.
+    hits = np.rint(observed * count) if is_binary else np.ceil(observed * count - 1e-9)
+    tail = binom.cdf(hits, count, limit)
+    if is_binary:
+        return np.asarray(tail, dtype=np.float64)
+    low = np.minimum(observed, limit)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = np.where(low > 0, low * np.log(low / limit), 0.0) + (1 - low) * np.log((1 - low) / (1 - limit))
+    return np.asarray(np.minimum(np.minimum(np.exp(-count * entropy), math.e * tail), 1.0), dtype=np.float64)
+
+
+def learn_then_test(
+    risks: Sequence[Risk], confidence: float = 0.95, *, order: Sequence[int] | None = None, first: float = 0.0
+) -> npt.NDArray[np.bool_]:
+    """Return which of C configurations are certified `[C]`: with `confidence`, none that breaks a limit is among them.
+
+    The error probability `1 - confidence` is laid out over the configurations in `order`: the share `first` on the first, the
+    rest evenly on all others. What a certified one had is handed to the next (the fallback procedure: Wiens 2003, "A fixed
+    sequence Bonferroni procedure"). `first = 1` is thus fixed-sequence testing, and `first = 1 / C` no worse than Bonferroni.
+    """
+    joint = np.max([risk.p_values for risk in risks], axis=0)
+    certified = np.zeros(len(joint), dtype=bool)
+    inherited = 0.0
+    for place, index in enumerate(range(len(joint)) if order is None else order):
+        level = inherited + (1.0 - confidence) * _share(place, len(joint), first)
+        certified[index] = joint[index] <= level
+        inherited = level if certified[index] else 0.0
+    return certified
+
+
+def explain(risks: Sequence[Risk], level: float) -> CalibrationError:
+    """Return the error that says which limit stood in the way of every configuration, and what sample would help.
+
+    `level` is the error probability that a configuration had to be tested at.
+    """
+    joint = np.array([risk.p_values for risk in risks])
+    alone = [number for number, row in enumerate(joint) if row.min() > level]
+    if alone:
+        number = max(alone, key=lambda each: float(joint[each].min()))
+        return _out_of_reach(risks[number], int(joint[number].argmin()), level, "")
+    # Each can be kept, and not all at once: which of them fails by least where the others are kept?
+    kept = joint <= level
+    closest: list[tuple[float, int, int]] = []
+    for number, row in enumerate(joint):
+        others = np.delete(kept, number, axis=0).all(axis=0)
+        if others.any():
+            index = int(np.where(others, row, np.inf).argmin())
+            closest.append((float(row[index]), number, index))
+    if not closest:
+        index = int(joint.max(axis=0).argmin())
+        return _out_of_reach(risks[int(joint[:, index].argmax())], index, level, " of all limits together")
+    _, number, index = min(closest)
+    others_named = " and ".join(each.name for each in risks if each is not risks[number])
+    return _out_of_reach(risks[number], index, level, f" where {others_named} are kept")
+
+
+def needed_sample(mean: float, limit: float, level: float, *, is_binary: bool = True) -> int | None:
+    """Return about how many prompts would show a risk that is `mean` to be within `limit`; none when no number would."""
+
+    def shows(count: int) -> bool:
+        seen = math.ceil(mean * count - 1e-9) / count
+        return bool(p_values([seen], count, limit, is_binary=is_binary)[0] <= level)
+
+    high = 1
+    while not shows(high):
+        high *= 2
+        if high > _MOST_NEEDED:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high
+
+
+def _share(place: int, count: int, first: float) -> float:
+    if place == 0:
+        return first if count > 1 else 1.0
+    return (1.0 - first) / (count - 1)
+
+
+def _out_of_reach(risk: Risk, index: int, level: float, where: str) -> CalibrationError:
+    mean = float(risk.means[index])
+    seen = f"{100 * mean:.3g} % of {risk.count} prompts at best{where}"
+    needed = needed_sample(mean, risk.limit, level, is_binary=risk.is_binary)
+    if needed is None:
+        return CalibrationError(
+            f"cannot be kept at {100 * risk.limit:.3g} %: it is {seen}, and no larger sample would change that",
+            field=risk.name,
+            remedy="allow more of it, or less of nothing else; or calibrate probes that tell these prompts apart",
+        )
+    return CalibrationError(
+        f"cannot be certified at {100 * risk.limit:.3g} %: it is {seen}, which so few cannot show",
+        field=risk.name,
+        remedy=f"give about {needed} prompts of this kind, or allow more of it, or ask for less confidence",
+    )
