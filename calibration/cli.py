@@ -25,6 +25,7 @@ _SkipLong = Annotated[
 class Stratum(StrEnum):
     """What `tune --by` can divide traffic by."""
 
+    LANGUAGE = "language"
     LENGTH = "length"
     TURNS = "turns"
     SOURCE = "source"

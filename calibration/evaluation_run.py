@@ -88,6 +88,7 @@ def evaluate_artifact(
         artifact.tensors[BENIGN_SCORES].numpy(),
         split=file.name,
         controls=report_controls(prompts, scored, bank.names, train=training),
+        platt=[probe.spec.platt for probe in probes],
     )
     return Evaluated(report, prompts, names, scored.scores[:, : len(names)])
 

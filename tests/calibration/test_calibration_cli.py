@@ -10,6 +10,7 @@ from tiny import make_prompts, write_prompts
 from typer.testing import CliRunner
 
 from calibration import cli
+from probes.errors import CalibrationError
 
 POLICY = 'name: p\nversion: "1"\nrules:\n  - {name: r, action: flag, when: {stack: {above: {target_fpr: 0.01}}}}\n'
 
@@ -56,6 +57,16 @@ def test_report_writes_the_page_and_says_where(run, artifact, tmp_path):
     assert "report.html" in result.output.replace("\n", "")
     assert (tmp_path / "report" / "report.html").exists()
     assert (tmp_path / "report" / "roc.png").exists()
+
+
+def test_a_report_that_would_stand_where_a_file_stands_is_refused(run, artifact, tmp_path):
+    """The file is left alone, and the error names the option; as is a folder within a file."""
+    (tmp_path / "taken").write_text("mine")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "report"):
+        with pytest.raises(CalibrationError, match="cannot be made a folder") as caught:
+            run("report", artifact, "--out", out)
+        assert caught.value.field == "--out"
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_evaluate_writes_the_report(run, artifact, planted, splits, tmp_path):
