@@ -34,21 +34,15 @@ class Risk:
     is_binary: bool
     """Whether every loss is 0 or 1."""
 
-    @classmethod
-    def of(cls, name: str, limit: float, losses: npt.NDArray[np.floating]) -> "Risk":
-        """Return the risk of `losses` `[C, N]`, each from 0 to 1. Raises `CalibrationError`."""
-        if not 0.0 < limit < 1.0:
+    def __post_init__(self) -> None:
+        if not 0.0 < self.limit < 1.0:
             raise CalibrationError(
-                f"{limit} is not between 0 and 1", field=name, remedy="give a proportion such as 0.01"
+                f"{self.limit:g} is not between 0 and 1", field=self.name, remedy="give a proportion such as 0.01"
             )
-        if losses.shape[1] == 0:
+        if self.count == 0:
             raise CalibrationError(
-                "there are no prompts to measure it on", field=name, remedy="give prompts of this kind"
+                "there are no prompts to measure it on", field=self.name, remedy="give prompts of this kind"
             )
-        if not ((losses >= 0) & (losses <= 1)).all():
-            raise CalibrationError("a loss is not between 0 and 1", field=name, remedy="scale losses to 0 to 1")
-        is_binary = bool(np.isin(losses, (0, 1)).all())
-        return cls(name, limit, losses.mean(axis=1, dtype=np.float64), losses.shape[1], is_binary)
 
     @property
     def p_values(self) -> Floats:

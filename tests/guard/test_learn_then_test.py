@@ -121,20 +121,10 @@ def test_the_sample_that_is_advised_would_do(mean, limit, binary):
 
 
 @pytest.mark.parametrize(
-    ("limit", "losses", "words"),
-    [
-        (0.0, np.zeros((1, 5)), "between 0 and 1"),
-        (0.1, np.zeros((1, 0)), "no prompts"),
-        (0.1, np.full((1, 3), 2.0), "loss"),
-    ],
+    ("limit", "count", "words"), [(0.0, 5, "between 0 and 1"), (1.0, 5, "between"), (0.1, 0, "no prompts")]
 )
-def test_what_is_no_risk_is_refused(limit, losses, words):
-    """A limit outside 0 to 1, an empty sample, a loss outside 0 to 1."""
-    with pytest.raises(CalibrationError, match=words):
-        Risk.of("miss", limit, losses)
-
-
-def test_losses_tell_which_test_is_theirs():
-    """Zeros and ones get the exact one."""
-    assert Risk.of("a", 0.1, np.array([[0, 1, 0]])).is_binary
-    assert not Risk.of("a", 0.1, np.array([[0, 1 / 3, 0]])).is_binary
+def test_what_is_no_risk_is_refused(limit, count, words):
+    """A limit outside 0 to 1, an empty sample."""
+    with pytest.raises(CalibrationError, match=words) as caught:
+        Risk("miss", limit, np.zeros(1), count, is_binary=True)
+    assert caught.value.field == "miss"

@@ -170,6 +170,6 @@ def test_bounded_losses():
     limit = float(chances @ np.arange(4) / 3) - 1e-6
     broken = 0
     for _ in range(DRAWS):
-        losses = rng.choice(4, size=(1, 800), p=chances) / 3
-        broken += learn_then_test([Risk.of("burden", limit, losses)])[0]
+        losses = rng.choice(4, size=800, p=chances) / 3
+        broken += learn_then_test([Risk("burden", limit, losses.mean(keepdims=True), 800, is_binary=False)])[0]
     assert broken <= MOST
