@@ -21,8 +21,8 @@ from guard.verdict import Action
 from probes.errors import CalibrationError, PolicyError
 
 _FIRST = 0.5
-"""Share of the error probability for the setting that looks best beforehand; the others share the rest."""
-_RATES, _BEYOND = 20, 4
+"""Share of the error probability for the setting that looks best beforehand; the others have the rest, the n-th 1/n of it."""
+_RATES, _BEYOND = 16, 2
 _BLOCK = Action.BLOCK.severity
 
 Severities = npt.NDArray[np.int8]
@@ -115,13 +115,13 @@ def find_setting(
     """
     plans = _settings(policy, reference.benign.columns)
     bound = [bind(with_numbers(policy, {place: number.value for place, number in plan.items()})) for plan in plans]
-    level = (1.0 - confidence) * (_FIRST if len(plans) > 1 else 1.0)
-    risks, too_small = _risks(bound, limits, prompts, level)
+    shares = _shares(len(plans))
+    risks, too_small = _risks(bound, limits, prompts, (1.0 - confidence) * shares[0])
     earlier, _ = _risks(bound, [each for each in limits if KINDS[each.kind].group != "hard"], reference, 1.0)
     order = _most_promising_first(earlier, prompts, len(plans))
-    certified = learn_then_test(risks, confidence, order=order, first=_FIRST)
+    certified = learn_then_test(risks, confidence, order=order, shares=shares)
     if not certified.any():
-        raise explain(risks, level)
+        raise explain(risks, (1.0 - confidence) * shares[-1])
     chosen = _least_missed(bound, prompts, certified)
     promise = f"with {100 * confidence:.4g} % confidence, all at once: " + ", ".join(
         f"{each.kind} at most {100 * each.most:.3g} %" for each in limits
@@ -170,6 +170,12 @@ def _settings(policy: Policy, reference: Columns) -> list[Plan]:
     if not plans:
         raise PolicyError("no threshold fits below its condition's `below`", field="rules", remedy="raise `below`")
     return plans
+
+
+def _shares(count: int) -> list[float]:
+    """Return the share of the error probability for each place in the order: most for the first, some for all."""
+    rest = sum(1 / place for place in range(2, count + 1))
+    return [_FIRST if count > 1 else 1.0, *((1 - _FIRST) / place / rest for place in range(2, count + 1))]
 
 
 def _contradicts_itself(policy: Policy, plan: Plan) -> bool:

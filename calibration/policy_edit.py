@@ -56,13 +56,16 @@ def comments_of(plan: Plan, found: Mapping[str, Outcome]) -> dict[Place, list[st
 
 
 def shown(share: Rate) -> str:
-    """Return a share with its interval, as text: `0.65 % (0.31 to 1.19 %)`."""
-    return f"{100 * share.value:.3g} % ({100 * share.low:.3g} to {100 * share.high:.3g} %)"
+    """Return a share with its interval, as text: `0.65 % (0.31 to 1.2 %)`."""
+    value, low, high = (
+        f"{x:.2g}" if x < 10 else f"{x:.1f}" for x in (100 * share.value, 100 * share.low, 100 * share.high)
+    )
+    return f"{value} % ({low} to {high} %)"
 
 
 def _fires(rule: str, found: Mapping[str, Outcome]) -> str:
     shares = [f"{shown(outcome.rules[rule])} of {group}" for group, outcome in found.items()]
-    return f"rule {rule} fires on {', '.join(shares)}"
+    return f"{rule} fires on {', '.join(shares)}"
 
 
 def _edited(text: str, policy: Policy, plan: Plan, comments: Mapping[Place, Sequence[str]]) -> str:
@@ -78,7 +81,7 @@ def _edited(text: str, policy: Policy, plan: Plan, comments: Mapping[Place, Sequ
         ours = _OURS.search(text, 0, line)
         indent = re.match(r"[ \t]*", text[line:])
         ending = "\r\n" if text[:line].endswith("\r\n") else "\n"
-        block = "".join(f"{indent.group() if indent else ''}{_MARK}{each}{ending}" for each in said)
+        block = "".join(f"{indent.group() if indent else ''}{_MARK}{_one_line(each)}{ending}" for each in said)
         edits.append(_Edit(ours.start() if ours else line, line, block))
     for edit in sorted(edits, key=lambda edit: -edit.start):
         text = text[: edit.start] + edit.text + text[edit.end :]
@@ -94,6 +97,11 @@ def _places(text: str, policy: Policy, plan: Plan) -> Iterator[tuple[Place, yaml
                 pair = _pair(_value(_value(node, "when"), name), end)
                 if place in plan and pair is not None:
                     yield place, *pair
+
+
+def _one_line(text: str) -> str:
+    # A stratum may be named by a prompt file, and whatever ends a line would end the comment.
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 
 def _is_yaml(text: str) -> bool:

@@ -114,23 +114,27 @@ def stated_plan(policy: Policy, benign: Sample, target_fpr: float, confidence: f
             target, sure = (
                 (stated.target_fpr, stated.confidence) if isinstance(stated, TargetFpr) else (target_fpr, confidence)
             )
-            plan[_place(rule, name, end)] = _number(end, name, benign.certify(name, target, sure).threshold, benign)
+            plan[_place(rule, name, end)] = _number(end, name, benign.certify(name, target, sure), benign)
     return plan
 
 
-def band_plan(policy: Policy, bands: Mapping[str, CertifiedBand], benign: Sample) -> dict[Place, Number]:
+def band_plan(
+    policy: Policy, bands: Mapping[str, CertifiedBand], benign: Sample, confidence: float
+) -> dict[Place, Number]:
     """Return the bands' numbers for the policy: blocks begin at the upper cut, flags and steers at the lower one.
 
-    A promise `below` becomes the upper cut, so that the band ends where blocking begins.
+    A promise `below` becomes the upper cut, so that the band ends where blocking begins. `confidence` is that of
+    all bands together, as they were certified.
     """
     plan: dict[Place, Number] = {}
+    together = f" ({100 * confidence:.4g} % for all of these at once)"
     for rule, name, condition in conditions(policy, benign.columns):
         if condition.above is not None:
             upper = rule.action is Action.BLOCK
-            cut = (bands[name].block if upper else bands[name].flag).threshold
-            plan[_place(rule, name, "above")] = _number("above", name, cut, benign)
+            certified = bands[name].block if upper else bands[name].flag
+            plan[_place(rule, name, "above")] = _number("above", name, certified, benign, together)
         if isinstance(condition.below, TargetFpr):
-            plan[_place(rule, name, "below")] = _number("below", name, bands[name].block.threshold, benign)
+            plan[_place(rule, name, "below")] = _number("below", name, bands[name].block, benign, together)
     return plan
 
 
@@ -205,14 +209,22 @@ def _place(rule: Rule, name: str, end: str) -> Place:
     return (rule.name, name, "above" if end == "above" else "below")
 
 
-def _number(end: str, name: str, cut: Threshold, benign: Sample) -> Number:
-    over = int((benign.columns[name] > cut.value).sum())
-    side = "above" if end == "above" else "not below"
+def _number(end: str, name: str, certified: StratifiedThreshold, benign: Sample, together: str = "") -> Number:
+    cut, scores = certified.threshold, benign.columns[name]
+    over = int((scores > cut.value).sum())
+    side = "above" if end == "above" else "at or above"
     promise = (
-        f"with {100 * cut.confidence:.4g} % confidence at most {100 * cut.target_fpr:.3g} % of benign requests have {name} "
-        f"{side} this; {over} of {len(benign.columns[name])} had"
+        f"at most {100 * cut.target_fpr:.3g} % of benign requests{_where(certified)} have {name} {side} this, "
+        f"with {100 * cut.confidence:.4g} % confidence{together} ({over} of {len(scores)} had)"
     )
     return Number(written(cut.value, below=end == "below"), promise)
+
+
+def _where(certified: StratifiedThreshold) -> str:
+    """Say which strata the promise speaks of, and of which it does not."""
+    names = list(certified.strata)
+    kept = "" if names == ["all"] else f" in {'each of ' if len(names) > 1 else ''}{'; '.join(names)}"
+    return kept + (f" (nothing is promised of {'; '.join(certified.too_small)})" if certified.too_small else "")
 
 
 def _recall(harmful: npt.NDArray[np.float64], certified: StratifiedThreshold) -> Rate:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -47,7 +48,7 @@ def _scores(found: Tuning, prevalence: float | None) -> Table:
     )
     for item in found.scores:
         cut = item.threshold
-        promise = f"{item.action}: at most {cut.target_fpr:.2%} of benign requests, {cut.confidence:.4g} sure"
+        promise = f"{item.action}: at most {cut.target_fpr:.2%} of benign requests, {100 * cut.confidence:.4g} % sure"
         exceedances = f"at most {cut.allowed_exceedances} of {cut.num_negatives}"
         row = [item.name, f"{cut.value:.4f}", promise, exceedances, percent(item.recall)]
         if prevalence is not None:
@@ -60,7 +61,7 @@ def _scores(found: Tuning, prevalence: float | None) -> Table:
 def _strata(scores: tuple[Tuned, ...]) -> Iterator[RenderableType]:
     names = list(dict.fromkeys(name for item in scores for name in item.certified.strata))
     if names != ["all"]:
-        table = table_of("each stratum's own threshold; the highest is used", "score", "for", *names)
+        table = table_of("each stratum's own threshold; the highest is used", "score", "for", *map(escape, names))
         for item in scores:
             cuts = item.certified.strata
             table.add_row(

@@ -117,7 +117,10 @@ def tune_policy(
         plan: Plan = joint.plan
     elif request.block_fpr is not None and request.flag_fpr is not None:
         bands = certify_bands(parsed, groups.benign, request.block_fpr, request.flag_fpr, request.confidence)
-        plan, scores = band_plan(parsed, bands, groups.benign), tuple(tune_bands(bands, groups.harmful))
+        plan, scores = (
+            band_plan(parsed, bands, groups.benign, request.confidence),
+            tuple(tune_bands(bands, groups.harmful)),
+        )
     else:
         scores = tuple(tune_scores(groups.benign, groups.harmful, request.target_fpr, request.confidence))
         plan = stated_plan(parsed, groups.benign, request.target_fpr, request.confidence)

@@ -69,19 +69,27 @@ def p_values(means: npt.ArrayLike, count: int, limit: float, *, is_binary: bool 
 
 
 def learn_then_test(
-    risks: Sequence[Risk], confidence: float = 0.95, *, order: Sequence[int] | None = None, first: float = 0.0
+    risks: Sequence[Risk],
+    confidence: float = 0.95,
+    *,
+    order: Sequence[int] | None = None,
+    shares: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.bool_]:
     """Return which of C configurations are certified `[C]`: with `confidence`, none that breaks a limit is among them.
 
-    The error probability `1 - confidence` is laid out over the configurations in `order`: the share `first` on the first, the
-    rest evenly on all others. What a certified one had is handed to the next (the fallback procedure: Wiens 2003, "A fixed
-    sequence Bonferroni procedure"). `first = 1` is thus fixed-sequence testing, and `first = 1 / C` no worse than Bonferroni.
+    The error probability `1 - confidence` is laid out over the configurations, in `order`, by `shares` `[C]` that add up to 1
+    or less; evenly where none are given. What a certified one had is handed to the next (the fallback procedure: Wiens 2003,
+    "A fixed sequence Bonferroni procedure"). All on the first is thus fixed-sequence testing, and even shares are no worse
+    than Bonferroni.
     """
     joint = np.max([risk.p_values for risk in risks], axis=0)
+    laid_out = np.full(len(joint), 1 / len(joint)) if shares is None else np.asarray(shares, dtype=np.float64)
+    if (laid_out < 0).any() or laid_out.sum() > 1 + 1e-9:
+        raise ValueError("shares of the error probability are negative, or add up to more than 1")
     certified = np.zeros(len(joint), dtype=bool)
     inherited = 0.0
-    for place, index in enumerate(range(len(joint)) if order is None else order):
-        level = inherited + (1.0 - confidence) * _share(place, len(joint), first)
+    for share, index in zip(laid_out, range(len(joint)) if order is None else order, strict=True):
+        level = inherited + (1.0 - confidence) * float(share)
         certified[index] = joint[index] <= level
         inherited = level if certified[index] else 0.0
     return certified
@@ -90,7 +98,7 @@ def learn_then_test(
 def explain(risks: Sequence[Risk], level: float) -> CalibrationError:
     """Return the error that says which limit stood in the way of every configuration, and what sample would help.
 
-    `level` is the error probability that a configuration had to be tested at.
+    `level` is the error probability that every configuration, wherever it stood in the order, was sure to be tested at.
     """
     joint = np.array([risk.p_values for risk in risks])
     alone = [number for number, row in enumerate(joint) if row.min() > level]
@@ -132,12 +140,6 @@ def needed_sample(mean: float, limit: float, level: float, *, is_binary: bool = 
     return high
 
 
-def _share(place: int, count: int, first: float) -> float:
-    if place == 0:
-        return first if count > 1 else 1.0
-    return (1.0 - first) / (count - 1)
-
-
 def _out_of_reach(risk: Risk, index: int, level: float, where: str) -> CalibrationError:
     mean = float(risk.means[index])
     seen = f"{100 * mean:.3g} % of {risk.count} prompts at best{where}"
@@ -151,5 +153,5 @@ def _out_of_reach(risk: Risk, index: int, level: float, where: str) -> Calibrati
     return CalibrationError(
         f"cannot be certified at {100 * risk.limit:.3g} %: it is {seen}, which so few cannot show",
         field=risk.name,
-        remedy=f"give about {needed} prompts of this kind, or allow more of it, or ask for less confidence",
+        remedy=f"give more prompts of this kind, about {needed} to be sure; or allow more of it, or ask for less confidence",
     )

@@ -171,11 +171,11 @@ def test_each_change_says_what_it_promises_and_does(scores):
     lines = tuned_text.splitlines()
     index = next(index for index, line in enumerate(lines) if line.strip().startswith("above:"))
     promise, fires = (line.strip() for line in lines[index - 2 : index])
-    assert promise.startswith("# tuned: with 90 % confidence at most 2 % of benign requests have stack above this; ")
+    assert promise.startswith("# tuned: at most 2 % of benign requests have stack above this, with 90 % confidence (")
     both = score_columns(policy, PROBES, scores)
     cut = float(lines[index].split()[1])
     fired = int(((both["stack"] > cut) & (both["refusal"] < 3.5)).sum())
-    assert fires.startswith(f"# tuned: rule block-harm fires on {100 * fired / 1000:.3g} % (")
+    assert fires.startswith(f"# tuned: block-harm fires on {100 * fired / 1000:.2g} % (")
     assert "of benign, " in fires
     assert fires.endswith("of harmful")
 
@@ -198,8 +198,8 @@ def test_new_comments_replace_old_ones_and_no_others(scores):
     once = apply(tuned_diff(mine, scores), mine)
     twice = apply(tuned_diff(once, scores[:700] + 1), once)
     assert twice.count("# tuned: ") == once.count("# tuned: ") == 6
-    assert "of 700 had" in twice
-    assert "of 1000 had" not in twice
+    assert "of 700 had)" in twice
+    assert "of 1000 had)" not in twice
     assert "  # mine\n  # tuned: " in twice
 
 
@@ -253,7 +253,7 @@ def test_a_band_gets_both_ends_and_leaves_no_gap(scores):
     bands = certify_bands(policy, benign, 0.01, 0.05, 0.95)
     assert bands["stack"].block.threshold == certify(tied[:, 0], 0.01, 0.975)
     assert bands["stack"].flag.threshold == certify(tied[:, 0], 0.05, 0.975)
-    plan = band_plan(policy, bands, benign)
+    plan = band_plan(policy, bands, benign, 0.95)
     bound = bound_at(policy, plan)
     severities, flag = bound.severities(benign.columns), bands["stack"].flag.threshold.value
     assert ((severities > 0) == (benign.columns["stack"] > flag)).all()
@@ -284,3 +284,14 @@ def test_a_band_needs_rules_at_both_ends(scores, kept, missing):
         certify_bands(policy, Sample(score_columns(policy, PROBES, scores)), 0.01, 0.05, 0.95)
     pasted = BAND + "  " + caught.value.remedy.removeprefix("add one: ") + "\n"
     assert parse_policy(pasted).rules[-1].action == missing
+
+
+def test_a_promise_names_the_strata_that_it_is_for(scores):
+    """And those that are too few; a source whose name would end the comment's line does not."""
+    strata = np.repeat(["web\nrules: []", "app", "new\u2028\x07"], [600, 380, 20])
+    tuned_text = apply(tuned_diff(POLICY, scores, strata=strata, target=0.05), POLICY)
+    assert (
+        "5 % of benign requests in each of web rules: []; app (nothing is promised of new) have both above"
+        in tuned_text
+    )
+    assert len(parse_policy(tuned_text).rules) == 3

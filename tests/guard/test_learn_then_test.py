@@ -45,38 +45,44 @@ def test_hoeffding_bentkus_by_hand():
 def test_a_configuration_is_as_good_as_its_worst_risk():
     """The first keeps one limit only, the second both."""
     risks = [risk("block", 0.01, 1000, 0, 2), risk("miss", 0.2, 200, 60, 20)]
-    assert learn_then_test(risks, first=0.5).tolist() == [False, True]
+    assert learn_then_test(risks).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
-    ("first", "expected"),
+    ("shares", "expected"),
     [
-        (1.0, [True, True, False, False]),  # a sequence stops at the first failure
-        (0.25, [True, True, False, False]),  # at 0.05/4 each: 0.01 passes, 0.02 inherits, 0.03 after a failure does not
-        (0.5, [True, True, False, False]),
+        ([1, 0, 0, 0], [True, True, False, False]),  # a sequence stops at the first failure
+        (None, [True, True, False, False]),  # 0.0125 each: 0.02 is within what it inherits, 0.03 after a failure is not
+        ([0.25, 0, 0, 0.75], [True, False, False, True]),  # nor is 0.02 within 0.0125 alone; 0.03 is within 0.0375
     ],
 )
-def test_levels_are_handed_on_and_never_spent_twice(first, expected):
-    """With p-values of 0.01, 0.02, 0.9 and 0.03 in this order, what the failed one had is lost."""
-    risks = [_FixedRisk([0.01, 0.02, 0.9, 0.03])]
-    assert learn_then_test(risks, 0.95, first=first).tolist() == expected
+def test_levels_are_handed_on_and_never_spent_twice(shares, expected):
+    """With p-values of 0.01, 0.02, 0.9 and 0.03 in this order, what a failed one had is lost."""
+    assert learn_then_test([_FixedRisk([0.01, 0.02, 0.9, 0.03])], 0.95, shares=shares).tolist() == expected
 
 
 def test_a_failure_ends_a_fixed_sequence_and_not_the_fallback():
-    """0.9 first: the sequence certifies nothing, the fallback what passes its own share."""
+    """0.9 first: the sequence certifies nothing, the fallback what passes its own share; in another order, so does it."""
     risks = [_FixedRisk([0.9, 0.001, 0.001])]
-    assert not learn_then_test(risks, first=1.0).any()
-    assert learn_then_test(risks, first=0.5).tolist() == [False, True, True]
-    assert learn_then_test(risks, first=1.0, order=[1, 2, 0]).tolist() == [False, True, True]
+    assert not learn_then_test(risks, shares=[1, 0, 0]).any()
+    assert learn_then_test(risks, shares=[0.5, 0.25, 0.25]).tolist() == [False, True, True]
+    assert learn_then_test(risks, shares=[1, 0, 0], order=[1, 2, 0]).tolist() == [False, True, True]
 
 
-@given(st.lists(st.floats(0, 0.2), min_size=1, max_size=30), st.floats(0.01, 0.9))
-def test_the_fallback_certifies_all_that_bonferroni_would(found, first):
+@given(st.lists(st.floats(0, 0.2), min_size=1, max_size=30))
+def test_the_fallback_certifies_all_that_bonferroni_would(found):
     """With even shares; and one configuration alone is tested at the whole level."""
-    even = learn_then_test([_FixedRisk(found)], first=1 / len(found))
+    even = learn_then_test([_FixedRisk(found)])
     assert (even >= (np.array(found) <= 0.05 / len(found) * (1 - 1e-12))).all()
     if len(found) == 1:
-        assert learn_then_test([_FixedRisk(found)], first=first)[0] == (found[0] <= 1 - 0.95)
+        assert even[0] == (found[0] <= 1 - 0.95)
+
+
+@pytest.mark.parametrize("shares", [[0.6, 0.6], [1.5, -0.5]])
+def test_more_than_the_whole_error_is_never_spent(shares):
+    """Shares that add up to more than 1, or only by one that is negative, are an error of the caller."""
+    with pytest.raises(ValueError, match="shares"):
+        learn_then_test([_FixedRisk([0.01, 0.01])], shares=shares)
 
 
 class _FixedRisk:

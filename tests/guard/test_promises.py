@@ -143,10 +143,15 @@ def test_joint_limits(draw, plan):
     assert 0 < breaks.sum() < len(breaks)
     earlier = sampled_risks(draw, rng, 1000, 300)
     order = np.argsort(np.max([risk.p_values for risk in earlier], axis=0), kind="stable")
-    first = {"bonferroni": 1 / len(FLAGS), "fallback": 0.5, "fixed sequence": 1.0}[plan]
+    rest = 1 / np.arange(2, len(FLAGS) + 1)
+    shares = {
+        "bonferroni": None,
+        "fallback": np.r_[0.5, 0.5 * rest / rest.sum()],
+        "fixed sequence": np.r_[1.0, 0 * rest],
+    }[plan]
     broken = certified_any = 0
     for _ in range(DRAWS):
-        certified = learn_then_test(sampled_risks(draw, rng, 4000, 800), order=order.tolist(), first=first)
+        certified = learn_then_test(sampled_risks(draw, rng, 4000, 800), order=order.tolist(), shares=shares)
         broken += (certified & breaks).any()
         certified_any += certified.any()
     assert broken <= MOST
