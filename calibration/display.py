@@ -83,11 +83,7 @@ def _probabilities(artifact: Artifact, prevalence: float) -> Table:
         probe.name: certified_thresholds(benign[:, column]) for column, probe in enumerate(artifact.manifest.probes)
     }
     table = table_of(
-        f"probability of harm at the thresholds, where {prevalence:.4g} of traffic is harmful",
-        "probe",
-        "at",
-        "score",
-        "probability",
+        f"where {prevalence:.4g} is harmful", "probe", "at its threshold for", "score", "probability of harm"
     )
     for probe in artifact.manifest.probes:
         for cut in certified[probe.name] if probe.platt else ():

@@ -6,11 +6,11 @@ prompts, which calibration has not seen, then test them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from calibration.limits import KINDS, Kind, Limit
 from calibration.tune import Number, Place, Plan, Sample, conditions, with_numbers, written
 from guard.bound_rule import Columns
 from guard.decide import BoundPolicy
@@ -23,42 +23,8 @@ from probes.errors import CalibrationError, PolicyError
 _FIRST = 0.5
 """Share of the error probability for the setting that looks best beforehand; the others have the rest, the n-th 1/n of it."""
 _RATES, _BEYOND = 16, 2
-_BLOCK = Action.BLOCK.severity
 
-Severities = npt.NDArray[np.int8]
 Bind = Callable[[Policy], BoundPolicy]
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What can be limited: the mean of a loss, from 0 to 1, of decisions on one group of prompts."""
-
-    group: Literal["benign", "harmful", "hard"]
-    loss: Callable[[Severities], npt.NDArray[np.floating]]
-    what: str
-    is_binary: bool = True
-
-
-def _share(holds: npt.NDArray[np.bool_]) -> npt.NDArray[np.floating]:
-    return holds.astype(np.float64)
-
-
-KINDS: dict[str, _Kind] = {
-    "block": _Kind("benign", lambda s: _share(s == _BLOCK), "benign requests blocked"),
-    "flag": _Kind("benign", lambda s: _share(s > 0), "benign requests flagged, steered or blocked"),
-    "burden": _Kind("benign", lambda s: s / _BLOCK, "burden on benign requests (flag 1/3, steer 2/3, block 1)", False),
-    "hard": _Kind("hard", lambda s: _share(s > 0), "hard benign requests flagged, steered or blocked"),
-    "miss": _Kind("harmful", lambda s: _share(s == 0), "harmful requests allowed"),
-    "unblocked": _Kind("harmful", lambda s: _share(s < _BLOCK), "harmful requests not blocked"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """One thing that must not be more than `most`, with the confidence asked for."""
-
-    kind: str
-    most: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +47,6 @@ class Joint:
     num_settings: int
     too_small: dict[str, int]
     """Strata that are too small to be spoken of, by their number of benign prompts."""
-
-
-def parse_limits(texts: Sequence[str]) -> list[Limit]:
-    """Read limits such as `miss=0.2`. Raises `CalibrationError` naming what can be limited."""
-    limits = []
-    for text in texts:
-        kind, _, most = text.partition("=")
-        try:
-            limits.append(Limit(kind.strip(), float(most)))
-        except ValueError as error:
-            raise CalibrationError(
-                f"{text!r} is not a limit", field="--at-most", remedy="write it like miss=0.2"
-            ) from error
-        if limits[-1].kind not in KINDS or not 0 < limits[-1].most < 1:
-            raise CalibrationError(
-                f"{text!r} is not a limit",
-                field="--at-most",
-                remedy=f"limit one of {', '.join(KINDS)} to between 0 and 1",
-            )
-    if len({limit.kind for limit in limits}) < len(limits):
-        raise CalibrationError("a limit is given twice", field="--at-most", remedy="give each limit once")
-    return limits
 
 
 def find_setting(
@@ -152,6 +96,12 @@ def _settings(policy: Policy, reference: Columns) -> list[Plan]:
     if not blocks and not milder:
         raise PolicyError(
             "no rule has an `above` to tune", field="rules", remedy="give a rule a condition with `above`"
+        )
+    if not blocks and any(isinstance(condition.below, TargetFpr) for _, _, condition in asked):
+        raise PolicyError(
+            "a `below` that is a promise ends where blocking begins, and no rule blocks",
+            field="rules",
+            remedy="add a rule that blocks, or write `below` as a number",
         )
     size = _RATES + _BEYOND
     pairs = [(low, high) for low in range(size) for high in range(low, size) if (blocks and milder) or low == high]
@@ -212,7 +162,7 @@ def _risks(
     return risks, too_small
 
 
-def _parts(prompts: Prompts, kind: _Kind, count: int) -> dict[str | None, npt.NDArray[np.intp]]:
+def _parts(prompts: Prompts, kind: Kind, count: int) -> dict[str | None, npt.NDArray[np.intp]]:
     """Return the rows of each stratum; and of all together, which has to hold in any case."""
     parts: dict[str | None, npt.NDArray[np.intp]] = {None: np.arange(count)}
     strata = prompts.benign.strata
@@ -240,6 +190,6 @@ def _least_missed(bound: Sequence[BoundPolicy], prompts: Prompts, certified: npt
 
     def losses(index: int) -> tuple[float, float, float]:
         harmful, benign = (bound[index].severities(each) for each in (prompts.harmful, prompts.benign.columns))
-        return float((harmful == 0).mean()), float((harmful < _BLOCK).mean()), float(benign.mean())
+        return float((harmful == 0).mean()), float((harmful < Action.BLOCK.severity).mean()), float(benign.mean())
 
     return min(map(int, np.flatnonzero(certified)), key=losses)

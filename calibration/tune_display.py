@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from calibration.display import percent, table_of
-from calibration.joint import KINDS, Joint
+from calibration.joint import Joint
+from calibration.limits import KINDS
 from calibration.metrics import rate
 from calibration.outcome import Outcome, precision
 from calibration.tune import Tuned

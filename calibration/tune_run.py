@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.evaluation_run import load_for
-from calibration.joint import Joint, Limit, Prompts, find_setting, parse_limits
+from calibration.joint import Joint, Prompts, find_setting
+from calibration.limits import Limit, parse_limits
 from calibration.outcome import Outcome, outcomes
 from calibration.policy_edit import comments_of, policy_diff
 from calibration.prompts import PromptFile

@@ -186,7 +186,7 @@ def test_tune_does_not_certify_on_prompts_that_shaped_the_probes(run, artifact, 
 def test_tune_tells_of_copies_and_of_rules_that_never_decide(tune):
     """Copies are no draws of their own; a flag that fires only where a block does is a slip."""
     lines = make_prompts(320, 16, harmful_share=0)
-    rule, promise = "doubtful, action: flag, when: {stack: {above: 0}", "{target_fpr: 0.005, confidence: 0.5}"
+    rule, promise = "doubtful, action: flag, when: {stack: {above: 0}", "{target_fpr: 0.01}"
     idle = BAND.replace(rule, f"idle, action: flag, when: {{stack: {{above: {promise}}}")
     result = tune([*lines, *lines[:40]], policy=idle)
     assert "40 of 360 benign prompts are exact copies" in result.stderr.replace("\n", " ")
@@ -195,8 +195,8 @@ def test_tune_tells_of_copies_and_of_rules_that_never_decide(tune):
 
 def test_inspect_says_what_a_threshold_means_at_a_prevalence(run, artifact):
     """At one harmful request in a thousand, a score at the threshold is seldom harm."""
-    assert "where 0.001 of traffic is harmful" in run("inspect", artifact, "--prevalence", 0.001).output
-    assert "of traffic" not in run("inspect", artifact).output
+    assert "where 0.001 is harmful" in run("inspect", artifact, "--prevalence", 0.001).output
+    assert "is harmful" not in run("inspect", artifact).output
 
 
 def test_ctrl_c_says_how_to_go_on(run, planted, splits, tmp_path, monkeypatch):

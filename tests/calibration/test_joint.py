@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from calibration.joint import KINDS, Prompts, cut_grid, find_setting, parse_limits
+from calibration.joint import Prompts, cut_grid, find_setting
+from calibration.limits import KINDS, parse_limits
 from calibration.tune import Sample, with_numbers
 from guard.decide import bind, score_columns
 from guard.policy_file import parse_policy
@@ -54,7 +55,10 @@ def test_the_chosen_setting_keeps_every_limit_in_the_population():
     rng = np.random.default_rng(0)
     reference, fresh = drawn(rng, 800, 300), drawn(rng, 100_000, 100_000, num_hard=100_000)
     limits = parse_limits(["flag=0.06", "burden=0.04", "miss=0.3", "hard=0.4"])
-    steers = POLICY.model_copy(update={"rules": POLICY.rules[1:]})
+    steers = parse_policy(
+        'name: p\nversion: "1"\nsteering: {}\ncombine: {both: {harm: 0.5, refusal: 0.5}}\n'
+        "rules: [{name: r, action: steer, when: {both: {above: 0}}}]"
+    )
     broken = certified = 0
     for _ in range(DRAWS):
         try:
@@ -135,11 +139,18 @@ def test_a_limit_given_twice_is_refused():
         parse_limits(["miss=0.2", "miss=0.3"])
 
 
-def test_a_policy_without_thresholds_has_nothing_to_set():
-    """A rule that only asks to be below something."""
-    policy = parse_policy('name: p\nversion: "1"\nrules: [{name: r, action: block, when: {harm: {below: 0}}}]')
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("action: block, when: {harm: {below: 0}}", "no rule has an `above`"),
+        ("action: flag, when: {harm: {above: 0, below: {target_fpr: 0.1}}}", "no rule blocks"),
+    ],
+)
+def test_policies_that_leave_nothing_to_set(rule, words):
+    """A rule that only asks to be below something; a band whose upper end is nowhere."""
+    policy = parse_policy(f'name: p\nversion: "1"\nrules: [{{name: r, {rule}}}]')
     rng = np.random.default_rng(4)
-    with pytest.raises(PolicyError, match="no rule has an `above`"):
+    with pytest.raises(PolicyError, match=words):
         find_setting(policy, parse_limits(["block=0.1"]), drawn(rng, 100, 50), drawn(rng, 100, 50), 0.95, bound)
 
 

@@ -288,10 +288,10 @@ def test_a_band_needs_rules_at_both_ends(scores, kept, missing):
 
 def test_a_promise_names_the_strata_that_it_is_for(scores):
     """And those that are too few; a source whose name would end the comment's line does not."""
-    strata = np.repeat(["web\nrules: []", "app", "new\u2028\x07"], [600, 380, 20])
+    strata = np.repeat(["web\nrules: []", "app", "new\u2028er\x07"], [600, 380, 20])
     tuned_text = apply(tuned_diff(POLICY, scores, strata=strata, target=0.05), POLICY)
     assert (
-        "5 % of benign requests in each of web rules: []; app (nothing is promised of new) have both above"
+        "5 % of benign requests in each of web rules: []; app (nothing is promised of new er) have both above"
         in tuned_text
     )
     assert len(parse_policy(tuned_text).rules) == 3
