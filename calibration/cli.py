@@ -25,6 +25,7 @@ _SkipLong = Annotated[
 class Stratum(StrEnum):
     """What `tune --by` can divide traffic by."""
 
+    LANGUAGE = "language"
     LENGTH = "length"
     TURNS = "turns"
     SOURCE = "source"
@@ -155,16 +156,45 @@ def tune(
     prompts: Annotated[
         Path, typer.Option(help="Your own benign prompts (JSONL, label harmless); harmful ones in it measure recall.")
     ],
-    target_fpr: Annotated[float, typer.Option(help="Share of benign requests that may be flagged.")] = 0.01,
-    confidence: Annotated[float, typer.Option(help="Probability that the true share is no higher.")] = 0.95,
+    target_fpr: Annotated[
+        float,
+        typer.Option(help="Share of benign requests that may be above a threshold; conditions that state one keep it."),
+    ] = 0.01,
+    block_fpr: Annotated[
+        float | None,
+        typer.Option(help="With --flag-fpr, a band: share of benign requests that rules which block may fire on."),
+    ] = None,
+    flag_fpr: Annotated[
+        float | None, typer.Option(help="Share of benign requests that rules which flag or steer may fire on.")
+    ] = None,
+    at_most: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT=SHARE",
+            help="Limits on the whole policy that hold together: block, flag and burden of benign requests, hard benign "
+            "ones not allowed, miss (harmful allowed), unblocked. Repeatable: --at-most block=0.001 --at-most miss=0.2",
+        ),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Probability that all that is promised holds.")] = 0.95,
     harmful: Annotated[
         Path | None, typer.Option(help="Harmful prompts to expect recall on; else the artifact's own.")
+    ] = None,
+    hard_benign: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE|CATEGORY|FILE",
+            help="Harmless prompts that sound harmful, to measure over-refusal on. Repeatable.",
+        ),
     ] = None,
     by: Annotated[
         list[Stratum] | None,
         typer.Option(
-            help="Keep the rate in every stratum and not only on average: by length, turns or source. Repeatable."
+            help="Keep the rate in every stratum and not only on average: by language, length, turns or source. Repeatable."
         ),
+    ] = None,
+    prevalence: Annotated[
+        float | None,
+        typer.Option(help="Share of your traffic that is harmful, to say what a score at a threshold means there."),
     ] = None,
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
@@ -172,36 +202,44 @@ def tune(
 ) -> None:
     """Find thresholds on your own benign traffic, and print them as a diff of the policy.
 
-    At 1 % and 95 % confidence this takes at least 299 benign prompts; at 0.1 %, 2,995. Review the diff, then apply it:
+    Above each changed threshold the diff says what it promises and what its rule fires on. At 1 % and 95 % confidence this
+    takes at least 299 benign prompts; at 0.1 %, 2,995. Review the diff, then apply it:
 
         foreguard tune --model ./my-model --artifact ./artifact --policy policy.yaml --prompts benign.jsonl > tuned.diff
         patch policy.yaml tuned.diff
+
+    Two thresholds at once: --block-fpr 0.001 --flag-fpr 0.01. Limits on the policy as a whole, with reference attacks:
+    --harmful attacks.jsonl --at-most block=0.001 --at-most flag=0.01 --at-most miss=0.2
     """
-    from calibration.evaluation_run import tune_policy
     from calibration.model import resolve_model
     from calibration.prompts import load_prompts
+    from calibration.tune_display import tuning_tables
+    from calibration.tune_run import Request, tune_policy
     from probes.artifact import Artifact
 
-    tuned, diff = tune_policy(
+    found = tune_policy(
         resolve_model(model),
         Artifact.load(artifact),
         policy,
         load_prompts(prompts),
         harmful=load_prompts(harmful) if harmful else None,
-        strata=[kind.value for kind in by or ()],
-        target_fpr=target_fpr,
-        confidence=confidence,
+        request=Request(
+            target_fpr=target_fpr,
+            block_fpr=block_fpr,
+            flag_fpr=flag_fpr,
+            at_most=tuple(at_most or ()),
+            confidence=confidence,
+            strata=tuple(kind.value for kind in by or ()),
+            hard_benign=tuple(hard_benign or ()),
+            prevalence=prevalence,
+        ),
         dtype=dtype,
         device=device,
         skip_long=skip_long,
     )
-    from calibration.display import strata_table, tuned_table
-
     # The diff alone goes to standard output, so that it can be redirected into `patch`.
-    Console(stderr=True).print(tuned_table(tuned))
-    if by:
-        Console(stderr=True).print(strata_table(tuned))
-    typer.echo(diff, nl=False)
+    Console(stderr=True).print(tuning_tables(found))
+    typer.echo(found.diff, nl=False)
 
 
 def attack(
@@ -256,6 +294,13 @@ def attack(
 
 def inspect(
     artifact: Annotated[Path | None, typer.Argument(help="Artifact folder.", show_default=False)] = None,
+    prevalence: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of your traffic that is harmful, to say what a score at a threshold means there.",
+            show_default=False,
+        ),
+    ] = None,
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(
@@ -279,7 +324,7 @@ def inspect(
 
     An artifact: its model, probes with their numbers, steering vectors and data; digests, shapes and finiteness are checked.
 
-        foreguard inspect ./artifact
+        foreguard inspect ./artifact --prevalence 0.001
 
     Two builds: which heads, neurons and directions moved, and whether refusals did, against what rounding explains. The exit
     status is 0 when the two refuse alike and 1 when a part of the model's safety moved, so that a pipeline can stop there.
@@ -289,10 +334,10 @@ def inspect(
     if compare is None:
         if artifact is None or prompts is not None:
             raise typer.BadParameter("give an artifact folder, or --compare MODEL MODEL with --prompts")
-        _inspect_artifact(artifact)
+        _inspect_artifact(artifact, prevalence)
         return
-    if artifact is not None or prompts is None:
-        raise typer.BadParameter("--compare takes two models and --prompts, and no artifact")
+    if artifact is not None or prompts is None or prevalence is not None:
+        raise typer.BadParameter("--compare takes two models and --prompts, and nothing of an artifact")
     from calibration.builds.comparison import compare_builds
     from calibration.builds.tables import comparison_tables
     from calibration.builds.verdict import judge
@@ -307,11 +352,11 @@ def inspect(
     raise typer.Exit(1 if verdict.moved else 0)
 
 
-def _inspect_artifact(artifact: Path) -> None:
+def _inspect_artifact(artifact: Path, prevalence: float | None) -> None:
     from calibration.display import artifact_summary
     from probes.artifact import Artifact
 
-    Console().print(artifact_summary(Artifact.load(artifact)))
+    Console().print(artifact_summary(Artifact.load(artifact), prevalence))
 
 
 def report(

@@ -1,14 +1,11 @@
 """Tables: an artifact and an evaluation as a person reads them in a terminal."""
 
-from collections.abc import Sequence
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from calibration.evaluate import ProbeReport, Report
+from calibration.evaluate import ProbeReport, Report, certified_thresholds
 from calibration.study import Study
-from calibration.tune import Tuned
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.manifest import Evaluation, Probe, Rate
 from probes.readout import Readout
@@ -19,48 +16,38 @@ _NOT_QUOTED = "–"
 def evaluation_tables(report: Report) -> RenderableType:
     """Return the report's tables: probes, then controls, then what the sample was too small to say."""
     title = f"{report.split}: {report.num_harmful} harmful, {report.num_harmless} harmless prompts"
-    probes = _table(
+    probes = table_of(
         title, "probe", "AUROC (95 %)", "TPR at 1 % FPR", "TPR at 0.1 % FPR", "at the certified 1 %: FPR", "TPR"
     )
     for name, probe in report.probes.items():
         probes.add_row(name, *_numbers(probe.evaluation), *_frozen(probe))
-    controls = _table("controls: what cheaper explanations reach", "control", "AUROC", "TPR at 1 % FPR")
+    controls = table_of("controls: what cheaper explanations reach", "control", "AUROC", "TPR at 1 % FPR")
     for name, item in report.controls.items():
-        controls.add_row(name, f"{item.auroc:.3f}", _percent(item.tpr_at_fpr.get("0.01")))
-    return Group(probes, controls, *(Text(note) for note in report.notes))
+        controls.add_row(name, f"{item.auroc:.3f}", percent(item.tpr_at_fpr.get("0.01")))
+    return Group(probes, controls, *_reliability(report), *(Text(note) for note in report.notes))
 
 
-def tuned_table(tuned: Sequence[Tuned]) -> RenderableType:
-    """Return thresholds with the promise behind each and the recall to expect."""
-    table = _table(
-        "thresholds on your prompts", "score", "flag above", "promise", "of benign above", "expected recall (95 %)"
+def _reliability(report: Report) -> list[Table]:
+    table = table_of(
+        "probabilities", "probe", "for a share of harm of", "Brier (95 %)", "ECE (95 %)", "a perfect map's ECE"
     )
-    for item in tuned:
-        cut = item.threshold
-        promise = f"at most {cut.target_fpr:.2%} of benign requests, {cut.confidence:.0%} sure"
-        exceedances = f"at most {cut.allowed_exceedances} of {cut.num_negatives}"
-        table.add_row(item.name, f"{cut.value:.4f}", promise, exceedances, _percent(item.recall))
-    return table
+    for name, probe in report.probes.items():
+        for each in probe.reliability:
+            brier = f"{each.brier.value:.4f} ({each.brier.low:.4f}–{each.brier.high:.4f})"
+            ece = f"{each.ece.value:.3f} ({each.ece.low:.3f}–{each.ece.high:.3f})"
+            table.add_row(name, f"{each.prevalence:.1%}", brier, ece, f"below {each.ece_by_chance:.3f}")
+    return [table] if table.row_count else []
 
 
-def strata_table(tuned: Sequence[Tuned]) -> RenderableType:
-    """Return each stratum's own cut on each score; the highest of a row is in force."""
-    certified = [item.certified for item in tuned]
-    names = list(certified[0].strata)
-    table = _table("each stratum's own threshold; the highest is used", "score", *names)
-    for item in tuned:
-        cuts = item.certified.strata
-        table.add_row(item.name, *(f"{cuts[name].value:.4f}" for name in names))
-    sizes = (f"{name} ({size})" for name, size in certified[0].too_small.items())
-    missing = f"too few benign prompts to promise anything ({certified[0].needed} are needed): {', '.join(sizes)}"
-    return Group(table, *([Text(missing)] if certified[0].too_small else []))
+def artifact_summary(artifact: Artifact, prevalence: float | None = None) -> RenderableType:
+    """Return what an artifact holds: the model it is for, its probes and vectors, and the data behind them.
 
-
-def artifact_summary(artifact: Artifact) -> RenderableType:
-    """Return what an artifact holds: the model it is for, its probes and vectors, and the data behind them."""
+    With a `prevalence`, also what a score at a certified threshold means where that share of traffic is harmful.
+    """
     return Group(
         _identity(artifact),
         _probes(artifact),
+        *([] if prevalence is None else [_probabilities(artifact, prevalence)]),
         *([_steering(artifact)] if artifact.manifest.steering else []),
         _data(artifact),
     )
@@ -70,7 +57,7 @@ def study_tables(study: Study) -> RenderableType:
     """Return a study's tables and its finding."""
     tables = []
     for each in study.tables:
-        table = _table(study.title, *each.columns)
+        table = table_of(study.title, *each.columns)
         for row in each.rows:
             table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
         tables.append(table)
@@ -87,7 +74,7 @@ def _identity(artifact: Artifact) -> Table:
 
 
 def _probes(artifact: Artifact) -> Table:
-    table = _table(
+    table = table_of(
         "probes, on the last split evaluated",
         "probe",
         "reads",
@@ -102,8 +89,23 @@ def _probes(artifact: Artifact) -> Table:
     return table
 
 
+def _probabilities(artifact: Artifact, prevalence: float) -> Table:
+    benign = artifact.tensors[BENIGN_SCORES].numpy()
+    certified = {
+        probe.name: certified_thresholds(benign[:, column]) for column, probe in enumerate(artifact.manifest.probes)
+    }
+    table = table_of(
+        f"where {prevalence:.4g} is harmful", "probe", "at its threshold for", "score", "probability of harm"
+    )
+    for probe in artifact.manifest.probes:
+        for cut in certified[probe.name] if probe.platt else ():
+            chance = probe.platt.at(prevalence).probability(cut.value) if probe.platt else 0.0
+            table.add_row(probe.name, f"{cut.target_fpr:.1%} FPR", f"{cut.value:.4f}", f"{chance:.2%}")
+    return table
+
+
 def _steering(artifact: Artifact) -> Table:
-    table = _table("steering vectors", "vector", "block", "norm", "evidence")
+    table = table_of("steering vectors", "vector", "block", "norm", "evidence")
     for vector in artifact.manifest.steering:
         evidence = ", ".join(f"{name} {value:.3g}" for name, value in vector.evidence.items())
         table.add_row(vector.name, _blocks(vector.layers), f"{vector.norm:.3g}", evidence)
@@ -111,7 +113,7 @@ def _steering(artifact: Artifact) -> Table:
 
 
 def _data(artifact: Artifact) -> Table:
-    table = _table("data", "split", "file", "harmful", "harmless", "SHA-256")
+    table = table_of("data", "split", "file", "harmful", "harmless", "SHA-256")
     for item in artifact.manifest.data:
         table.add_row(item.split, item.source, str(item.num_harmful), str(item.num_harmless), item.sha256[:16])
     sizes = [str(artifact.tensors[name].shape[0]) for name in (HARMFUL_SCORES, BENIGN_SCORES)]
@@ -119,7 +121,8 @@ def _data(artifact: Artifact) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def table_of(title: str, *columns: str) -> Table:
+    """Return an empty table."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column)
@@ -128,15 +131,16 @@ def _table(title: str, *columns: str) -> Table:
 
 def _numbers(evaluation: Evaluation) -> list[str]:
     area = f"{evaluation.auroc:.3f} ({evaluation.auroc_low:.3f}–{evaluation.auroc_high:.3f})"
-    return [area, _percent(evaluation.tpr_at_fpr.get("0.01")), _percent(evaluation.tpr_at_fpr.get("0.001"))]
+    return [area, percent(evaluation.tpr_at_fpr.get("0.01")), percent(evaluation.tpr_at_fpr.get("0.001"))]
 
 
 def _frozen(probe: ProbeReport) -> list[str]:
     result = next((each for each in probe.frozen if each.target_fpr == 0.01), None)
-    return [_percent(result.fpr), _percent(result.tpr)] if result else [_NOT_QUOTED] * 2
+    return [percent(result.fpr), percent(result.tpr)] if result else [_NOT_QUOTED] * 2
 
 
-def _percent(rate: Rate | None) -> str:
+def percent(rate: Rate | None) -> str:
+    """Return a share with its interval, or a dash where there is none."""
     return f"{rate.value:.1%} ({rate.low:.1%}–{rate.high:.1%})" if rate else _NOT_QUOTED
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.metrics import FALSE_POSITIVE_RATES, auroc, evaluate_scores, rate, tpr_at_fpr
+from calibration.reliability import Reliability, reliability
 from calibration.stage_file import Strict
 from calibration.template import EncodedPrompts
 from guard.threshold import Threshold, certify, minimum_negatives
-from probes.manifest import Evaluation, Rate
+from probes.manifest import Evaluation, Platt, Rate
 
 
 class FrozenResult(Strict):
@@ -41,6 +42,8 @@ class ProbeReport(Strict):
     frozen: tuple[FrozenResult, ...]
     categories: dict[str, Group]
     sources: dict[str, Group]
+    reliability: tuple[Reliability, ...] = ()
+    """Of its probabilities: as calibrated, and at this split's share of harmful prompts."""
 
 
 class ControlReport(Strict):
@@ -71,15 +74,23 @@ def evaluate(
     *,
     split: str,
     controls: Mapping[str, ControlReport],
+    platt: Sequence[Platt | None] = (),
     notes: Sequence[str] = (),
 ) -> Report:
     """Return the report on request `scores` `[N, K]` of the probes `names`.
 
     `benign_calibration` `[M, K]` are the artifact's benign scores: the frozen thresholds come from them.
+    `platt` are the probes' maps to probabilities, whose reliability is reported where they are given.
     """
     harmful = prompts.harmful
     probes = {
-        name: _report(prompts, scores[:, column], certified_thresholds(benign_calibration[:, column]), split)
+        name: _report(
+            prompts,
+            scores[:, column],
+            certified_thresholds(benign_calibration[:, column]),
+            split,
+            platt[column] if platt else None,
+        )
         for column, name in enumerate(names)
     }
     return Report(
@@ -106,7 +117,11 @@ def control(what: str, scores: npt.NDArray[np.floating], harmful: npt.NDArray[np
 
 
 def _report(
-    prompts: EncodedPrompts, scores: npt.NDArray[np.float32], thresholds: Sequence[Threshold], split: str
+    prompts: EncodedPrompts,
+    scores: npt.NDArray[np.float32],
+    thresholds: Sequence[Threshold],
+    split: str,
+    platt: Platt | None,
 ) -> ProbeReport:
     cut = next((threshold.value for threshold in thresholds if threshold.target_fpr == FALSE_POSITIVE_RATES[0]), None)
     return ProbeReport(
@@ -114,6 +129,7 @@ def _report(
         frozen=tuple(_frozen(scores, prompts.harmful, threshold) for threshold in thresholds),
         categories=_groups(prompts, scores, cut, "category"),
         sources=_groups(prompts, scores, cut, "source"),
+        reliability=reliability(scores, prompts.harmful, platt),
     )
 
 

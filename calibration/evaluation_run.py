@@ -1,7 +1,7 @@
 """An artifact met with new prompts: the model is loaded, its fingerprint required, and the prompts scored."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,21 +17,17 @@ from calibration.pipeline import bank_of
 from calibration.prompts import PromptFile, require_classes
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.request_scores import score_prompts
-from calibration.strata import strata_of
 from calibration.template import EncodedPrompts, encode_prompts
-from calibration.tune import Sample, Tuned, columns_of, policy_diff, tune_scores
-from guard.policy_file import parse_policy
-from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
-from probes.errors import ArtifactError, PolicyError, PromptError
+from probes.artifact import BENIGN_SCORES, Artifact
+from probes.errors import ArtifactError
 from probes.fingerprint import fingerprint
-from probes.scoring import ProbeBank
 
 _MOST_FOR_TOKENS = 128
 """Prompts per class by which the model's refusal tokens are found, as in calibration."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class Loaded:
     """A model that an artifact was found to belong to."""
 
     chat: ChatModel
@@ -39,6 +35,7 @@ class _Loaded:
     skip_long: bool
 
     def encode(self, file: PromptFile) -> EncodedPrompts:
+        """Render and tokenise a file's prompts as the model is served them."""
         return encode_prompts(self.chat.tokenizer, file, self.chat.context, skip_long=self.skip_long)
 
 
@@ -72,7 +69,7 @@ def evaluate_artifact(
 ) -> Evaluated:
     """Score `file` and report on it. Raises `ArtifactMismatch`, `ModelError` or `PromptError`."""
     require_classes(file.harmful, file.name)
-    loaded = _load(model, artifact, dtype, device, skip_long)
+    loaded = load_for(model, artifact, dtype, device, skip_long)
     prompts = loaded.encode(file)
     require_classes(prompts.harmful, file.name)
     training = loaded.encode(train) if train else None
@@ -88,50 +85,15 @@ def evaluate_artifact(
         artifact.tensors[BENIGN_SCORES].numpy(),
         split=file.name,
         controls=report_controls(prompts, scored, bank.names, train=training),
+        platt=[probe.spec.platt for probe in probes],
     )
     return Evaluated(report, prompts, names, scored.scores[:, : len(names)])
 
 
-def tune_policy(
-    model: Path,
-    artifact: Artifact,
-    policy: Path,
-    file: PromptFile,
-    *,
-    harmful: PromptFile | None = None,
-    strata: Sequence[str] = (),
-    target_fpr: float = 0.01,
-    confidence: float = 0.95,
-    dtype: str = "auto",
-    device: str = "cpu",
-    skip_long: bool = False,
-) -> tuple[list[Tuned], str]:
-    """Return each score's threshold on the benign prompts of `file`, and the diff of `policy` that applies them.
-
-    With `strata` (kinds of `calibration.strata`) the threshold holds in each of them. Recall is measured on `harmful`, on
-    the harmful prompts of `file`, or on the artifact's own, whichever there is first.
-    """
-    text = _read_policy(policy)
-    parsed = parse_policy(text, policy.name)
-    loaded = _load(model, artifact, dtype, device, skip_long)
-    bank = ProbeBank.from_artifact(artifact)
-    prompts = loaded.encode(file)
-    scores = score_prompts(loaded.chat, bank, prompts, title="scoring your prompts").scores
-    benign = Sample(
-        columns_of(bank.names, scores[~prompts.harmful], parsed), strata_of(prompts, strata)[~prompts.harmful]
-    )
-    harmful_scores = scores[prompts.harmful]
-    if harmful is not None:
-        harmful_scores = _harmful_only(loaded, bank, harmful)
-    elif not len(harmful_scores):
-        harmful_scores = artifact.tensors[HARMFUL_SCORES].numpy()
-    tuned = tune_scores(benign, columns_of(bank.names, harmful_scores, parsed), target_fpr, confidence)
-    return tuned, policy_diff(text, policy.name, parsed, benign, target_fpr, confidence)
-
-
-def _load(model: Path, artifact: Artifact, dtype: str, device: str, skip_long: bool) -> _Loaded:
+def load_for(model: Path, artifact: Artifact, dtype: str, device: str, skip_long: bool) -> Loaded:
+    """Load the model that `artifact` is for. Raises `ArtifactMismatch` or `ModelError`."""
     artifact.manifest.fingerprint.require(fingerprint(model, dtype=None if dtype == "auto" else dtype))
-    return _Loaded(ChatModel.load(model, dtype=dtype, device=device), artifact, skip_long)
+    return Loaded(ChatModel.load(model, dtype=dtype, device=device), artifact, skip_long)
 
 
 def _probes(artifact: Artifact) -> list[FittedProbe]:
@@ -145,19 +107,3 @@ def _refusal_tokens(chat: ChatModel, training: EncodedPrompts) -> tuple[int, ...
     sample = training.subset(np.concatenate(sides))
     log_probs: torch.Tensor = first_token_log_probs(chat, sample)
     return find_refusal_tokens(log_probs, sample.harmful)
-
-
-def _harmful_only(loaded: _Loaded, bank: ProbeBank, file: PromptFile) -> npt.NDArray[np.float32]:
-    prompts = loaded.encode(file)
-    if not prompts.harmful.any():
-        raise PromptError("holds no harmful prompts", field=file.name, remedy='give prompts with "label": "harmful"')
-    return score_prompts(loaded.chat, bank, prompts, title="scoring harmful prompts").scores[prompts.harmful]
-
-
-def _read_policy(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(
-            f"cannot read {path.name}: {error}", field="policy", remedy="name a readable YAML file"
-        ) from error

@@ -68,7 +68,7 @@ from calibration.unseen_sources import require_sources, unseen_sources
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
-from probes.manifest import Manifest, Probe
+from probes.manifest import Manifest, Platt, Probe
 from probes.scoring import ProbeBank
 
 METHODS: dict[str, Method] = {
@@ -309,6 +309,7 @@ def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], f
             benign,
             split="test",
             controls=report_controls(test, scored["test"], names, train=run.encoded["train"]),
+            platt=_platt(run, scored["validation"].scores[:, :num_probes]),
             notes=(*found.notes, *leakage_notes(list(run.files.values()))),
         )
         write_whole(path, report.model_dump_json(indent=2) + "\n")
@@ -354,7 +355,11 @@ def _assemble(
         BENIGN_SCORES: torch.from_numpy(scores[~harmful].copy()),
         HARMFUL_SCORES: torch.from_numpy(scores[harmful].copy()),
     }
-    measured = [_measured(item.spec, scores[:, column], harmful, report) for column, item in enumerate(found.probes)]
+    platt = _platt(run, scores)
+    measured = [
+        _measured(item.spec, scores[:, column], harmful, report, platt[column])
+        for column, item in enumerate(found.probes)
+    ]
     manifest = Manifest(
         name=run.fingerprint.architecture,
         created=created,
@@ -367,12 +372,22 @@ def _assemble(
     return Artifact(manifest, tensors, {EVIDENCE: evidence.to_file()})
 
 
+def _platt(run: _Run, validation_scores: npt.NDArray[np.float32]) -> list[Platt]:
+    """Fit each probe's map to probabilities on its validation scores `[N, K]`."""
+    harmful = run.encoded["validation"].harmful
+    return [fit_platt(validation_scores[:, column], harmful) for column in range(validation_scores.shape[1])]
+
+
 def _measured(
-    spec: Probe, validation_scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_], report: Report
+    spec: Probe,
+    validation_scores: npt.NDArray[np.float32],
+    harmful: npt.NDArray[np.bool_],
+    report: Report,
+    platt: Platt,
 ) -> Probe:
     validation = evaluate_scores(validation_scores, harmful, "validation")
     evaluation = (validation, report.probes[spec.name].evaluation)
-    return spec.model_copy(update={"platt": fit_platt(validation_scores, harmful), "evaluation": evaluation})
+    return spec.model_copy(update={"platt": platt, "evaluation": evaluation})
 
 
 def _tools() -> dict[str, str]:

@@ -12,7 +12,7 @@ def fit_platt(scores: npt.ArrayLike, harmful: npt.NDArray[np.bool_]) -> Platt:
     """Return the logistic map that makes scores `[N]` the most likely probabilities of harm.
 
     Targets are Platt's smoothed ones, `(N+ + 1) / (N+ + 2)` and `1 / (N- + 2)`, so that perfectly separated classes
-    still give finite numbers.
+    still give finite numbers. The prevalence of these prompts goes with the map, which `Platt.at` moves to another.
     """
     raw = np.asarray(scores, dtype=np.float64)
     centre, scale = float(raw.mean()), float(raw.std()) or 1.0
@@ -27,4 +27,8 @@ def fit_platt(scores: npt.ArrayLike, harmful: npt.NDArray[np.bool_]) -> Platt:
         return value, np.array([(gap * standard).sum(), gap.sum()])
 
     slope, intercept = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS").x
-    return Platt(slope=float(slope / scale), intercept=float(intercept - slope * centre / scale))
+    return Platt(
+        slope=float(slope / scale),
+        intercept=float(intercept - slope * centre / scale),
+        prevalence=num_harmful / len(raw) if num_harmful and num_harmless else None,
+    )

@@ -64,6 +64,8 @@ class Prompt:
     is_harmful: bool
     category: str | None
     source: str | None
+    lang: str | None = None
+    """As the file states it, in lower case."""
 
     @property
     def text(self) -> str:
@@ -156,7 +158,15 @@ def _read_line(line: str, where: str, number: int) -> Prompt:
     except ValidationError as error:
         raise _explain(error, where) from error
     messages = content.messages or (Message(role="user", content=content.prompt or ""),)
-    return Prompt(content.id or where, number, messages, content.label == "harmful", content.category, content.source)
+    return Prompt(
+        content.id or where,
+        number,
+        messages,
+        content.label == "harmful",
+        content.category,
+        content.source,
+        (content.lang or "").strip().lower() or None,
+    )
 
 
 def _explain(error: ValidationError, where: str) -> PromptError:

@@ -1,21 +1,52 @@
-"""Tuning: an operator's own benign prompts give the thresholds, and the policy file gets them as a diff to review."""
+"""Tuning: an operator's own benign prompts give every threshold of a policy its number.
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+What the numbers do to the prompts at hand is in `outcome.py`; the diff that a person reviews, in `policy_edit.py`; limits
+that have to hold jointly, in `joint.py`.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from calibration.metrics import rate
-from guard.policy import Condition, Policy, TargetFpr
-from guard.threshold import StratifiedThreshold, Threshold, certify_strata
-from probes.errors import PolicyError
+from guard.bound_rule import Columns
+from guard.policy import Condition, Policy, Rule, TargetFpr
+from guard.threshold import (
+    CertifiedBand,
+    StratifiedThreshold,
+    Threshold,
+    certify_band,
+    certify_strata,
+    share_confidence,
+)
+from guard.verdict import Action
+from probes.errors import CalibrationError, PolicyError
 from probes.manifest import Rate
 
-Columns = Mapping[str, npt.NDArray[np.float32]]
-"""Request scores `[N]` by probe or combination."""
+_STEP = Decimal("0.0001")
+
+Place = tuple[str, str, Literal["above", "below"]]
+"""Where a number stands in a policy: rule, score, and end of the condition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A threshold as it is written, and the promise behind it in words."""
+
+    text: str
+    promise: str
+
+    @property
+    def value(self) -> float:
+        """What the text says."""
+        return float(self.text)
+
+
+Plan = Mapping[Place, Number]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +57,28 @@ class Sample:
     strata: npt.NDArray[np.str_] | None = None
     """`[N]`; one stratum where there are none."""
 
+    def labels(self, name: str) -> npt.NDArray[np.str_]:
+        """Return the stratum of each prompt `[N]`, of those that have score `name`."""
+        return np.full(len(self.columns[name]), "all") if self.strata is None else self.strata
+
     def certify(self, name: str, target_fpr: float, confidence: float) -> StratifiedThreshold:
         """Return the cut on score `name` that every stratum's prompts certify. Raises `TooFewNegatives`."""
-        scores = self.columns[name]
-        strata = np.full(len(scores), "all") if self.strata is None else self.strata
-        return certify_strata(scores, strata, target_fpr, confidence)
+        return certify_strata(self.columns[name], self.labels(name), target_fpr, confidence)
+
+    def band(self, name: str, block_fpr: float, flag_fpr: float, confidence: float) -> CertifiedBand:
+        """Return the two cuts on score `name` that every stratum's prompts certify. Raises `TooFewNegatives`."""
+        return certify_band(self.columns[name], self.labels(name), block_fpr, flag_fpr, confidence)
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """A probe's threshold on the operator's prompts, and the recall to expect of it."""
+    """A score's threshold on the operator's prompts, and the recall to expect of it."""
 
     name: str
     certified: StratifiedThreshold
     recall: Rate
+    action: str = "flag"
+    """What the threshold is for: `flag` or `block`."""
 
     @property
     def threshold(self) -> Threshold:
@@ -47,97 +86,146 @@ class Tuned:
         return self.certified.threshold
 
 
-@dataclass(frozen=True, slots=True)
-class _Edit:
-    """A replacement of characters `start` to `end` of the policy's text."""
-
-    start: int
-    end: int
-    text: str
-
-
-def columns_of(
-    names: Sequence[str], scores: npt.NDArray[np.float32], policy: Policy
-) -> dict[str, npt.NDArray[np.float32]]:
-    """Return scores `[N, K]` by name, the policy's combinations included. Raises `PolicyError` for an unknown probe."""
-    columns = {name: scores[:, column] for column, name in enumerate(names)}
-    for name, weights in policy.combine.items():
-        for probe in weights:
-            _require_known(f"combine.{name}", probe, names)
-        total = sum(weight * columns[probe].astype(np.float64) for probe, weight in weights.items())
-        columns[name] = np.asarray(total, dtype=np.float32)
-    return columns
-
-
 def tune_scores(benign: Sample, harmful: Columns, target_fpr: float, confidence: float) -> list[Tuned]:
     """Return each score's certified threshold on `benign`, with its recall on `harmful`. Raises `TooFewNegatives`."""
-    tuned = []
-    for name in benign.columns:
-        certified = benign.certify(name, target_fpr, confidence)
-        recall = rate(int((harmful[name] > certified.threshold.value).sum()), len(harmful[name]))
-        tuned.append(Tuned(name, certified, recall))
-    return tuned
+    certified = {name: benign.certify(name, target_fpr, confidence) for name in benign.columns}
+    return [Tuned(name, found, _recall(harmful[name], found)) for name, found in certified.items()]
 
 
-def policy_diff(text: str, source: str, policy: Policy, benign: Sample, target_fpr: float, confidence: float) -> str:
-    """Return the unified diff that puts a certified number into every `above` of the policy.
+def tune_bands(bands: Mapping[str, CertifiedBand], harmful: Columns) -> list[Tuned]:
+    """Return both cuts of each score's band, with their recalls on `harmful`."""
+    return [
+        Tuned(name, certified, _recall(harmful[name], certified), action)
+        for name, band in bands.items()
+        for action, certified in (("flag", band.flag), ("block", band.block))
+    ]
+
+
+def stated_plan(policy: Policy, benign: Sample, target_fpr: float, confidence: float) -> dict[Place, Number]:
+    """Return a certified number for every `above` of the policy, and for every `below` that is a promise.
 
     A condition that states its own `target_fpr` keeps to it; one that holds a number gets the target given here.
-    All other text, comments included, stays. Empty when nothing changes.
     """
-    edits = sorted(
-        _edits(text, policy, benign, TargetFpr(target_fpr=target_fpr, confidence=confidence)),
-        key=lambda edit: -edit.start,
-    )
-    tuned = text
-    for edit in edits:
-        tuned = tuned[: edit.start] + edit.text + tuned[edit.end :]
-    lines = difflib.unified_diff(
-        text.splitlines(keepends=True), tuned.splitlines(keepends=True), source, f"{source} (tuned)"
-    )
-    return "".join(lines)
-
-
-def _edits(text: str, policy: Policy, benign: Sample, default: TargetFpr) -> Iterator[_Edit]:
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    rules = _value(root, "rules")
-    for rule, node in zip(policy.rules, getattr(rules, "value", []), strict=True):
-        for name, condition in rule.when.items():
-            pair = _pair(_value(_value(node, "when"), name), "above")
-            if condition.above is None or pair is None:
+    plan: dict[Place, Number] = {}
+    for rule, name, condition in conditions(policy, benign.columns):
+        for end, stated in (("above", condition.above), ("below", condition.below)):
+            if stated is None or (end == "below" and not isinstance(stated, TargetFpr)):
                 continue
-            _require_known(f"rules.{rule.name}.when.{name}", name, list(benign.columns))
-            start = text.index(":", pair[0].end_mark.index) + 1
-            yield _Edit(start, _end(pair[1]), f" {_number(condition, benign, name, default)}")
+            target, sure = (
+                (stated.target_fpr, stated.confidence) if isinstance(stated, TargetFpr) else (target_fpr, confidence)
+            )
+            plan[_place(rule, name, end)] = _number(end, name, benign.certify(name, target, sure), benign)
+    return plan
 
 
-def _number(condition: Condition, benign: Sample, name: str, default: TargetFpr) -> str:
-    target = condition.above if isinstance(condition.above, TargetFpr) else default
-    cut = benign.certify(name, target.target_fpr, target.confidence).threshold.value
-    # Rounded up: a threshold that is a hair higher keeps its promise.
-    return f"{np.ceil(cut * 1e4) / 1e4:.4f}"
+def band_plan(
+    policy: Policy, bands: Mapping[str, CertifiedBand], benign: Sample, confidence: float
+) -> dict[Place, Number]:
+    """Return the bands' numbers for the policy: blocks begin at the upper cut, flags and steers at the lower one.
+
+    A promise `below` becomes the upper cut, so that the band ends where blocking begins. `confidence` is that of
+    all bands together, as they were certified.
+    """
+    plan: dict[Place, Number] = {}
+    together = f" ({100 * confidence:.4g} % for all of these at once)"
+    for rule, name, condition in conditions(policy, benign.columns):
+        if condition.above is not None:
+            upper = rule.action is Action.BLOCK
+            certified = bands[name].block if upper else bands[name].flag
+            plan[_place(rule, name, "above")] = _number("above", name, certified, benign, together)
+        if isinstance(condition.below, TargetFpr):
+            plan[_place(rule, name, "below")] = _number("below", name, bands[name].block, benign, together)
+    return plan
 
 
-def _pair(node: yaml.Node | None, key: str) -> tuple[yaml.Node, yaml.Node] | None:
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    return next((pair for pair in node.value if pair[0].value == key), None)
+def certify_bands(
+    policy: Policy, benign: Sample, block_fpr: float, flag_fpr: float, confidence: float
+) -> dict[str, CertifiedBand]:
+    """Return a band for every score that a rule asks to be above something; all hold together with `confidence`.
+
+    Raises `PolicyError` where the policy lacks one of the two kinds of rules, `TooFewNegatives`, and `CalibrationError`.
+    """
+    asked = [
+        (rule, name) for rule, name, condition in conditions(policy, benign.columns) if condition.above is not None
+    ]
+    names = list(dict.fromkeys(name for _, name in asked))
+    for kind, present in (
+        ("flag", any(rule.action is not Action.BLOCK for rule, _ in asked)),
+        ("block", any(rule.action is Action.BLOCK for rule, _ in asked)),
+    ):
+        if not present:
+            score = names[0] if names else next(iter(benign.columns))
+            raise PolicyError(
+                f"a band has two ends, and no rule of the policy would {kind}",
+                field="rules",
+                remedy=f"add one: - {{name: {kind}-{score}, action: {kind}, when: {{{score}: {{above: 0}}}}}}",
+            )
+    each = share_confidence(confidence, len(names))
+    return {name: benign.band(name, block_fpr, flag_fpr, each) for name in names}
 
 
-def _value(node: yaml.Node | None, key: str) -> yaml.Node | None:
-    pair = _pair(node, key)
-    return pair[1] if pair else None
+def conditions(policy: Policy, columns: Columns) -> Iterator[tuple[Rule, str, Condition]]:
+    """Yield every condition with its rule and score. Raises `PolicyError` for a score that is not in `columns`."""
+    for rule in policy.rules:
+        for name, condition in rule.when.items():
+            if name not in columns:
+                raise PolicyError(
+                    f"no probe or combination is named {name!r}",
+                    field=f"rules.{rule.name}.when.{name}",
+                    remedy=f"use one of: {', '.join(sorted(columns))}",
+                )
+            yield rule, name, condition
 
 
-def _end(node: yaml.Node) -> int:
-    # A block mapping's own end mark lies beyond the line break after it; its last scalar's does not.
-    while isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
-        node = node.value[-1][1]
-    return int(node.end_mark.index)
+def with_numbers(policy: Policy, values: Mapping[Place, float]) -> Policy:
+    """Return the policy with numbers at these places."""
+    rules = []
+    for rule in policy.rules:
+        when = {
+            name: condition.model_copy(
+                update={
+                    end: values[place] for end in ("above", "below") if (place := _place(rule, name, end)) in values
+                }
+            )
+            for name, condition in rule.when.items()
+        }
+        rules.append(rule.model_copy(update={"when": when}))
+    return policy.model_copy(update={"rules": tuple(rules)})
 
 
-def _require_known(field: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise PolicyError(
-            f"no probe or combination is named {name!r}", field=field, remedy=f"use one of: {', '.join(sorted(known))}"
+def written(cut: float, *, below: bool = False) -> str:
+    """Return a threshold with four decimals, never lower than `cut`: a hair higher keeps its promise.
+
+    For `below`, a step higher still, so that a score that ties with the cut is within.
+    """
+    if not np.isfinite(cut):
+        raise CalibrationError(
+            "a threshold is not a finite number", field="threshold", remedy="score the prompts again"
         )
+    return str(Decimal(cut).quantize(_STEP, ROUND_CEILING) + (_STEP if below else 0))
+
+
+def _place(rule: Rule, name: str, end: str) -> Place:
+    return (rule.name, name, "above" if end == "above" else "below")
+
+
+def _number(end: str, name: str, certified: StratifiedThreshold, benign: Sample, together: str = "") -> Number:
+    cut, scores = certified.threshold, benign.columns[name]
+    over = int((scores > cut.value).sum())
+    side = "above" if end == "above" else "at or above"
+    promise = (
+        f"at most {100 * cut.target_fpr:.3g} % of benign requests{_where(certified)} have {name} {side} this, "
+        f"with {100 * cut.confidence:.4g} % confidence{together} ({over} of {len(scores)} had)"
+    )
+    return Number(written(cut.value, below=end == "below"), promise)
+
+
+def _where(certified: StratifiedThreshold) -> str:
+    """Say which strata the promise speaks of, and of which it does not."""
+    names = list(certified.strata)
+    kept = "" if names == ["all"] else f" in {'each of ' if len(names) > 1 else ''}{'; '.join(names)}"
+    return kept + (f" (nothing is promised of {'; '.join(certified.too_small)})" if certified.too_small else "")
+
+
+def _recall(harmful: npt.NDArray[np.float64], certified: StratifiedThreshold) -> Rate:
+    return rate(int((harmful > certified.threshold.value).sum()), len(harmful))

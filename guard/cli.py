@@ -13,7 +13,8 @@ from rich.table import Table
 from probes.errors import ForeguardError
 
 if TYPE_CHECKING:  # these import numpy and torch, which `--help` does not need
-    from guard.policy import Condition, Policy
+    from guard.decide import BoundPolicy
+    from guard.policy import Condition, Policy, TargetFpr
 
 _PASSES_ARGUMENTS_ON = {"serve"}
 
@@ -61,7 +62,8 @@ def check(
     from guard.policy_file import load_policy
 
     loaded = load_policy(policy)
-    thresholds = _thresholds(loaded, artifact) if artifact else {}
+    bound = _bound(loaded, artifact) if artifact else None
+    thresholds = bound.thresholds if bound else {}
     table = Table(title=f"{loaded.label}: {loaded.mode}, unscored prompts: {loaded.on_unscored}", title_justify="left")
     for column in ("rule", "action", "when"):
         table.add_column(column)
@@ -70,33 +72,36 @@ def check(
             _condition(name, condition, thresholds.get((rule.name, name))) for name, condition in rule.when.items()
         ]
         table.add_row(rule.name, rule.action.value, "\n".join(conditions))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for idle, before in (bound.idle_rules if bound else {}).items():
+        console.print(f"note: rule {idle} never decides: {before} fires wherever it would, and goes before it")
 
 
-def _thresholds(policy: "Policy", artifact: Path) -> dict[tuple[str, str], float]:
+def _bound(policy: "Policy", artifact: Path) -> "BoundPolicy":
     from guard.decide import bind
     from probes.artifact import BENIGN_SCORES, Artifact
 
     loaded = Artifact.load(artifact)
     manifest = loaded.manifest
     probes, vectors = [probe.name for probe in manifest.probes], [vector.name for vector in manifest.steering]
-    return bind(
-        policy, probes, loaded.tensors[BENIGN_SCORES].numpy(), steering=vectors, digest=manifest.digest
-    ).thresholds
+    return bind(policy, probes, loaded.tensors[BENIGN_SCORES].numpy(), steering=vectors, digest=manifest.digest)
 
 
 def _condition(name: str, condition: "Condition", threshold: float | None) -> str:
     from guard.policy import TargetFpr
 
-    parts = []
-    if isinstance(condition.above, TargetFpr):
-        parts.append(
-            f"{name} above its {condition.above.target_fpr:.3%} FPR threshold (confidence {condition.above.confidence:.0%})"
-        )
-    elif condition.above is not None:
-        parts.append(f"{name} > {condition.above:g}")
-    if threshold is not None and isinstance(condition.above, TargetFpr):
-        parts[-1] += f" = {threshold:.4f}"
-    if condition.below is not None:
-        parts.append(f"{name} < {condition.below:g}")
+    above, below, parts = condition.above, condition.below, []
+    if isinstance(above, TargetFpr):
+        parts.append(f"{name} above {_promise(above)}" + (f" = {threshold:.4f}" if threshold is not None else ""))
+    elif above is not None:
+        parts.append(f"{name} > {above:g}")
+    if isinstance(below, TargetFpr):
+        parts.append(f"{name} not above {_promise(below)}")
+    elif below is not None:
+        parts.append(f"{name} < {below:g}")
     return " and ".join(parts)
+
+
+def _promise(target: "TargetFpr") -> str:
+    return f"its {target.target_fpr:.3%} FPR threshold (confidence {target.confidence:.0%})"

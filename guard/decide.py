@@ -13,29 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from guard.bound_rule import Band, BoundRule, Columns
 from guard.policy import Condition, Policy, TargetFpr
 from guard.threshold import certify
 from guard.verdict import Action, Mode, Unscored, Verdict
 from probes.errors import PolicyError, TooFewNegatives
-
-
-@dataclass(frozen=True, slots=True)
-class _Band:
-    """One condition, resolved: `above < score < below`."""
-
-    score: str
-    above: float
-    below: float
-
-    def holds(self, scores: Mapping[str, float]) -> bool:
-        return self.above < scores[self.score] < self.below
-
-
-@dataclass(frozen=True, slots=True)
-class _BoundRule:
-    name: str
-    action: Action
-    bands: tuple[_Band, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +26,18 @@ class BoundPolicy:
 
     policy: Policy
     probes: tuple[str, ...]
-    rules: tuple[_BoundRule, ...]
+    rules: tuple[BoundRule, ...]
     """Most severe first: the first that holds decides."""
+
+    @property
+    def idle_rules(self) -> dict[str, str]:
+        """Return the rules that can never decide, each with the rule that fires wherever it would and goes before it."""
+        idle: dict[str, str] = {}
+        for index, rule in enumerate(self.rules):
+            before = next((other.name for other in self.rules[:index] if other.covers(rule)), None)
+            if before is not None:
+                idle[rule.name] = before
+        return idle
 
     @property
     def thresholds(self) -> dict[tuple[str, str], float]:
@@ -65,7 +57,7 @@ class BoundPolicy:
         named = {} if isinstance(scores, Unscored) else self._named(scores)
         if not all(map(math.isfinite, named.values())):
             unscored, named = Unscored.NOT_FINITE, {}
-        rule = None if unscored else next((rule for rule in self.rules if _holds(rule, named)), None)
+        rule = None if unscored else next((rule for rule in self.rules if rule.holds(named)), None)
         decision = self.policy.on_unscored if unscored else rule.action if rule else Action.ALLOW
         if tighten and decision in (Action.FLAG, Action.STEER):
             decision = Action.BLOCK
@@ -82,6 +74,18 @@ class BoundPolicy:
             decision_seconds=time.perf_counter() - began,
         )
 
+    def firing(self, columns: Columns) -> dict[str, npt.NDArray[np.bool_]]:
+        """Return for each rule on which of N prompts it fires; `columns` as `score_columns` gives them."""
+        return {rule.name: rule.fires(columns) for rule in self.rules}
+
+    def severities(self, columns: Columns) -> npt.NDArray[np.int8]:
+        """Return the severity of the decision on each of N prompts `[N]`, the same that `judge` would make of each."""
+        rows = len(next(iter(columns.values())))
+        decided = np.zeros(rows, dtype=np.int8)
+        for rule in self.rules:
+            np.maximum(decided, np.where(rule.fires(columns), rule.action.severity, 0), out=decided, casting="unsafe")
+        return decided
+
     def _named(self, scores: Sequence[float]) -> dict[str, float]:
         named = dict(zip(self.probes, map(float, scores), strict=True))
         return named | {name: _weighted(weights, named) for name, weights in self.policy.combine.items()}
@@ -93,10 +97,6 @@ def _weighted(weights: Mapping[str, float], scores: Mapping[str, Any]) -> Any:
     for probe, weight in weights.items():
         total = total + weight * scores[probe]
     return total
-
-
-def _holds(rule: _BoundRule, scores: Mapping[str, float]) -> bool:
-    return all(band.holds(scores) for band in rule.bands)
 
 
 def bind(
@@ -120,11 +120,9 @@ def bind(
         )
     if policy.steering and policy.steering.vector not in steering:
         raise _unknown("steering.vector", policy.steering.vector, "steering vector", steering)
-    columns = {name: benign_scores[:, index].astype(np.float64) for index, name in enumerate(probes)}
-    for name, weights in policy.combine.items():
-        columns[name] = _combination(name, weights, columns, probes)
+    columns = score_columns(policy, probes, benign_scores)
     rules = tuple(
-        _BoundRule(
+        BoundRule(
             rule.name,
             rule.action,
             tuple(_band(f"rules.{rule.name}.when.{s}", s, c, columns) for s, c in rule.when.items()),
@@ -134,8 +132,18 @@ def bind(
     return BoundPolicy(policy, tuple(probes), rules)
 
 
+def score_columns(
+    policy: Policy, probes: Sequence[str], scores: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return `scores` `[N, K]` by probe, and the policy's combinations. Raises `PolicyError` for an unknown name."""
+    columns = {name: scores[:, index].astype(np.float64) for index, name in enumerate(probes)}
+    for name, weights in policy.combine.items():
+        columns[name] = _combination(name, weights, columns, probes)
+    return columns
+
+
 def _combination(
-    name: str, weights: Mapping[str, float], columns: Mapping[str, npt.NDArray[np.float64]], probes: Sequence[str]
+    name: str, weights: Mapping[str, float], columns: Columns, probes: Sequence[str]
 ) -> npt.NDArray[np.float64]:
     if name in columns:
         raise PolicyError("a probe has this name", field=f"combine.{name}", remedy="give the combination another name")
@@ -145,26 +153,28 @@ def _combination(
     return np.asarray(_weighted(weights, columns))
 
 
-def _band(field: str, score: str, condition: Condition, columns: Mapping[str, npt.NDArray[np.float64]]) -> _Band:
+def _band(field: str, score: str, condition: Condition, columns: Columns) -> Band:
     if score not in columns:
         raise _unknown(field, score, "probe or combination", list(columns))
-    above = condition.above
-    if isinstance(above, TargetFpr):
-        above = _certified(field, above, columns[score])
-    lower = -math.inf if above is None else above
-    upper = math.inf if condition.below is None else condition.below
+    lower = _resolved(f"{field}.above", condition.above, columns[score], -math.inf)
+    upper = _resolved(f"{field}.below", condition.below, columns[score], math.inf)
     if lower >= upper:
         raise PolicyError(
             f"no score is above {lower:.4g} and below {upper:.4g}", field=field, remedy="lower 'above' or raise 'below'"
         )
-    return _Band(score, lower, upper)
+    # "Not above" a promised threshold includes the threshold itself, where the rule above it does not fire.
+    return Band(score, lower, math.nextafter(upper, math.inf) if isinstance(condition.below, TargetFpr) else upper)
 
 
-def _certified(field: str, target: TargetFpr, benign: npt.NDArray[np.float64]) -> float:
+def _resolved(field: str, end: float | TargetFpr | None, benign: npt.NDArray[np.float64], absent: float) -> float:
+    if end is None:
+        return absent
+    if not isinstance(end, TargetFpr):
+        return end
     try:
-        return certify(benign, target.target_fpr, target.confidence).value
+        return certify(benign, end.target_fpr, end.confidence).value
     except TooFewNegatives as error:
-        raise PolicyError(error.problem, field=f"{field}.above.target_fpr", remedy=error.remedy) from error
+        raise PolicyError(error.problem, field=f"{field}.target_fpr", remedy=error.remedy) from error
 
 
 def _unknown(field: str, name: str, kind: str, known: Sequence[str]) -> PolicyError:

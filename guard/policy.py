@@ -25,7 +25,10 @@ class _Strict(BaseModel):
 
 
 class TargetFpr(_Strict):
-    """A threshold by its promise: on benign traffic like the calibration set's, at most this share is above it."""
+    """A threshold by its promise: on benign traffic like the calibration set's, at most this share is above it.
+
+    `above` it means strictly above; `below` it means not above it, so that bands that share a promise leave no gap.
+    """
 
     target_fpr: _Number = Field(gt=0, lt=1)
     confidence: _Number = Field(0.95, ge=0.5, lt=1)
@@ -35,14 +38,21 @@ class Condition(_Strict):
     """A band of one score: strictly above a threshold, strictly below one, or both."""
 
     above: _Number | TargetFpr | None = None
-    below: _Number | None = None
+    below: _Number | TargetFpr | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.above is None and self.below is None:
             raise ValueError("a condition needs 'above', 'below' or both")
-        if isinstance(self.above, float) and self.below is not None and self.below <= self.above:
-            raise ValueError(f"no score is above {self.above} and below {self.below}")
+        above, below = self.above, self.below
+        if isinstance(above, float) and isinstance(below, float) and below <= above:
+            raise ValueError(f"no score is above {above} and below {below}")
+        if isinstance(above, TargetFpr) and isinstance(below, TargetFpr) and above.target_fpr <= below.target_fpr:
+            # The rarer promise is the higher threshold: a band runs from the larger rate up to the smaller one.
+            raise ValueError(
+                f"no score is above the threshold for {above.target_fpr:g} and below the one for {below.target_fpr:g}: "
+                "swap the rates"
+            )
         return self
 
 

@@ -87,9 +87,9 @@ def _explain(error: ValidationError, root: yaml.Node | None, source: str) -> Pol
 
 
 def _keys(location: Sequence[str | int]) -> list[str | int]:
-    # After "above", pydantic names the branch of the union: it is no key of the file.
+    # After "above" and "below", pydantic names the branch of the union: it is no key of the file.
     pairs = zip(("", *location), location, strict=False)
-    return [part for before, part in pairs if not (before == "above" and part in {"float", "TargetFpr"})]
+    return [part for before, part in pairs if not (before in {"above", "below"} and part in {"float", "TargetFpr"})]
 
 
 def _line(node: yaml.Node | None, keys: Sequence[str | int]) -> int:

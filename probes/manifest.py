@@ -3,10 +3,12 @@
 Validation happens here, once, at the edge. `artifact.py` reads and writes the files; `docs/artifact.md` gives the format.
 """
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint
 from probes.head import HeadKind, head_shapes
 from probes.readout import Readout
@@ -27,6 +29,36 @@ class Platt(_Strict):
 
     slope: float
     intercept: float
+    prevalence: float | None = Field(None, gt=0, lt=1)
+    """Share of harmful prompts in the calibration set; None where it is not known."""
+
+    def at(self, prevalence: float) -> "Platt":
+        """Return the map for traffic of which the share `prevalence` is harmful.
+
+        `logit p' = logit p + logit(prevalence) - logit(calibration's)`, which is exact where harmful and harmless prompts
+        each score as in the calibration set, and only their shares differ (prior shift). Raises `CalibrationError`.
+        """
+        if not 0.0 < prevalence < 1.0:
+            raise CalibrationError(
+                f"{prevalence:g} is not between 0 and 1", field="prevalence", remedy="give a proportion such as 0.001"
+            )
+        if self.prevalence is None:
+            raise CalibrationError(
+                "the artifact does not say at which share of harmful prompts its probabilities were fitted",
+                field="prevalence",
+                remedy="calibrate again with this version of foreguard",
+            )
+        moved = self.intercept + (_logit(prevalence) - _logit(self.prevalence))
+        return Platt(slope=self.slope, intercept=moved, prevalence=prevalence)
+
+    def probability(self, score: float) -> float:
+        """Return the probability of harm at `score`."""
+        logit = self.slope * score + self.intercept
+        return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else 1.0 - 1.0 / (1.0 + math.exp(logit))
+
+
+def _logit(share: float) -> float:
+    return math.log(share) - math.log1p(-share)
 
 
 class Rate(_Strict):

@@ -11,6 +11,7 @@ from scipy.special import expit
 from calibration.dose_response import Dose
 from calibration.evidence import SplitScores
 from calibration.metrics import rate
+from calibration.reliability import equal_bins
 from calibration.report.style import HARMFUL, HARMLESS, MUTED, canvas, line_style
 from calibration.separation import SeparationMap
 from calibration.study import Chart
@@ -101,13 +102,13 @@ def reliability(scores: Mapping[str, SplitScores], platt: Mapping[str, Platt]) -
 
 
 def reliability_points(split: SplitScores, platt: Platt) -> tuple[npt.NDArray[np.float64], ...]:
-    """Return mean prediction, observed share, and its exact 95 % interval, for bins of equal size."""
+    """Return mean prediction, observed share, and its exact 95 % interval, for bins of about equal size; ties share one."""
     raw = np.concatenate([split.harmless, split.harmful])
     labels = np.repeat([False, True], [len(split.harmless), len(split.harmful)])
     predicted = expit(platt.slope * raw + platt.intercept)
-    order = np.argsort(predicted, kind="stable")
+    bins = equal_bins(predicted, _QUANTILES)
     points = []
-    for rows in np.array_split(order, min(_QUANTILES, len(order))):
+    for rows in (np.flatnonzero(bins == each) for each in np.unique(bins)):
         share = rate(int(labels[rows].sum()), len(rows))
         points.append((float(predicted[rows].mean()), share.value, share.low, share.high))
     return tuple(np.array(column) for column in zip(*points, strict=True))

@@ -16,6 +16,7 @@ from calibration.report import figures
 from calibration.report.style import styled
 from calibration.study import Study
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.errors import CalibrationError
 from probes.manifest import Rate
 
 PAGE = "report.html"
@@ -40,9 +41,12 @@ class Picture:
 
 
 def write_report(artifact: Artifact, folder: Path) -> Path:
-    """Write `report.html` and its figures to `folder`; return the page. Raises `ArtifactError` without evidence."""
+    """Write `report.html` and its figures to `folder`; return the page. Raises `ArtifactError` without evidence.
+
+    A `folder` that cannot be made, because a file stands there for one, raises `CalibrationError`.
+    """
     evidence = Evidence.of(artifact)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make(folder)
     with styled():
         pictures = list(_pictures(artifact, evidence))
         charts = {study.name: list(_charts(study)) for study in evidence.studies}
@@ -51,6 +55,17 @@ def write_report(artifact: Artifact, folder: Path) -> Path:
         page = _render(artifact, evidence, pictures, charts)
     (folder / PAGE).write_text(page, encoding="utf-8")
     return folder / PAGE
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CalibrationError(
+            f"{folder} cannot be made a folder: {error.strerror}",
+            field="--out",
+            remedy="name a folder, new or existing, that may be written to",
+        ) from error
 
 
 def _pictures(artifact: Artifact, evidence: Evidence) -> Iterator[Picture]:
@@ -83,7 +98,9 @@ def _pictures(artifact: Artifact, evidence: Evidence) -> Iterator[Picture]:
     yield Picture(
         "reliability",
         "What a probability means",
-        f"{split}, eight bins of equal size with exact 95 % intervals, at the calibration set's prevalence.",
+        f"{split}, eight bins of equal size with exact 95 % intervals. Probabilities are for the calibration "
+        "set's share of harmful prompts: where this split has more of them, points lie above the diagonal. The table tells "
+        "that from what is wrong with the map itself.",
         figures.reliability({name: evidence.test_scores[name] for name in platt}, platt),
     )
     for name, curve in evidence.doses.items():

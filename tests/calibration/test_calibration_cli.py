@@ -10,6 +10,7 @@ from tiny import make_prompts, write_prompts
 from typer.testing import CliRunner
 
 from calibration import cli
+from probes.errors import CalibrationError, ForeguardError
 
 POLICY = 'name: p\nversion: "1"\nrules:\n  - {name: r, action: flag, when: {stack: {above: {target_fpr: 0.01}}}}\n'
 
@@ -58,6 +59,16 @@ def test_report_writes_the_page_and_says_where(run, artifact, tmp_path):
     assert (tmp_path / "report" / "roc.png").exists()
 
 
+def test_a_report_that_would_stand_where_a_file_stands_is_refused(run, artifact, tmp_path):
+    """The file is left alone, and the error names the option; as is a folder within a file."""
+    (tmp_path / "taken").write_text("mine")
+    for out in (tmp_path / "taken", tmp_path / "taken" / "report"):
+        with pytest.raises(CalibrationError, match="cannot be made a folder") as caught:
+            run("report", artifact, "--out", out)
+        assert caught.value.field == "--out"
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 def test_evaluate_writes_the_report(run, artifact, planted, splits, tmp_path):
     """The table is shown and the whole report written."""
     result = run(
@@ -86,6 +97,106 @@ def test_tune_prints_thresholds_and_a_diff(run, artifact, planted, tmp_path):
     assert result.stdout.startswith("--- policy.yaml")
     assert "at most 0 of 320" in result.stderr
     assert policy.read_text() == POLICY
+
+
+BAND = (
+    'name: p\nversion: "1"\nrules:\n'
+    "  - {name: sure, action: block, when: {stack: {above: 0}}}\n"
+    "  - {name: doubtful, action: flag, when: {stack: {above: 0}}}\n"
+)
+
+
+@pytest.fixture
+def tune(run, artifact, planted, tmp_path):
+    """Run `tune` on prompts and a policy of one's own."""
+
+    def tune(lines, *arguments, policy=BAND):
+        (tmp_path / "policy.yaml").write_text(policy)
+        prompts = write_prompts(tmp_path / "prompts.jsonl", lines)
+        common = ("--model", planted.folder, "--artifact", artifact, "--policy", tmp_path / "policy.yaml")
+        return run("tune", *common, "--prompts", prompts, *arguments)
+
+    return tune
+
+
+def test_tune_certifies_a_band_and_says_what_it_does(tune):
+    """Both cuts, the shares of every action before and after, over-refusal, and what a threshold means at a prevalence."""
+    lines = make_prompts(500, 12, harmful_share=0.1)
+    hard = next(line["category"] for line in lines if line["label"] == "harmless")
+    options = ("--block-fpr", 0.02, "--flag-fpr", 0.1, "--hard-benign", hard, "--prevalence", 0.001)
+    result = tune(lines, *options)
+    assert result.stdout.startswith("--- policy.yaml")
+    assert result.stdout.count("+  # tuned: ") == 4
+    assert "of hard benign" in result.stdout
+    for words in (
+        "block: at most 2.00%",
+        "flag: at most 10.00%",
+        "hard benign",
+        "tuned",
+        "at 0.001",
+        "where 0.001 of traffic",
+    ):
+        assert words in result.stderr
+
+
+def test_tune_keeps_joint_limits(tune):
+    """By Learn then Test; the table gives every limit with what was measured and its p-value."""
+    result = tune(make_prompts(900, 13, harmful_share=0.3), "--at-most", "block=0.03", "--at-most", "miss=0.3")
+    assert "all at once: block at most 3 %, miss at most 30 %" in result.stdout
+    for words in ("limits kept together", "p-value", "harmful requests allowed"):
+        assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("harmful_share", "options", "words"),
+    [
+        (1, (), "holds no harmless prompts"),
+        (0.5, (), "cannot certify a rate of 0.01"),
+        (0, ("--target-fpr", 0), "not between 0 and 1"),
+        (0, ("--confidence", 1), "not between 0 and 1"),
+        (0, ("--block-fpr", 0.01), "a band has two ends"),
+        (0, ("--block-fpr", 0.1, "--flag-fpr", 0.05), "is not less than"),
+        (0, ("--block-fpr", 0.1, "--flag-fpr", 0.2, "--at-most", "flag=0.1"), "both say where"),
+        (0, ("--at-most", "miss=0.2"), "needs harmful prompts"),
+        (0, ("--at-most", "all=0.2"), "is not a limit"),
+        (0, ("--at-most", "hard=0.2"), "no prompts to measure"),
+        (0, ("--hard-benign", "nowhere"), "is named 'nowhere'"),
+        (0, ("--prevalence", 2), "not between 0 and 1"),
+    ],
+)
+def test_tune_refuses_what_makes_no_sense(tune, harmful_share, options, words):
+    """A class that is missing, too few prompts, rates that are none, options that contradict each other."""
+    with pytest.raises(ForeguardError, match=words) as caught:
+        tune(make_prompts(320, 14, harmful_share=harmful_share), *options)
+    assert caught.value.remedy
+
+
+def test_tune_does_not_certify_on_prompts_that_shaped_the_probes(run, artifact, planted, splits, tmp_path):
+    """Training prompts never; those of the validation split not for joint limits, whose settings they lay out."""
+    (tmp_path / "policy.yaml").write_text(BAND)
+    common = ("--model", planted.folder, "--artifact", artifact, "--policy", tmp_path / "policy.yaml")
+    for split, options in (("train", ()), ("validation", ("--at-most", "block=0.05"))):
+        with pytest.raises(ForeguardError, match=f"{split} prompts cannot certify"):
+            run("tune", *common, "--prompts", splits[split], *options)
+    benign = write_prompts(tmp_path / "benign.jsonl", make_prompts(320, 15, harmful_share=0))
+    with pytest.raises(ForeguardError, match="holds no harmful prompts"):
+        run("tune", *common, "--prompts", benign, "--harmful", benign)
+
+
+def test_tune_tells_of_copies_and_of_rules_that_never_decide(tune):
+    """Copies are no draws of their own; a flag that fires only where a block does is a slip."""
+    lines = make_prompts(320, 16, harmful_share=0)
+    rule, promise = "doubtful, action: flag, when: {stack: {above: 0}", "{target_fpr: 0.01}"
+    idle = BAND.replace(rule, f"idle, action: flag, when: {{stack: {{above: {promise}}}")
+    result = tune([*lines, *lines[:40]], policy=idle)
+    assert "40 of 360 benign prompts are exact copies" in result.stderr.replace("\n", " ")
+    assert "note: rule idle never decides: sure fires" in result.stderr
+
+
+def test_inspect_says_what_a_threshold_means_at_a_prevalence(run, artifact):
+    """At one harmful request in a thousand, a score at the threshold is seldom harm."""
+    assert "where 0.001 is harmful" in run("inspect", artifact, "--prevalence", 0.001).output
+    assert "is harmful" not in run("inspect", artifact).output
 
 
 def test_ctrl_c_says_how_to_go_on(run, planted, splits, tmp_path, monkeypatch):

@@ -77,6 +77,18 @@ def test_the_first_sentence_compares_with_the_best_control(page, artifact):
     assert "cannot be told from the best control, tfidf" in sentence or "loses to the best control, tfidf" in sentence
 
 
+def test_reliability_is_on_the_page_in_numbers(page, artifact):
+    """Brier score and calibration error of each probe, as calibrated and at the test split's share of harmful prompts."""
+    text, report = page.read_text(), Evidence.of(artifact).report
+    for probe in report.probes.values():
+        as_calibrated, here = probe.reliability
+        assert as_calibrated.prevalence == pytest.approx(84 / 420)
+        assert here.prevalence == report.num_harmful / (report.num_harmful + report.num_harmless)
+        for each in probe.reliability:
+            assert f"{each.brier.value:.4f} ({each.brier.low:.4f}–{each.brier.high:.4f})" in text
+            assert f"{each.ece.value:.3f} ({each.ece.low:.3f}–{each.ece.high:.3f})" in text
+
+
 def test_what_a_prompt_file_says_is_text_not_markup(artifact, tmp_path):
     """A category that is a script is shown, not run."""
     evidence = Evidence.of(artifact)

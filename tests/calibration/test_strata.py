@@ -5,7 +5,7 @@ from tiny import write_prompts
 
 from calibration.cli import Stratum
 from calibration.prompts import load_prompts
-from calibration.strata import KINDS, strata_of
+from calibration.strata import KINDS, script_of, strata_of
 from calibration.template import encode_prompts
 
 TURN = {"role": "user", "content": "bread"}
@@ -15,8 +15,8 @@ TURN = {"role": "user", "content": "bread"}
 def prompts(tokenizer, tmp_path):
     """A short request, a long one, and a conversation."""
     lines = [
-        {"prompt": "bread", "label": "harmless", "source": "bakery"},
-        {"prompt": "garden " * 60, "label": "harmless"},
+        {"prompt": "bread", "label": "harmless", "source": "bakery", "lang": "EN"},
+        {"prompt": "garden " * 60, "label": "harmless", "lang": " "},
         {"messages": [TURN, {"role": "assistant", "content": "song"}, TURN], "label": "harmless"},
     ]
     return encode_prompts(tokenizer, load_prompts(write_prompts(tmp_path / "p.jsonl", lines)), 2048)
@@ -27,6 +27,7 @@ def prompts(tokenizer, tmp_path):
     [
         ([], ["all", "all", "all"]),
         (["length"], ["up to 32 tokens", "up to 128 tokens", "up to 32 tokens"]),
+        (["language"], ["en", "no lang, latin script", "no lang, latin script"]),
         (["turns"], ["one turn", "one turn", "several turns"]),
         (["source", "turns"], ["bakery, one turn", "no source, one turn", "no source, several turns"]),
     ],
@@ -39,3 +40,23 @@ def test_strata(prompts, kinds, expected):
 def test_the_command_offers_what_there_is():
     """One list of kinds, in two places that cannot disagree."""
     assert {kind.value for kind in Stratum} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "script"),
+    [
+        ("How do I bake bread?", "latin script"),
+        ("Où est le café ?", "latin script"),
+        ("Как испечь хлеб для email?", "cyrillic script"),
+        ("如何烤面包 (how)?", "han script"),
+        ("パンを焼く", "kana script"),
+        ("كيف أخبز الخبز", "arabic script"),
+        ("पाव रोटी", "devanagari script"),
+        ("\uff22\uff52\uff45\uff41\uff44", "latin script"),
+        ("12 + 3 = ?", "no letters"),
+        ("", "no letters"),
+    ],
+)
+def test_scripts(text, script):
+    """The script of most letters; both kana count as one. Full-width letters are their own script's."""
+    assert script_of(text) == script

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guard.decide import bind
+from guard.decide import bind, score_columns
 from guard.policy import Policy
-from guard.threshold import allowed_exceedances
+from guard.threshold import allowed_exceedances, certify
 from guard.verdict import Action, Mode, Unscored
 from probes.errors import PolicyError
 
@@ -283,3 +283,86 @@ def test_the_named_artifact_is_accepted(policy, benign):
     """A policy that pins its artifact binds to that artifact."""
     pinned = policy(("r", "block", ABOVE_0), artifact="a" * 64)
     assert bind(pinned, PROBES, benign, digest="a" * 64).policy is pinned
+
+
+PROMISED_BAND = (
+    ("upper", "block", {"harm": {"above": {"target_fpr": 0.01}}}),
+    ("middle", "steer", {"harm": {"above": {"target_fpr": 0.05}, "below": {"target_fpr": 0.01}}}),
+)
+
+
+def test_promises_at_both_ends_tile_the_scores(policy, benign):
+    """The middle band reaches up to the block's threshold and includes it: a prompt that ties with it is steered."""
+    bound = bind(policy(*PROMISED_BAND), PROBES, benign, steering=["refusal"])
+    assert bound.thresholds == {("upper", "harm"): 995.0, ("middle", "harm"): 961.0}
+    decided = {score: bound.judge([score, 0.0]).decision for score in (961.0, 962.0, 995.0, 996.0)}
+    assert list(decided.values()) == [Action.ALLOW, Action.STEER, Action.STEER, Action.BLOCK]
+
+
+@settings(max_examples=50)
+@given(distinct=st.integers(2, 60), seed=st.integers(0, 100))
+def test_bands_leave_no_gap_on_ties(distinct, seed):
+    """However the benign scores tie: whatever is above the lower promise is steered or blocked."""
+    rng = np.random.default_rng(seed)
+    benign = rng.normal(size=(distinct, 2)).astype(np.float32)[rng.integers(distinct, size=600)]
+    rules = [{"name": name, "action": action, "when": when} for name, action, when in PROMISED_BAND]
+    policy = Policy.model_validate({"name": "a", "version": "1", "rules": rules, "steering": {}})
+    ends = [certify(benign[:, 0], target).value for target in (0.05, 0.01)]
+    if ends[0] == ends[1]:
+        with pytest.raises(PolicyError, match="no score is above"):
+            bind(policy, PROBES, benign, steering=["refusal"])
+        return
+    bound = bind(policy, PROBES, benign, steering=["refusal"])
+    lowest = bound.thresholds["middle", "harm"]
+    assert all((bound.judge(row).decision is not Action.ALLOW) == (row[0] > lowest) for row in benign)
+
+
+@pytest.mark.parametrize(("above", "below"), [(0.01, 0.05), (0.01, 0.01)])
+def test_a_band_of_promises_upside_down_is_refused(policy, above, below):
+    """The rarer promise is the higher threshold."""
+    band = {"harm": {"above": {"target_fpr": above}, "below": {"target_fpr": below}}}
+    with pytest.raises(ValueError, match="swap the rates"):
+        policy(("r", "flag", band))
+
+
+def test_too_few_benign_prompts_for_the_upper_end(policy, benign):
+    """The error names the end that cannot be certified."""
+    band = {"harm": {"above": {"target_fpr": 0.01}, "below": {"target_fpr": 0.001}}}
+    with pytest.raises(PolicyError) as caught:
+        bind(policy(("r", "flag", band)), PROBES, benign)
+    assert caught.value.field == "rules.r.when.harm.below.target_fpr"
+
+
+def test_rules_that_never_decide_are_named(policy, benign):
+    """A flag above a block's threshold, a second block within the first; not one that another condition tells apart."""
+    rules = policy(
+        ("flag-high", "flag", {"harm": {"above": {"target_fpr": 0.01}}}),
+        ("block-low", "block", {"harm": {"above": {"target_fpr": 0.05}}}),
+        ("block-within", "block", {"harm": {"above": 990}, "refusal": {"below": 0}}),
+        ("flag-low", "flag", {"harm": {"above": 900}}),
+        ("other", "flag", {"refusal": {"above": 999}}),
+    )
+    assert bind(rules, PROBES, benign).idle_rules == {"flag-high": "block-low", "block-within": "block-low"}
+
+
+@settings(max_examples=100)
+@given(rules=rules, seed=st.integers(0, 1000))
+def test_many_prompts_are_decided_as_one_by_one(rules, seed):
+    """Over any policy: severities are those of `judge`, and a rule that never decides is never named by it."""
+    policy = Policy.model_validate(
+        {
+            "name": "any",
+            "version": "1",
+            "combine": {"sum": {"harm": 1, "refusal": 1}},
+            "rules": [{"name": f"r{i}", "action": action, "when": when} for i, (action, when) in enumerate(rules)],
+            "steering": {},
+        }
+    )
+    bound = bind(policy, PROBES, NONE, steering=["refusal"])
+    scores = np.round(np.random.default_rng(seed).normal(0, 4, size=(40, 2))).astype(np.float32)
+    columns = score_columns(policy, PROBES, scores)
+    verdicts = [bound.judge(row) for row in scores]
+    assert bound.severities(columns).tolist() == [verdict.decision.severity for verdict in verdicts]
+    fired = bound.firing(columns)
+    assert all(verdict.rule is None or fired[verdict.rule][row] for row, verdict in enumerate(verdicts))
+    assert not bound.idle_rules.keys() & {verdict.rule for verdict in verdicts}

@@ -80,6 +80,15 @@ def test_check_says_what_a_policy_does(run, policy_file):
     assert "harm > -1.5 and harm < 99" in out
 
 
+def test_check_names_rules_that_never_decide(run, policy_file, artifact):
+    """A flag that only fires where a block does is a slip that nothing else would show."""
+    swapped = POLICY.replace("above: -1.5, below: 99", "above: {target_fpr: 0.04}, below: {target_fpr: 0.015}")
+    status, out, _ = run("check", policy_file(swapped), "--artifact", artifact)
+    assert status == 0
+    assert "harm not above its 1.500% FPR threshold" in out
+    assert "note: rule band never decides: clear-harm fires wherever it would" in out
+
+
 def test_check_resolves_thresholds_against_an_artifact(run, policy_file, artifact):
     """Of 200 benign scores 0..199, four may exceed the 5 % threshold: it is 195."""
     status, out, _ = run("check", policy_file(), "--artifact", artifact)

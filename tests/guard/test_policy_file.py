@@ -141,6 +141,13 @@ def test_unknown_keys_are_refused_at_every_depth(after, indent, line):
         ("jailbreak: {above: 3}", "jailbreak: {above: 3, below: 3}", 21, "rules.1.when.jailbreak", "no score"),
         ("jailbreak: {above: 3}", "Jail-Break: {above: 3}", 21, "Jail-Break", "pattern"),
         ("        below: 0", "        below: [0]", 24, "rules.1.when.refusal.below", "number"),
+        (
+            "        below: 0",
+            "        below: {target_fpr: 0}",
+            24,
+            "rules.1.when.refusal.below.target_fpr",
+            "greater than 0",
+        ),
         ("name: wrapped", "name: clear-harm", 1, "", "rules: names must be unique"),
         ("strength: 1.5", "strength: 0", 27, "steering.strength", "greater than 0"),
         ("strength: 1.5", "strength: 17", 27, "steering.strength", "16"),

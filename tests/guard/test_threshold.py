@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, norm
 
-from guard.threshold import Threshold, allowed_exceedances, certify, certify_strata, minimum_negatives
+from guard.threshold import (
+    Threshold,
+    allowed_exceedances,
+    certify,
+    certify_band,
+    certify_strata,
+    minimum_negatives,
+)
 from probes.errors import CalibrationError, TooFewNegatives
 
 
@@ -131,3 +138,41 @@ def test_no_stratum_large_enough_is_refused():
     with pytest.raises(TooFewNegatives, match="150 benign prompts") as caught:
         certify_strata(np.zeros(250), np.repeat(["a", "b"], [150, 100]), 0.01)
     assert "299" in caught.value.remedy
+
+
+def test_a_band_takes_a_larger_sample_than_either_of_its_ends():
+    """Each end is certified at 97.5 %: 3,687 benign prompts are refused for 0.1 %, 3,688 are enough."""
+    assert minimum_negatives(0.001, 0.975) == 3688
+    with pytest.raises(TooFewNegatives, match="at least 3688"):
+        certify_band(np.zeros(3687), ["all"] * 3687, 0.001, 0.01)
+    band = certify_band(np.arange(3688.0), ["all"] * 3688, 0.001, 0.01)
+    assert band.block.threshold == certify(np.arange(3688.0), 0.001, 0.975)
+    assert band.flag.threshold == certify(np.arange(3688.0), 0.01, 0.975)
+
+
+@pytest.mark.parametrize(("block", "flag"), [(0.01, 0.01), (0.05, 0.01)])
+def test_a_band_upside_down_is_refused(block, flag):
+    """What is blocked counts as flagged too, so its rate must be the lower one."""
+    with pytest.raises(CalibrationError, match="not less") as caught:
+        certify_band(np.zeros(5000), ["all"] * 5000, block, flag)
+    assert caught.value.field == "block_fpr"
+
+
+def test_a_stratum_that_only_the_flag_can_speak_of_does_not_turn_the_band_over():
+    """The small stratum scores highest: the flag's cut rises above the large one's block cut, and takes it along."""
+    scores = np.r_[np.random.default_rng(11).normal(size=4000), np.full(400, 50.0)]
+    band = certify_band(scores, ["large"] * 4000 + ["small"] * 400, 0.002, 0.02)
+    assert band.block.too_small == {"small": 400}
+    assert band.flag.threshold.value == 50.0 == band.block.threshold.value
+
+
+@given(
+    scores=st.lists(st.integers(-3, 3), min_size=150, max_size=400),
+    rates=st.tuples(st.floats(0.03, 0.2), st.floats(0.03, 0.2)).filter(lambda pair: pair[0] < pair[1]),
+)
+def test_bands_of_tied_scores_stay_on_the_safe_side(scores, rates):
+    """However few the distinct scores, neither end lets more of the sample through than allowed, and their order holds."""
+    band = certify_band(scores, ["all"] * len(scores), *rates)
+    for end in (band.block.threshold, band.flag.threshold):
+        assert (np.array(scores) > end.value).sum() <= end.allowed_exceedances
+    assert band.flag.threshold.value <= band.block.threshold.value

@@ -1,0 +1,103 @@
+"""An operator's prompts, scored and in groups: the benign that certify, the harmful and the hard benign that measure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.evaluation_run import Loaded
+from calibration.prompts import PromptFile, load_prompts
+from calibration.request_scores import score_prompts
+from calibration.strata import strata_of
+from calibration.template import EncodedPrompts
+from calibration.tune import Sample
+from guard.bound_rule import Columns
+from guard.decide import score_columns
+from guard.policy import Policy
+from probes.artifact import HARMFUL_SCORES
+from probes.errors import PromptError
+from probes.scoring import ProbeBank
+
+
+@dataclass(frozen=True, slots=True)
+class TunePrompts:
+    """Scores of an operator's prompts, by what they are for."""
+
+    benign: Sample
+    """They certify."""
+    harmful: Columns
+    """On them recall is measured."""
+    hard: Columns | None
+    """Harmless, though they sound harmful: on them over-refusal is measured."""
+
+    def named(self) -> dict[str, Columns]:
+        """Return the scores of each group, by its name."""
+        hard = {} if self.hard is None else {"hard benign": self.hard}
+        return {"benign": self.benign.columns, "harmful": self.harmful} | hard
+
+
+def score_groups(
+    loaded: Loaded,
+    bank: ProbeBank,
+    policy: Policy,
+    file: PromptFile,
+    harmful: PromptFile | None,
+    strata: Sequence[str],
+    hard_benign: Sequence[str],
+) -> tuple[TunePrompts, EncodedPrompts]:
+    """Return the scores of `file` in groups, with its prompts as they were read.
+
+    Harmful are those of `harmful`, of `file`, or the artifact's own, whichever there are first. `hard_benign` names files, or
+    sources and categories of `file`, whose prompts stay part of the benign sample. Raises `PromptError`.
+    """
+    prompts = loaded.encode(file)
+    benign = ~prompts.harmful
+    if not benign.any():
+        raise PromptError(
+            "holds no harmless prompts", field=file.name, remedy='give your own traffic with "label": "harmless"'
+        )
+    scored = score_prompts(loaded.chat, bank, prompts, title="scoring your prompts").scores
+    harmful_scores = scored[prompts.harmful]
+    if harmful is not None:
+        harmful_scores = _side(loaded, bank, harmful, is_harmful=True)
+    elif not len(harmful_scores):
+        harmful_scores = loaded.artifact.tensors[HARMFUL_SCORES].numpy()
+    hard = [_hard(loaded, bank, prompts, scored, each) for each in hard_benign]
+    sample = Sample(score_columns(policy, bank.names, scored[benign]), strata_of(prompts, strata)[benign])
+    return (
+        TunePrompts(
+            sample,
+            score_columns(policy, bank.names, harmful_scores),
+            score_columns(policy, bank.names, np.concatenate(hard)) if hard else None,
+        ),
+        prompts,
+    )
+
+
+def _side(loaded: Loaded, bank: ProbeBank, file: PromptFile, *, is_harmful: bool) -> npt.NDArray[np.float32]:
+    prompts = loaded.encode(file)
+    rows, label = prompts.harmful == is_harmful, "harmful" if is_harmful else "harmless"
+    if not rows.any():
+        raise PromptError(f"holds no {label} prompts", field=file.name, remedy=f'give prompts with "label": "{label}"')
+    scores = score_prompts(loaded.chat, bank, prompts, title=f"scoring {label} prompts").scores
+    return np.asarray(scores[rows])
+
+
+def _hard(
+    loaded: Loaded, bank: ProbeBank, prompts: EncodedPrompts, scored: npt.NDArray[np.float32], name: str
+) -> npt.NDArray[np.float32]:
+    """Return the scores of hard benign prompts: a file of their own, or a source or category of the operator's."""
+    if Path(name).is_file():
+        return _side(loaded, bank, load_prompts(Path(name)), is_harmful=False)
+    benign = [(row, prompt) for row, prompt in enumerate(prompts.prompts) if not prompt.is_harmful]
+    rows = [row for row, prompt in benign if name in (prompt.source, prompt.category)]
+    if not rows:
+        known = sorted({each for _, prompt in benign for each in (prompt.source, prompt.category) if each})
+        raise PromptError(
+            f"no file, and no source or category of harmless prompts, is named {name!r}",
+            field="--hard-benign",
+            remedy=f"name a prompt file, or one of: {', '.join(known) or 'none is stated in the prompts'}",
+        )
+    return np.asarray(scored[rows])
