@@ -322,7 +322,8 @@ def _assemble(
     harmful = run.encoded["validation"].harmful
     scores = validation_scores[:, : len(found.probes)]
     tensors = {f"probe.{item.spec.name}.weight": item.weight for item in found.probes}
-    tensors |= {f"steering.{item.spec.name}.vector": item.vector for item in found.steering}
+    for item in found.steering:
+        tensors |= {f"steering.{item.spec.name}.{name}": tensor for name, tensor in item.tensors.items()}
     tensors |= {
         BENIGN_SCORES: torch.from_numpy(scores[~harmful].copy()),
         HARMFUL_SCORES: torch.from_numpy(scores[harmful].copy()),

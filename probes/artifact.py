@@ -34,10 +34,10 @@ _RECALIBRATE = "fetch the artifact again, or run `foreguard calibrate`"
 class Artifact:
     """A loaded artifact.
 
-    `tensors` holds, all float32: `probe.<name>.weight` `[len(layers), D]`, `steering.<name>.vector` `[len(layers), D]`,
-    and the calibration split's request scores `scores.harmless` `[N, K]` and `scores.harmful` `[M, K]`, columns in the
-    manifest's order of probes: thresholds for any target false-positive rate come from these. `attachments` are whole
-    files that go along, by name: no server reads them.
+    `tensors` holds, all float32: `probe.<name>.weight` `[len(layers), D]`, `steering.<name>.<tensor>` of the shapes that
+    `SteeringVector.shapes` gives, and the calibration split's request scores `scores.harmless` `[N, K]` and
+    `scores.harmful` `[M, K]`, columns in the manifest's order of probes: thresholds for any target false-positive rate
+    come from these. `attachments` are whole files that go along, by name: no server reads them.
     """
 
     manifest: Manifest
@@ -183,20 +183,21 @@ def _read(path: Path) -> bytes:
 
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> None:
     hidden_size, num_probes = manifest.fingerprint.hidden_size, len(manifest.probes)
-    expected: dict[str, tuple[int | None, int]] = {
+    expected: dict[str, tuple[int | None, ...]] = {
         f"probe.{p.name}.weight": (len(p.layers), hidden_size) for p in manifest.probes
     }
-    expected |= {f"steering.{v.name}.vector": (len(v.layers), hidden_size) for v in manifest.steering}
+    for v in manifest.steering:
+        expected |= {f"steering.{v.name}.{tensor}": shape for tensor, shape in v.shapes(hidden_size).items()}
     expected |= {BENIGN_SCORES: (None, num_probes), HARMFUL_SCORES: (None, num_probes)}
     if set(expected) != set(tensors):
         odd = sorted(set(expected) ^ set(tensors))
         raise ArtifactCorrupt(f"missing or unexpected tensors: {', '.join(odd)}", field=TENSORS, remedy=_RECALIBRATE)
-    for name, (rows, columns) in expected.items():
-        _check_tensor(name, tensors[name], rows, columns)
+    for name, shape in expected.items():
+        _check_tensor(name, tensors[name], shape)
 
 
-def _check_tensor(name: str, tensor: torch.Tensor, rows: int | None, columns: int) -> None:
-    shape = (tensor.shape[0] if rows is None and tensor.ndim else rows, columns)
+def _check_tensor(name: str, tensor: torch.Tensor, wanted: tuple[int | None, ...]) -> None:
+    shape = (tensor.shape[0] if wanted[0] is None and tensor.ndim else wanted[0], *wanted[1:])
     if tensor.dtype != torch.float32 or tuple(tensor.shape) != shape:
         raise ArtifactCorrupt(
             f"is {tensor.dtype} {list(tensor.shape)}, not float32 {list(shape)}", field=name, remedy=_RECALIBRATE

@@ -199,7 +199,7 @@ def _describe(training: TrainingSet, rows: Rows, jury: _Jury, best: _Candidate) 
         cos_refusal=1.0,
         evidence=evidence,
     )
-    return Fitted((probe,), (FittedSteering(steering, vector.unsqueeze(0)),), refusal_tokens=jury.tokens)
+    return Fitted((probe,), (FittedSteering(steering, {"vector": vector.unsqueeze(0)}),), refusal_tokens=jury.tokens)
 
 
 def _evidence(jury: _Jury, best: _Candidate) -> dict[str, float]:

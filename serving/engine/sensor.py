@@ -3,6 +3,7 @@
 Installed after the weights are loaded and before anything is compiled, so that the taps become part of the graph.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import nn
 
 from probes.errors import ModelError
 from probes.scoring import ProbeBank
-from probes.steering import SteeringBank
-from serving.engine.tap import project  # importing it registers the ops
+from probes.steering import Move, SteeringBank
+from serving.engine.tap import laid_out, project  # importing it registers the ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ def install(model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBan
     for index, (layer, own) in enumerate(columns.items()):
         _install_read(blocks[layer], probes.matrices[layer][:, own].to(device), sensor, first, index)
         first += len(own)
-    for layer, vectors in steering.vectors.items():
-        _install_steer(blocks[layer], vectors.to(device), sensor)
+    for layer, moves in steering.moves.items():
+        _install_steer(blocks[layer], moves, sensor)
     return sensor
 
 
@@ -79,13 +80,19 @@ def _install_read(block: nn.Module, matrix: torch.Tensor, sensor: Sensor, first:
     block.register_forward_hook(read)
 
 
-def _install_steer(block: nn.Module, vectors: torch.Tensor, sensor: Sensor) -> None:
-    block.register_buffer("foreguard_vectors", vectors, persistent=False)
+def _install_steer(block: nn.Module, moves: Sequence[Move], sensor: Sensor) -> None:
+    plan, tensors = laid_out(moves)
+    names = [f"foreguard_steering_{index}" for index in range(len(tensors))]
+    for name, tensor in zip(names, tensors, strict=True):
+        block.register_buffer(name, tensor.to(sensor.coefficients.device).contiguous(), persistent=False)
     block.register_buffer("foreguard_coefficients", sensor.coefficients, persistent=False)
+    # What reads no stream is given none: the graph of a plain addition stays the one whose answers were compared.
+    reads = any(move.reads for move in moves)
 
     def steer(module: Any, _args: Any, output: Any) -> None:
-        hidden, _ = split_stream(output)
-        torch.ops.foreguard.steer(hidden, module.foreguard_coefficients, module.foreguard_vectors)
+        hidden, residual = split_stream(output)
+        own = [getattr(module, name) for name in names]
+        torch.ops.foreguard.steer(hidden, residual if reads else None, module.foreguard_coefficients, plan, own)
 
     block.register_forward_hook(steer)
 

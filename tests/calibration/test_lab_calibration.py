@@ -9,7 +9,7 @@ import torch
 from tiny import write_prompts
 
 from calibration.batching import iterate_batches
-from calibration.intervention import added
+from calibration.intervention import since, steered
 from calibration.model import ChatModel
 from calibration.pipeline import SPLITS, calibrate
 from calibration.prompts import load_prompts
@@ -72,13 +72,13 @@ def test_adding_the_vector_makes_the_model_refuse(calibrated, files):
     test = encode_prompts(chat.tokenizer, load_prompts(files["test"]), chat.context)
     plain = [row for row, prompt in enumerate(test.prompts) if prompt.source == "plain_harmless"][:60]
     bank = SteeringBank.from_artifact(calibrated[1])
-    ((layer, vectors),) = bank.vectors.items()
+    ((layer, (move,)),) = bank.moves.items()
     strength = calibrated[1].manifest.steering[0].evidence["served_strength"]
 
     def refusing(scale):
         first = []
         for batch in iterate_batches(test.subset(plain).token_ids, chat.device):
-            with added(chat, layer, scale * vectors[0], only=batch.from_end(0)):
+            with steered(chat, {layer: move}, since(batch.from_end(0), scale)):
                 first.append(chat.last_logits(batch).argmax(dim=-1))
         return torch.isin(torch.cat(first), torch.tensor(tokens)).float().mean().item()
 
