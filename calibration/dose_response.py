@@ -72,7 +72,7 @@ class Trial:
 
     def curve(self, steering: FittedSteering, strengths: Sequence[float] | None = None) -> tuple[Dose, ...]:
         """Return a vector's doses, beginning with strength 0, at `strengths` or those that its operator is tried at."""
-        tried = strengths or (STRENGTHS if steering.spec.operator == "add" else SHARES)
+        tried = strengths or strengths_of(steering)
         title = f"dose and response of {steering.spec.name}"
         return (
             self.untouched(),
@@ -89,6 +89,11 @@ class Trial:
             refused_harmless=float((on_harmless > 0).mean()),
             kl_harmless=mean_kl(self.on_harmless, harmless),
         )
+
+
+def strengths_of(steering: FittedSteering) -> tuple[float, ...]:
+    """Return the strengths that a vector is tried at, by its operator."""
+    return STRENGTHS if steering.spec.operator == "add" else SHARES
 
 
 def served(chat: ChatModel, steering: FittedSteering, strength: float) -> Intervention:

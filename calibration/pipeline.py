@@ -2,7 +2,7 @@
 
     01-inputs.json              what goes in
     02-activations/             residual streams of the training prompts
-    03-<method>.safetensors     probes and steering vectors
+    03-<method>.safetensors     probes and steering vectors; at last 03-admitted, those that go into the artifact
     04-scores-<split>…          request scores, by the arithmetic that serves
     05-evaluation.json          the report on the test split
     06-<diagnostic>.json        what was learned once everything was fitted
@@ -40,6 +40,7 @@ from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
+from calibration.methods.steering import fit_steering
 from calibration.methods.token_level import fit_token_level
 from calibration.methods.training import TrainingSet
 from calibration.metrics import evaluate_scores
@@ -51,6 +52,7 @@ from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, req
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
 from calibration.stage_file import write_whole
+from calibration.steering_admission import KL_BUDGET, admit
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.unseen_sources import require_sources, unseen_sources
@@ -65,6 +67,7 @@ METHODS: dict[str, Method] = {
     "harmfulness_direction": fit_harmfulness_direction,
     "classifiers": fit_classifiers,
     "token_level": fit_token_level,
+    "steering": fit_steering,
 }
 DIAGNOSTICS: dict[str, Diagnostic] = {}
 _STUDIES = TypeAdapter(tuple[Study, ...])
@@ -89,6 +92,10 @@ class Settings:
     keep_work: bool = False
     partner: Path | None = None
     """The same model before or after its alignment, for contrasts."""
+    kl_budget: float = KL_BUDGET
+    """Most that a steering vector may change harmless first tokens, in nats, to be put into the artifact."""
+    keep_costly_steering: bool = False
+    """Put vectors over the budget into the artifact all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ def calibrate(
         require_sources(run.encoded["train"])
     created = _write_inputs(run)
     training = _read_activations(run)
-    found = _fit(run, training)
+    found = _admitted(run, training, _fit(run, training), settings)
     controls = [*random_probes(found.probes[0].spec, chat.hidden_size), *_shuffled(found, training)]
     bank = bank_of(identity, [*found.probes, *controls])
     scored = {split: _score(run, bank, split, found.refusal_tokens) for split in ("validation", "test")}
@@ -234,6 +241,13 @@ def _fit(run: _Run, training: TrainingSet) -> Fitted:
             save_fitted(method(training), path)
         parts.append(load_fitted(path))
     return merge(parts)
+
+
+def _admitted(run: _Run, training: TrainingSet, found: Fitted, settings: Settings) -> Fitted:
+    path = run.work / "03-admitted.safetensors"
+    if not path.exists():
+        save_fitted(admit(training, found, settings.kl_budget, keep_costly=settings.keep_costly_steering), path)
+    return load_fitted(path)
 
 
 def _diagnose(run: _Run, training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
