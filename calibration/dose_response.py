@@ -41,7 +41,7 @@ class Dose(Strict):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Selection prompts of both kinds, and the first tokens of the untouched model on them."""
+    """Prompts of both kinds, and the first tokens of the untouched model on them."""
 
     chat: ChatModel
     tokens: tuple[int, ...]
@@ -58,8 +58,15 @@ class Trial:
             training.prompts.subset(training.sample(training.select, harmful=label, most=most))
             for label in (True, False)
         )
-        untouched = [first_token_log_probs(training.chat, prompts) for prompts in (harmful, harmless)]
-        return cls(training.chat, tuple(refusal_tokens), harmful, harmless, untouched[0], untouched[1])
+        return cls.on(training.chat, refusal_tokens, harmful, harmless)
+
+    @classmethod
+    def on(
+        cls, chat: ChatModel, refusal_tokens: Sequence[int], harmful: EncodedPrompts, harmless: EncodedPrompts
+    ) -> "Trial":
+        """Take these prompts."""
+        untouched = [first_token_log_probs(chat, prompts) for prompts in (harmful, harmless)]
+        return cls(chat, tuple(refusal_tokens), harmful, harmless, untouched[0], untouched[1])
 
     def untouched(self) -> Dose:
         """Return strength 0."""

@@ -2,8 +2,9 @@
 
     01-inputs.json              what goes in
     02-activations/             residual streams of the training prompts
-    03-<method>.safetensors     probes and steering vectors; at last 03-admitted, those that go into the artifact
+    03-<method>.safetensors     probes and steering vectors
     04-scores-<split>…          request scores, by the arithmetic that serves
+    04-admitted.safetensors     what is left once steering vectors were measured
     05-evaluation.json          the report on the test split
     06-<diagnostic>.json        what was learned once everything was fitted
     07-unseen/                  one file per source left out, where that was asked for
@@ -137,11 +138,12 @@ def calibrate(
         require_sources(run.encoded["train"])
     created = _write_inputs(run)
     training = _read_activations(run)
-    found = _admitted(run, training, _fit(run, training), settings)
+    found = _fit(run, training)
     controls = [*random_probes(found.probes[0].spec, chat.hidden_size), *_shuffled(found, training)]
     bank = bank_of(identity, [*found.probes, *controls])
     scored = {split: _score(run, bank, split, found.refusal_tokens) for split in ("validation", "test")}
     _require_unchanged(run, model, settings)
+    found = _admitted(run, training, found, scored["validation"], settings)
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
     unseen = unseen_sources(training, run.work / "07-unseen") if settings.leave_one_source_out else None
@@ -243,10 +245,14 @@ def _fit(run: _Run, training: TrainingSet) -> Fitted:
     return merge(parts)
 
 
-def _admitted(run: _Run, training: TrainingSet, found: Fitted, settings: Settings) -> Fitted:
-    path = run.work / "03-admitted.safetensors"
+def _admitted(run: _Run, training: TrainingSet, found: Fitted, validation: RequestScores, settings: Settings) -> Fitted:
+    """Leave out the steering vectors that benign validation prompts cannot bear."""
+    path = run.work / "04-admitted.safetensors"
     if not path.exists():
-        save_fitted(admit(training, found, settings.kl_budget, keep_costly=settings.keep_costly_steering), path)
+        scores = validation.scores[:, : len(found.probes)]
+        kept = settings.keep_costly_steering
+        prompts = run.encoded["validation"]
+        save_fitted(admit(training, found, prompts, scores, settings.kl_budget, keep_costly=kept), path)
     return load_fitted(path)
 
 

@@ -1,5 +1,8 @@
 """Admission: every steering vector is measured in one way, and goes into the artifact only if benign prompts can bear it.
 
+It is measured on validation prompts. Selection prompts come from the sources that gates were fitted on, and flatter them: on
+the lab, one gate costs nothing there and half a nat on prompts of other templates.
+
 The price is the mean KL that the recommended strength puts between steered and untouched answers of harmless prompts,
 through the vector's own gate if it has one, as if every benign request were steered: at the first token (`kl_benign`), and
 over the first few (`kl_continuation`). Where the greater is over the budget, the vector is left out and a note says with
@@ -14,19 +17,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from calibration.continuation import Continuations
 from calibration.dose_response import Dose, Trial, served, strengths_of
-from calibration.methods.fitted import Fitted, FittedProbe, FittedSteering
+from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.steering_contrast import mean_displacement
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import auroc
 from calibration.progress import track
-from calibration.refusal_metric import first_token_log_probs, mean_kl
+from calibration.refusal_metric import first_token_log_probs, mean_kl, refusal_metric
 from calibration.steering_study import Measured, steering_study
 from calibration.template import EncodedPrompts
-from calibration.unseen_sources import recorded_scores
 
 KL_BUDGET = 0.1
 """Nats; the limit that the refusal direction's ablation has to keep, too (arXiv 2406.11717)."""
@@ -37,8 +40,10 @@ RULE = 0.01
 _ENOUGH = 0.98
 """Share of harmful prompts refused that is as good as all."""
 _SLACK = 0.02
-_MOST_ANSWERS = 24
+_MOST, _MOST_BENIGN, _MOST_ANSWERS = 64, 256, 32
+"""Prompts a class for the curve, harmless ones for the price, and those whose answers are followed."""
 _FEWEST_STEERED = 16
+_SEED = 20_260
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,9 @@ class _Bench:
 
     training: TrainingSet
     trial: Trial
+    benign: EncodedPrompts
+    on_benign: torch.Tensor
+    """Log-probabilities `[N, V]` of the untouched model's first tokens."""
     answers: Continuations
     flagged: EncodedPrompts | None
     """Harmless prompts that a 1 % rule would steer."""
@@ -54,48 +62,59 @@ class _Bench:
     budget: float
 
 
-def admit(training: TrainingSet, found: Fitted, budget: float = KL_BUDGET, *, keep_costly: bool = False) -> Fitted:
+def admit(
+    training: TrainingSet,
+    found: Fitted,
+    prompts: EncodedPrompts,
+    scores: npt.NDArray[np.float32],
+    budget: float = KL_BUDGET,
+    *,
+    keep_costly: bool = False,
+) -> Fitted:
     """Return `found` with every vector measured, those with an objection left out and noted, and a study of all.
 
-    `keep_costly` keeps vectors that are over the budget; one that makes the model refuse less is left out in any case.
+    `prompts` are those to measure on, `scores` `[N, K]` what the K probes gave them. `keep_costly` keeps vectors that are
+    over the budget; one that makes the model refuse less is left out in any case.
     """
     if not found.steering or not found.refusal_tokens:
         return found
-    bench = _prepare(training, found, budget)
+    bench = _prepare(training, found, prompts, scores, budget)
     measured = [_measure(bench, each, keep_costly) for each in track(found.steering, "measuring steering vectors")]
     left_out = [each for each in measured if each.objection]
     return replace(
         found,
         steering=tuple(each.steering for each in measured if not each.objection),
         notes=(*found.notes, *(f"steering vector {e.steering.spec.name} is left out: {e.objection}" for e in left_out)),
-        studies=(*found.studies, steering_study(measured, budget)),
+        studies=(*found.studies, steering_study(measured, budget, len(bench.benign.prompts))),
     )
 
 
-def _prepare(training: TrainingSet, found: Fitted, budget: float) -> _Bench:
-    trial = Trial.of(training, found.refusal_tokens)
-    flagged = _flagged(training, found.probes)
+def _prepare(
+    training: TrainingSet, found: Fitted, prompts: EncodedPrompts, scores: npt.NDArray[np.float32], budget: float
+) -> _Bench:
+    rng, chat = np.random.default_rng(_SEED), training.chat
+    harmful, harmless = (rng.permutation(np.flatnonzero(prompts.harmful == label)) for label in (True, False))
+    judged, benign = (
+        prompts.subset(np.sort(rows[:most])) for rows, most in ((harmful, _MOST), (harmless, _MOST_BENIGN))
+    )
+    trial = Trial.on(chat, found.refusal_tokens, judged, prompts.subset(np.sort(harmless[:_MOST])))
+    flagged = _flagged(prompts, scores) if len(found.probes) else None
     return _Bench(
         training,
         trial,
-        Continuations.of(training.chat, trial.harmless.subset(range(min(len(trial.harmless.prompts), _MOST_ANSWERS)))),
-        training.prompts.subset(flagged) if flagged is not None else None,
+        benign,
+        first_token_log_probs(chat, benign),
+        Continuations.of(chat, prompts.subset(np.sort(harmless[:_MOST_ANSWERS]))),
+        prompts.subset(flagged) if flagged is not None else None,
         next((each for each in found.steering if each.spec.name == "refusal"), None),
         budget,
     )
 
 
-def _flagged(training: TrainingSet, probes: Sequence[FittedProbe]) -> Rows | None:
-    """Return the harmless selection prompts that score highest on the best probe: 1 % of them, and no fewer than 16."""
-    harmful, harmless = (training.select[training.harmful[training.select] == label] for label in (True, False))
-    scores = [
-        recorded_scores(training, probe)
-        for probe in probes
-        if probe.spec.readout.kind in ("last", "mean") and probe.spec.site == "resid_post"
-    ]
-    if not scores:
-        return None
-    best = max(scores, key=lambda each: auroc(each[harmful], each[harmless]))
+def _flagged(prompts: EncodedPrompts, scores: npt.NDArray[np.float32]) -> Rows:
+    """Return the harmless prompts that score highest on the best probe: 1 % of them, and no fewer than 16."""
+    areas = [auroc(each[prompts.harmful], each[~prompts.harmful]) for each in scores.T]
+    best, harmless = scores[:, int(np.argmax(areas))], np.flatnonzero(~prompts.harmful)
     count = max(round(RULE * len(harmless)), _FEWEST_STEERED)
     return np.sort(harmless[np.argsort(-best[harmless])[:count]])
 
@@ -132,20 +151,22 @@ def recommended(curve: Sequence[Dose]) -> Dose:
 
 
 def _evidence(bench: _Bench, steering: FittedSteering, before: Dose, dose: Dose) -> dict[str, float]:
+    chat, tokens = bench.trial.chat, bench.trial.tokens
+    intervention = served(chat, steering, dose.strength)
+    steered = first_token_log_probs(chat, bench.benign, intervention)
     evidence = {
         "recommended": dose.strength,
         "refused_harmful": dose.refused_harmful,
         "refused_harmful_before": before.refused_harmful,
-        "refused_benign": dose.refused_harmless,
-        "refused_benign_before": before.refused_harmless,
-        "kl_benign": dose.kl_harmless,
+        "refused_benign": float((refusal_metric(steered, tokens) > 0).mean()),
+        "refused_benign_before": float((refusal_metric(bench.on_benign, tokens) > 0).mean()),
+        "kl_benign": mean_kl(bench.on_benign, steered),
         "kl_continuation": bench.answers.kl(steering, dose.strength),
     }
     if bench.flagged is None:
         return evidence
-    chat = bench.trial.chat
     untouched = first_token_log_probs(chat, bench.flagged)
-    on_flagged = mean_kl(untouched, first_token_log_probs(chat, bench.flagged, served(chat, steering, dose.strength)))
+    on_flagged = mean_kl(untouched, first_token_log_probs(chat, bench.flagged, intervention))
     return evidence | {"kl_flagged": on_flagged, "kl_behind_rule": RULE * on_flagged}
 
 

@@ -17,7 +17,7 @@ class Measured:
     objection: str | None
 
 
-def steering_study(measured: Sequence[Measured], budget: float) -> Study:
+def steering_study(measured: Sequence[Measured], budget: float, num_harmless: int) -> Study:
     """Return the trade of every vector: harmful prompts refused against the change of harmless answers."""
     kept = [each.steering.spec.name for each in measured if not each.objection]
     before = measured[0].curve[0].refused_harmful
@@ -26,13 +26,13 @@ def steering_study(measured: Sequence[Measured], budget: float) -> Study:
         title="What steering buys, and what harmless prompts pay",
         finding=(
             f"Of {len(measured)} steering vectors {len(kept)} go into the artifact: {', '.join(kept) or 'none'}. Untouched, "
-            f"the model refuses {before:.0%} of harmful selection prompts; a vector may change the first token of harmless "
-            f"ones by {budget:g} nats. Selection prompts share sources with the fitting ones: others open gates more often."
+            f"the model refuses {before:.0%} of harmful prompts; a vector may change the first token of harmless "
+            f"ones by {budget:g} nats on average, measured on {num_harmless} of the validation split."
         ),
         charts=(
             Chart(
                 name="trade",
-                caption="Each point is a strength; up and to the left is better. At most 64 prompts a class.",
+                caption="Each point is a strength; up and to the left is better. At most 64 validation prompts a class.",
                 x_label="KL of the first token on harmless prompts, nats",
                 y_label="share of harmful prompts refused",
                 series=tuple(_series(each) for each in measured),

@@ -1,5 +1,6 @@
 """Every vector is measured in one way, and what costs benign prompts too much, or disarms the model, does not pass."""
 
+import numpy as np
 import pytest
 import torch
 from recorded import training_set
@@ -13,6 +14,7 @@ from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.steering_admission import admit, recommended
+from calibration.unseen_sources import recorded_scores
 from probes.manifest import SteeringVector
 from probes.steering import Move, displacement
 
@@ -34,6 +36,12 @@ def vector(name, row, **keys):
     return FittedSteering(spec, tensors)
 
 
+def judged(training, methods, **options):
+    """What is admitted, measured on the training prompts themselves."""
+    scores = np.stack([recorded_scores(training, probe) for probe in methods.probes], axis=1)
+    return admit(training, methods, training.prompts, scores, **options)
+
+
 def found(training, planted, *steering):
     """What the methods gave, with some vectors of our own."""
     refusal, harmfulness = fit_refusal_direction(training), fit_harmfulness_direction(training)
@@ -43,7 +51,7 @@ def found(training, planted, *steering):
 def test_costly_and_disarming_vectors_are_left_out_with_their_numbers(training, planted):
     """Towards refusal at any price: over the budget. Away from it: disarming. Both are named, with what was measured."""
     push = 60 * planted.direction
-    admitted = admit(training, found(training, planted, vector("heavy", push), vector("disarm", -push)))
+    admitted = judged(training, found(training, planted, vector("heavy", push), vector("disarm", -push)))
     assert [each.spec.name for each in admitted.steering] == ["refusal"]
     notes = dict(zip(("heavy", "disarm"), admitted.notes, strict=True))
     assert "nats, and the budget is 0.1" in notes["heavy"]
@@ -61,7 +69,7 @@ def test_costly_and_disarming_vectors_are_left_out_with_their_numbers(training, 
 def test_an_override_keeps_the_costly_and_not_the_disarming(training, planted):
     """Whoever asks for it gets vectors over the budget, with their evidence; what makes the model refuse less, never."""
     push = 60 * planted.direction
-    admitted = admit(
+    admitted = judged(
         training, found(training, planted, vector("heavy", push), vector("disarm", -push)), keep_costly=True
     )
     assert [each.spec.name for each in admitted.steering] == ["refusal", "heavy"]
@@ -76,7 +84,7 @@ def test_a_vector_is_measured_through_its_gate(training, planted):
     shut = vector("shut", 60 * planted.direction, gate="hard")
     evidence = {
         each.spec.name: each.spec.evidence
-        for each in admit(training, found(training, planted, shut), keep_costly=True).steering
+        for each in judged(training, found(training, planted, shut), keep_costly=True).steering
     }
     trial = Trial.of(training, found(training, planted).refusal_tokens)
     assert trial.curve(shut, [1.0])[1].kl_harmless == 0
@@ -86,12 +94,12 @@ def test_a_vector_is_measured_through_its_gate(training, planted):
 
 def test_the_refusal_vector_is_judged_behind_a_rule(training, planted):
     """Its price is 1 % of what it does to the harmless prompts that a probe ranks highest; both numbers are kept."""
-    (refusal,) = admit(training, found(training, planted)).steering
+    (refusal,) = judged(training, found(training, planted)).steering
     evidence = refusal.spec.evidence
     assert evidence["kl_behind_rule"] == pytest.approx(0.01 * evidence["kl_flagged"])
     assert evidence["refused_harmful"] >= evidence["refused_harmful_before"]
     assert refusal.spec.cos_refusal == pytest.approx(1)
-    strict = admit(training, found(training, planted), budget=1e-9)
+    strict = judged(training, found(training, planted), budget=1e-9)
     assert not strict.steering
     assert "behind a 1 % rule" in strict.notes[-1]
 
