@@ -33,13 +33,16 @@ from safetensors.numpy import load_file, save_file
 from calibration.activations import Where, record
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
+from calibration.dynamic_composition import composition_study
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
+from calibration.expert_bias import expert_study
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.neuron_damping import damping_study
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.methods.steering import fit_steering
 from calibration.methods.token_level import fit_token_level
@@ -50,6 +53,7 @@ from calibration.near_duplicates import leakage_notes
 from calibration.partner import load_partner
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
+from calibration.refusal_by_category import category_study
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
 from calibration.stage_file import write_whole
@@ -70,7 +74,12 @@ METHODS: dict[str, Method] = {
     "token_level": fit_token_level,
     "steering": fit_steering,
 }
-DIAGNOSTICS: dict[str, Diagnostic] = {}
+DIAGNOSTICS: dict[str, Diagnostic] = {
+    "refusal_by_category": category_study,
+    "composition": composition_study,
+    "damping": damping_study,
+    "experts": expert_study,
+}
 _STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")
