@@ -19,7 +19,7 @@ from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
-from calibration.study import Chart, Series, Study
+from calibration.study import Chart, Series, Study, Table
 from probes.steering import moves_of
 
 _TOP_P = 0.5
@@ -57,8 +57,24 @@ def composition_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]
                     series=series,
                 ),
             ),
+            tables=(_schedules(found.steering, mean),),
         ),
     )
+
+
+def _schedules(vectors: Sequence[FittedSteering], mean: Alphas) -> Table:
+    return Table(
+        name="schedules",
+        columns=("vector", *(f"token {step}" for step in range(len(mean)))),
+        rows=tuple(
+            (each.spec.name, *(round(factor, 3) for factor in _padded(schedule_of(mean[:, column]), len(mean))))
+            for column, each in enumerate(vectors)
+        ),
+    )
+
+
+def _padded(schedule: tuple[float, ...], length: int) -> tuple[float, ...]:
+    return (*schedule, *[schedule[-1]] * (length - len(schedule)))
 
 
 def schedule_of(alphas: Alphas) -> tuple[float, ...]:

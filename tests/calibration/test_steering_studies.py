@@ -204,3 +204,6 @@ def test_composition_fades_where_steering_changes_nothing_more(training):
     assert schedule_of(np.zeros(3)) == (0.0,)
     (study,) = composition_study(training, Fitted(steering=(idle, refusal)))
     assert [series.name for series in study.charts[0].series] == ["idle", "refusal"]
+    idle_row, refusal_row = study.tables[0].rows
+    assert max(refusal_row[1:]) == 1
+    assert len(idle_row) == len(refusal_row)
