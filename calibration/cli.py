@@ -68,6 +68,16 @@ def calibrate(
             help="Also fit without each source in turn and measure on it: what to expect of traffic that is new. Slow.",
         ),
     ] = False,
+    kl_budget: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Most that a steering vector may change harmless first tokens, in nats of KL, to go into the artifact.",
+        ),
+    ] = 0.1,
+    keep_costly_steering: Annotated[
+        bool, typer.Option("--keep-costly-steering", help="Put steering vectors over the budget into the artifact too.")
+    ] = False,
     skip_long: _SkipLong = False,
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Keep the recorded activations and every stage's file.")
@@ -89,7 +99,15 @@ def calibrate(
     from calibration.pipeline import calibrate as run
 
     settings = Settings(
-        dtype, device, limit, leave_one_source_out, skip_long, keep_work, resolve_model(partner) if partner else None
+        dtype,
+        device,
+        limit,
+        leave_one_source_out,
+        skip_long,
+        keep_work,
+        resolve_model(partner) if partner else None,
+        kl_budget,
+        keep_costly_steering,
     )
     console = Console()
     try:

@@ -1,9 +1,10 @@
-"""Interventions: the model with a direction taken out of its residual stream, or with a vector added to it.
+"""Interventions: the model with a direction taken out of its residual stream, or steered as the server steers it.
 
-As in arXiv 2406.11717, section 2.4. These are for measuring only; the served model is never run under ablation.
+Ablation as in arXiv 2406.11717, section 2.4: for measuring only, the served model is never run under it. Steering goes
+through the operators of `probes.steering`, which the server runs too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +13,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from calibration.model import ChatModel
+from probes.steering import Move, displacement
+
+Strengths = Callable[[torch.Tensor], torch.Tensor]
+"""From a stream `[B, T, D]` the strength `[B, T]` of steering at each position."""
 
 _Edit = Callable[[torch.Tensor], torch.Tensor]
 
@@ -40,18 +45,59 @@ def ablated(chat: ChatModel, direction: torch.Tensor) -> Iterator[None]:
 @contextmanager
 def added(chat: ChatModel, layer: int, vector: torch.Tensor, *, only: torch.Tensor | None = None) -> Iterator[None]:
     """Within the block, `vector` `[D]` is added after block `layer`: at all positions, or at `only` `[B]`, one per prompt."""
-    shift = vector.float().to(chat.device)
 
-    def add(stream: torch.Tensor) -> torch.Tensor:
-        if only is None:
-            return (stream.float() + shift).to(stream.dtype)
-        edited = stream.clone()
-        rows = torch.arange(len(only), device=stream.device)
-        edited[rows, only] = (stream[rows, only].float() + shift).to(stream.dtype)
+    def everywhere(stream: torch.Tensor) -> torch.Tensor:
+        return torch.ones(stream.shape[:2], device=stream.device)
+
+    move = Move(0, "add", None, (vector.float(),))
+    with steered(chat, {layer: move}, everywhere if only is None else at(only)):
+        yield
+
+
+@contextmanager
+def steered(chat: ChatModel, moves: Mapping[int, Move], strengths: Strengths) -> Iterator[None]:
+    """Within the block, each move displaces the stream after its block, at the strengths given; elsewhere it stays."""
+    with ExitStack() as stack:
+        for layer, move in moves.items():
+            stack.enter_context(_hooked(_edit_output(chat.blocks[layer], _displace(move, strengths, chat.device))))
+        yield
+
+
+def at(positions: torch.Tensor, strength: float = 1.0) -> Strengths:
+    """Return strengths that are `strength` at `positions` `[B]`, one per prompt, and 0 elsewhere."""
+
+    def strengths(stream: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros(stream.shape[:2], device=stream.device)
+        found[torch.arange(len(positions), device=stream.device), positions] = strength
+        return found
+
+    return strengths
+
+
+def since(positions: torch.Tensor, strength: float, schedule: Sequence[float] = ()) -> Strengths:
+    """Return strengths as the server sets them: from each prompt's last position `[B]` on, along the schedule if any."""
+    factors = torch.tensor(list(schedule) or [1.0])
+
+    def strengths(stream: torch.Tensor) -> torch.Tensor:
+        after = torch.arange(stream.shape[1], device=stream.device) - positions.unsqueeze(1)
+        own = factors.to(stream.device)[after.clamp(0, len(factors) - 1)]
+        return torch.where(after >= 0, strength * own, 0.0)
+
+    return strengths
+
+
+def _displace(move: Move, strengths: Strengths, device: torch.device) -> _Edit:
+    placed = Move(0, move.operator, move.gate, tuple(tensor.to(device) for tensor in move.tensors))
+
+    def edit(stream: torch.Tensor) -> torch.Tensor:
+        strength = strengths(stream)
+        rows = strength != 0
+        edited, chosen = stream.clone(), stream[rows]
+        delta = displacement(chosen, strength[rows].unsqueeze(1), [placed])
+        edited[rows] = (chosen.float() + delta).to(stream.dtype)
         return edited
 
-    with _hooked(_edit_output(chat.blocks[layer], add)):
-        yield
+    return edit
 
 
 @contextmanager

@@ -76,24 +76,31 @@ class ChatModel:
 
     def last_logits(self, batch: Batch) -> torch.Tensor:
         """Run the batch; return each prompt's next-token logits, float32 `[B, V]`. Block hooks see the same pass."""
+        return self.logits_at(batch, batch.from_end(0).unsqueeze(1))[:, 0]
+
+    def logits_at(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        """Run the batch; return the logits after `positions` `[B, P]` of each prompt, float32 `[B, P, V]`."""
         with torch.inference_mode():
-            return self.differentiable_logits(batch)
+            return self._logits(batch, positions)
 
     def differentiable_logits(self, batch: Batch) -> torch.Tensor:
         """Return what `last_logits` does, as a graph where a hook made something differentiable."""
-        with _only_last(self.head, batch):
+        return self._logits(batch, batch.from_end(0).unsqueeze(1))[:, 0]
+
+    def _logits(self, batch: Batch, positions: torch.Tensor) -> torch.Tensor:
+        with _only(self.head, positions):
             output = self.model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
-        logits: torch.Tensor = output.logits[:, 0]
+        logits: torch.Tensor = output.logits
         return logits.float()
 
 
 @contextmanager
-def _only_last(head: nn.Module, batch: Batch) -> Iterator[None]:
-    """Give the output head one position per prompt: logits for all would be the largest tensor of the pass."""
-    rows = torch.arange(len(batch.lengths), device=batch.lengths.device)
+def _only(head: nn.Module, positions: torch.Tensor) -> Iterator[None]:
+    """Give the output head these positions of each prompt: logits for all would be the largest tensor of the pass."""
+    rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
 
     def narrow(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (args[0][rows, batch.from_end(0)].unsqueeze(1),)
+        return (args[0][rows, positions],)
 
     handle = head.register_forward_pre_hook(narrow)
     try:

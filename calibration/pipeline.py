@@ -4,6 +4,7 @@
     02-activations/             residual streams of the training prompts
     03-<method>.safetensors     probes and steering vectors
     04-scores-<split>…          request scores, by the arithmetic that serves
+    04-admitted.safetensors     what is left once steering vectors were measured
     05-evaluation.json          the report on the test split
     06-<diagnostic>.json        what was learned once everything was fitted
     07-unseen/                  one file per source left out, where that was asked for
@@ -39,16 +40,20 @@ from calibration.causal.sensitivity import sensitivity_study
 from calibration.causal.signature import signature_study
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
+from calibration.dynamic_composition import composition_study
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
+from calibration.expert_bias import expert_study
 from calibration.grafting_study import grafting
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.neuron_damping import damping_study
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.methods.safety_neurons import fit_safety_neurons
+from calibration.methods.steering import fit_steering
 from calibration.methods.token_level import fit_token_level
 from calibration.methods.training import TrainingSet
 from calibration.methods.weak_classifiers import fit_weak_classifiers
@@ -59,9 +64,11 @@ from calibration.partner import load_partner
 from calibration.patching_study import study_patching
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
+from calibration.refusal_by_category import category_study
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
 from calibration.stage_file import write_whole
+from calibration.steering_admission import KL_BUDGET, admit
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.unseen_sources import require_sources, unseen_sources
@@ -78,6 +85,7 @@ METHODS: dict[str, Method] = {
     "weak_classifiers": fit_weak_classifiers,
     "token_level": fit_token_level,
     "safety_neurons": fit_safety_neurons,
+    "steering": fit_steering,
 }
 DIAGNOSTICS: dict[str, Diagnostic] = {
     "neuron_patching": study_patching,
@@ -88,6 +96,10 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
     "attribution": attribution_study,
     "concept_sensitivity": sensitivity_study,
     "subspace_illusion": illusion_study,
+    "refusal_by_category": category_study,
+    "composition": composition_study,
+    "damping": damping_study,
+    "experts": expert_study,
 }
 _STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
@@ -111,6 +123,10 @@ class Settings:
     keep_work: bool = False
     partner: Path | None = None
     """The same model before or after its alignment, for contrasts."""
+    kl_budget: float = KL_BUDGET
+    """Most that a steering vector may change harmless first tokens, in nats, to be put into the artifact."""
+    keep_costly_steering: bool = False
+    """Put vectors over the budget into the artifact all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +173,7 @@ def calibrate(
     bank = bank_of(identity, [*found.probes, *controls])
     scored = {split: _score(run, bank, split, found.refusal_tokens) for split in ("validation", "test")}
     _require_unchanged(run, model, settings)
+    found = _admitted(run, training, found, scored["validation"], settings)
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
     unseen = unseen_sources(training, run.work / "07-unseen") if settings.leave_one_source_out else None
@@ -262,6 +279,17 @@ def _fit(run: _Run, training: TrainingSet) -> Fitted:
     return merge(parts)
 
 
+def _admitted(run: _Run, training: TrainingSet, found: Fitted, validation: RequestScores, settings: Settings) -> Fitted:
+    """Leave out the steering vectors that benign validation prompts cannot bear."""
+    path = run.work / "04-admitted.safetensors"
+    if not path.exists():
+        scores = validation.scores[:, : len(found.probes)]
+        kept = settings.keep_costly_steering
+        prompts = run.encoded["validation"]
+        save_fitted(admit(training, found, prompts, scores, settings.kl_budget, keep_costly=kept), path)
+    return load_fitted(path)
+
+
 def _diagnose(run: _Run, training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     studies = list(found.studies)
     for name, diagnostic in DIAGNOSTICS.items():
@@ -350,7 +378,8 @@ def _assemble(
     harmful = run.encoded["validation"].harmful
     scores = validation_scores[:, : len(found.probes)]
     tensors = _tensors(found.probes)
-    tensors |= {f"steering.{item.spec.name}.vector": item.vector for item in found.steering}
+    for item in found.steering:
+        tensors |= {f"steering.{item.spec.name}.{name}": tensor for name, tensor in item.tensors.items()}
     tensors |= {
         BENIGN_SCORES: torch.from_numpy(scores[~harmful].copy()),
         HARMFUL_SCORES: torch.from_numpy(scores[harmful].copy()),

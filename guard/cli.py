@@ -81,9 +81,11 @@ def check(
 def _bound(policy: "Policy", artifact: Path) -> "BoundPolicy":
     from guard.decide import bind
     from probes.artifact import BENIGN_SCORES, Artifact
+    from probes.steering import require_servable_steering
 
     loaded = Artifact.load(artifact)
     manifest = loaded.manifest
+    require_servable_steering(manifest)
     probes, vectors = [probe.name for probe in manifest.probes], [vector.name for vector in manifest.steering]
     return bind(policy, probes, loaded.tensors[BENIGN_SCORES].numpy(), steering=vectors, digest=manifest.digest)
 

@@ -34,10 +34,10 @@ _RECALIBRATE = "fetch the artifact again, or run `foreguard calibrate`"
 class Artifact:
     """A loaded artifact.
 
-    `tensors` holds, all float32: each probe's as `Probe.shapes` has them, `steering.<name>.vector` `[len(layers), D]`, and
-    the calibration split's request scores `scores.harmless` `[N, K]` and `scores.harmful` `[M, K]`, columns in the
-    manifest's order of probes: thresholds for any target false-positive rate come from these. `attachments` are whole
-    files that go along, by name: no server reads them.
+    `tensors` holds, all float32: each probe's as `Probe.shapes` has them, `steering.<name>.<tensor>` of the shapes that
+    `SteeringVector.shapes` gives, and the calibration split's request scores `scores.harmless` `[N, K]` and
+    `scores.harmful` `[M, K]`, columns in the manifest's order of probes: thresholds for any target false-positive rate
+    come from these. `attachments` are whole files that go along, by name: no server reads them.
     """
 
     manifest: Manifest
@@ -186,7 +186,8 @@ def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> N
     expected: dict[str, tuple[int | None, ...]] = {
         name: shape for probe in manifest.probes for name, shape in probe.shapes(hidden_size).items()
     }
-    expected |= {f"steering.{v.name}.vector": (len(v.layers), hidden_size) for v in manifest.steering}
+    for v in manifest.steering:
+        expected |= {f"steering.{v.name}.{tensor}": shape for tensor, shape in v.shapes(hidden_size).items()}
     expected |= {BENIGN_SCORES: (None, num_probes), HARMFUL_SCORES: (None, num_probes)}
     if set(expected) != set(tensors):
         odd = sorted(set(expected) ^ set(tensors))

@@ -18,6 +18,8 @@ SCHEMA_VERSION: Literal[1] = 1
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}\.[a-z]{1,8}$")]
 Site = Literal["resid_post", "mlp_neurons"]
+Operator = Literal["add", "affine", "low_rank", "rotate", "ablate"]
+Gate = Literal["hard", "soft"]
 
 
 class _Strict(BaseModel):
@@ -141,15 +143,25 @@ class Probe(_Strict):
 
 
 class SteeringVector(_Strict):
-    """One steering vector: tensor `steering.<name>.vector`, float32 `[len(layers), D]`, added at `resid_post`.
+    """One steering vector, or map, at `resid_post`: `probes.steering` says what each operator and gate does.
 
-    The vector is stored as measured, not normalised: strength 1 adds it once, so strength is in units of its norm.
+    Its tensors are `steering.<name>.<tensor>`, float32, named and shaped by `shapes`. A vector that is added is stored as
+    measured, not normalised: strength 1 adds it once, so strength is in units of its norm.
     """
 
     name: Name
     method: str
-    operator: Literal["add"] = "add"
+    operator: Operator = "add"
+    """`ablate` is for measuring only: no server runs it."""
+    gate: Gate | None = None
+    """Whether, or how far, a linear reading of the stream itself lets the operator act."""
     layers: tuple[int, ...] = Field(min_length=1)
+    rank: int | None = Field(None, ge=1)
+    """Of `low_rank`."""
+    schedule: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    """Factors of the strength at the answer's first tokens; the last one stays in force. None: always 1."""
+    evaluation_only: bool = False
+    """Made to be measured: no server runs it, whatever its operator."""
     norm: float
     cos_refusal: float
     evidence: dict[str, float] = {}
@@ -159,6 +171,29 @@ class SteeringVector(_Strict):
     def _layers_ascend(self) -> Self:
         _require_ascending(self.layers)
         return self
+
+    @model_validator(mode="after")
+    def _rank_is_of_low_rank(self) -> Self:
+        if (self.operator == "low_rank") != (self.rank is not None):
+            raise ValueError("operator 'low_rank', and no other, has a rank")
+        return self
+
+    def shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each tensor that the operator and the gate need, by name, for streams `[T, hidden_size]`."""
+        blocks = len(self.layers)
+        row = (blocks, hidden_size)
+        own: dict[Operator, dict[str, tuple[int, ...]]] = {
+            "add": {"vector": row},
+            "affine": {"scale": row, "shift": row, "low": row, "high": row},
+            "low_rank": {
+                "down": (blocks, self.rank or 0, hidden_size),
+                "up": (blocks, self.rank or 0, hidden_size),
+                "shift": row,
+            },
+            "rotate": {"first": row, "second": row, "angle": (blocks, 1)},
+            "ablate": {"vector": row},
+        }
+        return own[self.operator] | ({"gate_weight": row, "gate_bias": (blocks, 1)} if self.gate else {})
 
 
 def _require_ascending(layers: tuple[int, ...]) -> None:

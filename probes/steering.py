@@ -1,31 +1,181 @@
-"""Steering vectors, laid out for the sensor: what is added to the residual stream of which block."""
+"""Steering operators: what may be done to rows of the residual stream, defined once for calibration and for serving.
 
+With h a row, c its strength (0 is the identity) and every tensor a row of its own, an operator gives the displacement
+that is added to h:
+
+    add        c v
+    affine     c ((w - 1) h + b)               on coordinates between `low` and `high`    (Linear-AcT, arXiv 2410.23054)
+    low_rank   c (U^T (D h) + b)               a map whose matrix is the identity plus rank R    (MiMiC, arXiv 2402.09631)
+    rotate     R(c (angle - phi)) P h - P h    in the plane of two orthonormal directions, phi the angle of P h there: the
+               norm stays, and at c = 1 P h points to `angle` (Angular Steering, arXiv 2510.26243)
+
+A gate reads z = w . h + b off the same row. `hard` lets the operator act where z > 0 (CAST, arXiv 2409.05907); `soft`
+makes the strength c max(z, 0), so that `add` under it is the rank-one map of AlphaSteer (arXiv 2506.07022).
+"""
+
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from probes.artifact import Artifact
+from probes.errors import ArtifactError
+from probes.manifest import Gate, Manifest, SteeringVector
+
+_PLANE_TOLERANCE = 1e-3
+
+Displace = Callable[..., torch.Tensor]
+
+
+def add(_stream: torch.Tensor, strength: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """Return `c v`; stream `[T, D]`, strength `[T, 1]`, vector `[D]`."""
+    return strength * vector
+
+
+def affine(
+    stream: torch.Tensor,
+    strength: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+) -> torch.Tensor:
+    """Return `c ((w - 1) h + b)` on the coordinates that lie in their support `[low, high]`, and 0 on the others."""
+    moved = strength * ((scale - 1) * stream + shift)
+    return torch.where((stream >= low) & (stream <= high), moved, 0.0)
+
+
+def low_rank(
+    stream: torch.Tensor, strength: torch.Tensor, down: torch.Tensor, up: torch.Tensor, shift: torch.Tensor
+) -> torch.Tensor:
+    """Return `c ((h @ down.T) @ up + b)`; `down` and `up` `[R, D]`."""
+    return strength * ((stream @ down.T) @ up + shift)
+
+
+def rotate(
+    stream: torch.Tensor, strength: torch.Tensor, first: torch.Tensor, second: torch.Tensor, angle: torch.Tensor
+) -> torch.Tensor:
+    """Return the displacement of a rotation that goes the fraction c, at most all, of the shorter way to `angle` `[1]`."""
+    x, y = (stream @ first).unsqueeze(1), (stream @ second).unsqueeze(1)
+    way = torch.remainder(angle - torch.atan2(y, x) + math.pi, 2 * math.pi) - math.pi
+    turn = strength.clamp(max=1.0) * way
+    cos, sin = torch.cos(turn), torch.sin(turn)
+    return (x * (cos - 1) - y * sin) * first + (x * sin + y * (cos - 1)) * second
+
+
+_OPERATORS: dict[str, tuple[Displace, int]] = {
+    "add": (add, 1),
+    "affine": (affine, 4),
+    "low_rank": (low_rank, 3),
+    "rotate": (rotate, 3),
+}
+"""By name: the operator and how many tensors it takes, in the order of `SteeringVector.shapes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One vector on one block: its column of strengths, what it does, and its tensors, the gate's two last."""
+
+    column: int
+    operator: str
+    gate: Gate | None
+    tensors: tuple[torch.Tensor, ...]
+
+    @property
+    def reads(self) -> bool:
+        """Whether the displacement depends on the stream."""
+        return self.operator != "add" or self.gate is not None
+
+
+def displacement(stream: torch.Tensor, strengths: torch.Tensor, moves: Sequence[Move]) -> torch.Tensor:
+    """Return what `moves` add to the rows of `stream` `[T, D]`, float32, at `strengths` `[T, S]`; each reads the same stream.
+
+    A row whose strengths are all zero gets zeros, whatever it holds.
+    """
+    exact, total = stream.float(), torch.zeros(stream.shape, dtype=torch.float32, device=stream.device)
+    for move in moves:
+        act, count = _OPERATORS[move.operator]
+        strength = _gated(exact, strengths[:, move.column].unsqueeze(1), move.gate, move.tensors[count:])
+        # Zero times infinity is NaN, so a row that is not steered is left out and not multiplied out.
+        total = total + torch.where(strength != 0, act(exact, strength, *move.tensors[:count]), 0.0)
+    return total
+
+
+def _gated(
+    stream: torch.Tensor, strength: torch.Tensor, gate: Gate | None, tensors: tuple[torch.Tensor, ...]
+) -> torch.Tensor:
+    if gate is None:
+        return strength
+    weight, bias = tensors
+    reading = (stream @ weight).unsqueeze(1) + bias
+    # Never below zero: a gate may let less through, and never turns a vector round.
+    opened = (reading > 0).float() if gate == "hard" else reading.clamp(min=0.0)
+    return torch.where(strength != 0, strength * opened, 0.0)
+
+
+def moves_of(spec: SteeringVector, tensors: dict[str, torch.Tensor], column: int = 0) -> dict[int, Move]:
+    """Return a vector's move by block; `tensors` are named as in `SteeringVector.shapes`. Raises `ArtifactError`."""
+    require_servable(spec)
+    _require_plane(spec, tensors)
+    order = spec.shapes(0)
+    return {
+        layer: Move(column, spec.operator, spec.gate, tuple(tensors[name][index] for name in order))
+        for index, layer in enumerate(spec.layers)
+    }
+
+
+def require_servable(spec: SteeringVector) -> None:
+    """Raise `ArtifactError` for what takes something out of a model: ablation is measured offline and never served."""
+    if spec.operator == "ablate" or spec.evaluation_only:
+        what = "takes a direction out of the model" if spec.operator == "ablate" else "is marked as evaluation_only"
+        raise ArtifactError(
+            f"{what}; such vectors are for measuring, and no server runs them",
+            field=f"steering.{spec.name}.operator",
+            remedy="leave the vector out of the artifact: calibrate again, which never writes one",
+        )
+
+
+def require_servable_steering(manifest: Manifest) -> None:
+    """Raise `ArtifactError` when any of an artifact's vectors must not be served."""
+    for vector in manifest.steering:
+        require_servable(vector)
+
+
+def _require_plane(spec: SteeringVector, tensors: dict[str, torch.Tensor]) -> None:
+    if spec.operator != "rotate":
+        return
+    plane = torch.stack([tensors["first"], tensors["second"]], dim=1)
+    if not torch.allclose(plane @ plane.mT, torch.eye(2, device=plane.device), atol=_PLANE_TOLERANCE):
+        raise ArtifactError(
+            "the two directions of the plane are not orthonormal, so a rotation in it would not keep the norm",
+            field=f"steering.{spec.name}.first",
+            remedy="fetch the artifact again, or run `foreguard calibrate`",
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class SteeringBank:
-    """S steering vectors: `vectors[l]` is float32 `[S, D]`, with zero rows for vectors that do not act on block l.
-
-    A token with coefficients `c` `[S]` gets `c @ vectors[l]` added after block l; a coefficient is a strength in units of
-    the vector's own norm.
-    """
+    """S steering vectors laid out for the sensor: `moves[l]` is all that acts on block l."""
 
     names: tuple[str, ...]
-    vectors: dict[int, torch.Tensor]
+    moves: dict[int, tuple[Move, ...]]
+    schedules: tuple[tuple[float, ...], ...]
+    """Per vector: factors of its strength at the answer's first tokens, the last one staying in force."""
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "SteeringBank":
-        """Lay out the artifact's steering vectors."""
+        """Lay out the artifact's steering vectors. Raises `ArtifactError` for one that must not be served."""
+        moves: dict[int, tuple[Move, ...]] = {}
+        for column, spec in enumerate(artifact.manifest.steering):
+            named = {name: artifact.tensors[f"steering.{spec.name}.{name}"] for name in spec.shapes(0)}
+            for layer, move in moves_of(spec, named, column).items():
+                moves[layer] = (*moves.get(layer, ()), move)
         steering = artifact.manifest.steering
-        vectors: dict[int, torch.Tensor] = {}
-        for row, vector in enumerate(steering):
-            tensor = artifact.tensors[f"steering.{vector.name}.vector"]
-            for index, layer in enumerate(vector.layers):
-                block = vectors.setdefault(layer, torch.zeros(len(steering), tensor.shape[1]))
-                block[row] = tensor[index]
-        return cls(tuple(vector.name for vector in steering), vectors)
+        return cls(tuple(spec.name for spec in steering), moves, tuple(spec.schedule or (1.0,) for spec in steering))
+
+    def factors(self, first: int, count: int) -> torch.Tensor:
+        """Return the schedules' factors `[count, S]` at the answer's positions from `first` on, 0 the prompt's last."""
+        at = range(first, first + count)
+        rows = [[each[min(place, len(each) - 1)] for each in self.schedules] for place in at]
+        return torch.tensor(rows).reshape(count, len(self.names))

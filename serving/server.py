@@ -14,6 +14,7 @@ from pathlib import Path
 from probes.artifact import Artifact
 from probes.errors import ServingError
 from probes.fingerprint import fingerprint
+from probes.steering import require_servable_steering
 from serving.config import GuardConfig
 from serving.model_folder import model_folder
 
@@ -131,6 +132,7 @@ def _require_guardable(args: Namespace) -> None:
 
 def _check_files(launch: Launch, args: Namespace) -> GuardConfig:
     artifact = Artifact.load(launch.artifact)
+    require_servable_steering(artifact.manifest)
     folder = model_folder(launch.model, args.revision)
     dtype = None if args.dtype == "auto" else {"half": "float16", "float": "float32"}.get(args.dtype, args.dtype)
     artifact.manifest.fingerprint.require(fingerprint(folder, dtype=dtype, chat_template=_chat_template(args)))

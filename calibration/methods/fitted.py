@@ -40,10 +40,15 @@ class FittedProbe:
 
 @dataclass(frozen=True, slots=True)
 class FittedSteering:
-    """A steering vector, float32 `[len(layers), D]`."""
+    """A steering vector and its tensors, float32, named and shaped as `SteeringVector.shapes` says."""
 
     spec: SteeringVector
-    vector: torch.Tensor
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def vector(self) -> torch.Tensor:
+        """What operator `add` adds, `[len(layers), D]`."""
+        return self.tensors["vector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,8 @@ def _with_cosine(probe: FittedProbe, refusal: FittedSteering) -> FittedProbe:
 def save_fitted(fitted: Fitted, path: Path) -> None:
     """Write what was found to one safetensors file; its header holds the descriptions."""
     tensors = {name: tensor for item in fitted.probes for name, tensor in item.tensors().items()}
-    tensors |= {f"steering.{item.spec.name}": item.vector.contiguous() for item in fitted.steering}
+    for item in fitted.steering:
+        tensors |= {f"steering.{item.spec.name}.{name}": each.contiguous() for name, each in item.tensors.items()}
     header = {
         "probes": json.dumps([item.spec.model_dump(mode="json") for item in fitted.probes]),
         "steering": json.dumps([item.spec.model_dump(mode="json") for item in fitted.steering]),
@@ -128,7 +134,10 @@ def load_fitted(path: Path) -> Fitted:
         steering = [SteeringVector.model_validate(spec) for spec in header["steering"]]
         return Fitted(
             probes=tuple(FittedProbe.of(spec, tensors) for spec in probes),
-            steering=tuple(FittedSteering(spec, tensors[f"steering.{spec.name}"]) for spec in steering),
+            steering=tuple(
+                FittedSteering(spec, {name: tensors[f"steering.{spec.name}.{name}"] for name in spec.shapes(0)})
+                for spec in steering
+            ),
             notes=tuple(header["notes"]),
             studies=tuple(Study.model_validate(study) for study in header["studies"]),
             refusal_tokens=tuple(header["refusal_tokens"]),

@@ -137,7 +137,7 @@ def _describe(training: TrainingSet, rows: Rows, jury: Jury, best: Candidate) ->
         cos_refusal=1.0,
         evidence=evidence,
     )
-    return Fitted((probe,), (FittedSteering(steering, vector.unsqueeze(0)),), refusal_tokens=jury.tokens)
+    return Fitted((probe,), (FittedSteering(steering, {"vector": vector.unsqueeze(0)}),), refusal_tokens=jury.tokens)
 
 
 def _evidence(jury: Jury, best: Candidate) -> dict[str, float]:

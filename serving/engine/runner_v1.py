@@ -21,6 +21,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig
 from guard.verdict import Unscored
 from probes.errors import ModelError
 from probes.scoring import ProbeBank
+from probes.steering import SteeringBank
 from serving.engine.sensor import Sensor
 from serving.engine.wire import STEERING
 
@@ -30,10 +31,11 @@ RequestScores = dict[str, list[float] | str]
 class RunnerV1:
     """Carries steering to the sensor before a forward pass, and scores from it after."""
 
-    def __init__(self, runner: Any, sensor: Sensor, probes: ProbeBank) -> None:
+    def __init__(self, runner: Any, sensor: Sensor, probes: ProbeBank, steering: SteeringBank) -> None:
         self._runner = runner
         self._sensor = sensor
         self._probes = probes
+        self._steering = steering
         self._steered = False
         self._group = 0
         self._slots = torch.empty(0)
@@ -133,5 +135,7 @@ class RunnerV1:
             # The prompt's last position predicts the first token: steering begins there, and leaves the rest of the
             # prompt, which the prefix cache shares, as it is.
             unsteered = int(batch.num_prompt_tokens[row]) - 1 - int(batch.num_computed_tokens_cpu[row])
-            coefficients[start + max(unsteered, 0) : end] = torch.tensor(strengths, device=coefficients.device)
+            begin = start + max(unsteered, 0)
+            factors = self._steering.factors(max(-unsteered, 0), max(end - begin, 0))
+            coefficients[begin:end] = (torch.tensor(strengths) * factors).to(coefficients.device)
         self._steered = bool(steering)

@@ -3,6 +3,7 @@
 Installed after the weights are loaded and before anything is compiled, so that the taps become part of the graph.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,9 @@ from vllm.model_executor.layers.linear import RowParallelLinear
 
 from probes.errors import ModelError
 from probes.scoring import ProbeBank, Tap
-from probes.steering import SteeringBank
+from probes.steering import Move, SteeringBank
 from serving.engine.down_projection import down_projection, own_rows
-from serving.engine.tap import project  # importing it registers the ops
+from serving.engine.tap import laid_out, project  # importing it registers the ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,8 @@ def install(model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBan
             _install_neurons(projections[tap], reading.matrix, sensor, first, index)
         else:
             _install_read(blocks[tap.layer], reading.matrix, sensor, first, index)
-    for layer, vectors in steering.vectors.items():
-        _install_steer(blocks[layer], vectors.to(device), sensor)
+    for layer, moves in steering.moves.items():
+        _install_steer(blocks[layer], moves, sensor)
     return sensor
 
 
@@ -111,13 +112,19 @@ def _register(module: nn.Module, matrix: torch.Tensor, sensor: Sensor) -> None:
     module.register_buffer("foreguard_fired", sensor.fired, persistent=False)
 
 
-def _install_steer(block: nn.Module, vectors: torch.Tensor, sensor: Sensor) -> None:
-    block.register_buffer("foreguard_vectors", vectors, persistent=False)
+def _install_steer(block: nn.Module, moves: Sequence[Move], sensor: Sensor) -> None:
+    plan, tensors = laid_out(moves)
+    names = [f"foreguard_steering_{index}" for index in range(len(tensors))]
+    for name, tensor in zip(names, tensors, strict=True):
+        block.register_buffer(name, tensor.to(sensor.coefficients.device).contiguous(), persistent=False)
     block.register_buffer("foreguard_coefficients", sensor.coefficients, persistent=False)
+    # What reads no stream is given none: the graph of a plain addition stays the one whose answers were compared.
+    reads = any(move.reads for move in moves)
 
     def steer(module: Any, _args: Any, output: Any) -> None:
-        hidden, _ = split_stream(output)
-        torch.ops.foreguard.steer(hidden, module.foreguard_coefficients, module.foreguard_vectors)
+        hidden, residual = split_stream(output)
+        own = [getattr(module, name) for name in names]
+        torch.ops.foreguard.steer(hidden, residual if reads else None, module.foreguard_coefficients, plan, own)
 
     block.register_forward_hook(steer)
 

@@ -5,8 +5,14 @@ Tensors in, tensors out, no host branch on a GPU, no allocation that anyone keep
 reorders them.
 """
 
+from collections.abc import Sequence
+from functools import cache
+
 import torch
 from vllm.utils.torch_utils import direct_register_custom_op
+
+from probes.manifest import Gate
+from probes.steering import Move, displacement
 
 _LIBRARY = torch.library.Library("foreguard", "FRAGMENT")
 
@@ -34,24 +40,60 @@ def store(part: torch.Tensor, parts: torch.Tensor, first: int, fired: torch.Tens
     fired[index].fill_(1)
 
 
-def steer(hidden: torch.Tensor, coefficients: torch.Tensor, vectors: torch.Tensor) -> None:
-    """Add `coefficients[t] @ vectors` to row t of `hidden` `[T, D]`, in place.
+def steer(
+    hidden: torch.Tensor,
+    residual: torch.Tensor | None,
+    coefficients: torch.Tensor,
+    plan: str,
+    tensors: list[torch.Tensor],
+) -> None:
+    """Add to row t of `hidden` `[T, D]`, in place, what the plan's moves displace the stream `hidden + residual` by.
 
-    `coefficients` `[max_tokens, S]` and `vectors` `[S, D]` are float32. A row whose coefficients are all zero keeps its
-    value (a negative zero may become a positive one, which no later sum can tell).
+    `coefficients` `[max_tokens, S]` are float32; `plan` and `tensors` are what `laid_out` made of the moves. A row whose
+    coefficients are all zero keeps its bits.
     """
     strengths = coefficients[: hidden.shape[0]]
     # On a CPU a look is cheaper than a product of zeros; on a GPU it would stop the stream, and a CUDA graph cannot branch.
     if strengths.is_cpu and not strengths.any():
         return
-    hidden.add_((strengths @ vectors).to(hidden.dtype))
+    stream = hidden if residual is None else hidden + residual
+    delta = displacement(stream, strengths, _moves(plan, tensors))
+    steered = (strengths != 0).any(1, keepdim=True)
+    hidden.copy_(torch.where(steered, hidden + delta.to(hidden.dtype), hidden))
+
+
+def laid_out(moves: Sequence[Move]) -> tuple[str, list[torch.Tensor]]:
+    """Return moves as an op can take them: a text that names them, and their tensors in a row."""
+    plan = " ".join(f"{move.column}:{move.operator}:{move.gate or ''}:{len(move.tensors)}" for move in moves)
+    return plan, [tensor for move in moves for tensor in move.tensors]
+
+
+def _moves(plan: str, tensors: list[torch.Tensor]) -> list[Move]:
+    rest = iter(tensors)
+    return [
+        Move(column, operator, gate, tuple(next(rest) for _ in range(count)))
+        for column, operator, gate, count in _parsed(plan)
+    ]
+
+
+@cache
+def _parsed(plan: str) -> tuple[tuple[int, str, Gate | None, int], ...]:
+    gates: dict[str, Gate | None] = {"": None, "hard": "hard", "soft": "soft"}
+    words = (word.split(":") for word in plan.split())
+    return tuple((int(column), operator, gates[gate], int(count)) for column, operator, gate, count in words)
 
 
 def _fake_store(part: torch.Tensor, parts: torch.Tensor, first: int, fired: torch.Tensor, index: int) -> None:
     return None
 
 
-def _fake_steer(hidden: torch.Tensor, coefficients: torch.Tensor, vectors: torch.Tensor) -> None:
+def _fake_steer(
+    hidden: torch.Tensor,
+    residual: torch.Tensor | None,
+    coefficients: torch.Tensor,
+    plan: str,
+    tensors: list[torch.Tensor],
+) -> None:
     return None
 
 

@@ -35,15 +35,15 @@ class GuardedWorker(PlatformWorker):
         super().load_model(**options)
         artifact = GuardConfig.from_vllm(self.vllm_config.additional_config).load_artifact()
         _require_precision(artifact.manifest.fingerprint.dtype, self.vllm_config.model_config.dtype)
-        probes = ProbeBank.from_artifact(artifact)
+        probes, steering = ProbeBank.from_artifact(artifact), SteeringBank.from_artifact(artifact)
         sensor = install(
             self.model_runner.get_model(),
             self.vllm_config.model_config.get_total_num_hidden_layers(),
             self.vllm_config.scheduler_config.max_num_batched_tokens,
             probes,
-            SteeringBank.from_artifact(artifact),
+            steering,
         )
-        self.foreguard = RunnerV1(self.model_runner, sensor, probes)
+        self.foreguard = RunnerV1(self.model_runner, sensor, probes, steering)
         self.foreguard_scores = {}
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:

@@ -12,7 +12,7 @@ from calibration.attacks.suffix_search import Effort
 from calibration.attacks.white_box import attack_artifact
 from calibration.batching import iterate_batches
 from calibration.evidence import Evidence
-from calibration.intervention import added
+from calibration.intervention import since, steered
 from calibration.model import ChatModel
 from calibration.pipeline import SPLITS, calibrate
 from calibration.prompts import load_prompts
@@ -60,7 +60,7 @@ def test_probes_see_harm_in_prompts_of_other_seeds(calibrated):
 
 def test_the_refusal_vector_is_proved_by_what_it_does(calibrated):
     """Its evidence meets the selection rule, and it induces refusal as it is served."""
-    (vector,) = calibrated[1].manifest.steering
+    vector = next(each for each in calibrated[1].manifest.steering if each.name == "refusal")
     assert vector.evidence["baseline_harmful"] > 0 > vector.evidence["baseline_harmless"]
     assert vector.evidence["bypass"] < 0 < vector.evidence["induce"]
     assert vector.evidence["kl"] < 0.1
@@ -75,13 +75,14 @@ def test_adding_the_vector_makes_the_model_refuse(calibrated, files):
     test = encode_prompts(chat.tokenizer, load_prompts(files["test"]), chat.context)
     plain = [row for row, prompt in enumerate(test.prompts) if prompt.source == "plain_harmless"][:60]
     bank = SteeringBank.from_artifact(calibrated[1])
-    ((layer, vectors),) = bank.vectors.items()
-    strength = calibrated[1].manifest.steering[0].evidence["served_strength"]
+    vector = next(each for each in calibrated[1].manifest.steering if each.name == "refusal")
+    column, [layer], strength = bank.names.index("refusal"), vector.layers, vector.evidence["served_strength"]
+    move = next(each for each in bank.moves[layer] if each.column == column)
 
     def refusing(scale):
         first = []
         for batch in iterate_batches(test.subset(plain).token_ids, chat.device):
-            with added(chat, layer, scale * vectors[0], only=batch.from_end(0)):
+            with steered(chat, {layer: move}, since(batch.from_end(0), scale)):
                 first.append(chat.last_logits(batch).argmax(dim=-1))
         return torch.isin(torch.cat(first), torch.tensor(tokens)).float().mean().item()
 

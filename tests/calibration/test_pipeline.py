@@ -16,6 +16,7 @@ from guard.threshold import certify
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import ArtifactMismatch, CalibrationError, PromptError
 from probes.fingerprint import fingerprint
+from probes.steering import SteeringBank
 
 NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "svm", "mlp", "tokens", "neurons"]
 
@@ -27,7 +28,11 @@ def test_an_artifact_is_written_whole(calibrated, planted, splits):
     assert artifact.manifest == done.manifest
     artifact.manifest.fingerprint.require(fingerprint(planted.folder))
     assert [probe.name for probe in artifact.manifest.probes] == NAMES
-    assert [vector.name for vector in artifact.manifest.steering] == ["refusal"]
+    steering = {vector.name: vector.evidence for vector in artifact.manifest.steering}
+    assert next(iter(steering)) == "refusal"
+    for name, evidence in steering.items():
+        assert evidence["kl_behind_rule" if name == "refusal" else "kl_benign"] <= 0.1
+    SteeringBank.from_artifact(artifact)
     assert [item.split for item in artifact.manifest.data] == list(SPLITS)
     assert artifact.tensors[BENIGN_SCORES].shape == (336, len(NAMES))
     assert artifact.tensors[HARMFUL_SCORES].shape == (84, len(NAMES))

@@ -35,7 +35,7 @@ def make(fingerprint) -> Callable[..., Artifact]:
     def make(probes=PROBES, steering=STEERING, seed=0, benign=8, harmful=5, **manifest) -> Artifact:
         generator = torch.Generator().manual_seed(seed)
         shapes = {name: shape for p in probes for name, shape in p.shapes(HIDDEN).items()}
-        shapes |= {f"steering.{v.name}.vector": (len(v.layers), HIDDEN) for v in steering}
+        shapes |= {f"steering.{v.name}.{name}": shape for v in steering for name, shape in v.shapes(HIDDEN).items()}
         shapes |= {BENIGN_SCORES: (benign, len(probes)), HARMFUL_SCORES: (harmful, len(probes))}
         tensors = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
         content = {"name": "planted", "created": "2026-01-01T00:00:00Z", "fingerprint": fingerprint, **manifest}

@@ -1,4 +1,4 @@
-"""An artifact made by hand from the lab model: one real direction, and a probe of every kind for exactness."""
+"""An artifact made by hand from the lab model: one real direction, a probe of every kind, a vector of every operator."""
 
 import math
 from pathlib import Path
@@ -16,14 +16,14 @@ HARM_LAYER = 3
 
 def planted_artifact(reference: Reference, folder: Path) -> Artifact:
     """Write an artifact with a difference-in-means probe `harm`, probes `r_*` of every readout, `n_*` on neurons and `h_*` of
-    every head, and vector `refusal`.
+    every head, and steering vectors.
     """
     harmful = _last_streams(reference, of("train", "plain_harmful", 60))
     harmless = _last_streams(reference, of("train", "plain_harmless", 60))
     direction = harmful.mean(0) - harmless.mean(0)
     weight = direction * 8 / (direction @ direction)
     bias = -float(weight @ (harmful.mean(0) + harmless.mean(0)) / 2)
-    tensors = {"probe.harm.weight": weight[None, None], "steering.refusal.vector": direction[None]}
+    tensors = {"probe.harm.weight": weight[None, None]}
     probes = [Probe(name="harm", method="planted", layers=(HARM_LAYER,), bias=bias)]
     for probe, own in [*_readout_probes(reference), *_wide_probes(reference)]:
         probes.append(probe)
@@ -32,14 +32,49 @@ def planted_artifact(reference: Reference, folder: Path) -> Artifact:
     scores[:, 0] = harmless @ weight + bias
     tensors["scores.harmless"] = scores
     tensors["scores.harmful"] = torch.zeros(1, len(probes))
-    vector = SteeringVector(
-        name="refusal", method="planted", layers=(HARM_LAYER,), norm=float(direction.norm()), cos_refusal=1
-    )
+    steering = []
+    for vector, own in _steering(harmful.mean(0), harmless.mean(0)):
+        steering.append(vector)
+        tensors |= {f"steering.{vector.name}.{name}": tensor[None] for name, tensor in own.items()}
     manifest = Manifest(
-        name="planted", created="2026-01-01", fingerprint=fingerprint(MODEL), probes=tuple(probes), steering=(vector,)
+        name="planted",
+        created="2026-01-01",
+        fingerprint=fingerprint(MODEL),
+        probes=tuple(probes),
+        steering=tuple(steering),
     )
     Artifact(manifest, tensors).save(folder)
     return Artifact.load(folder)
+
+
+def _steering(harmful: torch.Tensor, harmless: torch.Tensor) -> list[tuple[SteeringVector, dict[str, torch.Tensor]]]:
+    """Return vectors that each take a harmless stream `[D]` to where harmful ones are, by another operator."""
+    direction = harmful - harmless
+    first = direction / direction.norm()
+    rest = harmless - (harmless @ first) * first
+    far, unit = torch.full_like(harmless, 1e4), harmless / harmless.norm()
+    kinds = {
+        "refusal": ({}, {"vector": direction}),
+        "gated": (
+            {"gate": "soft"},
+            # Reads about 1 on a harmless prompt's stream.
+            {"vector": direction, "gate_weight": unit / harmless.norm(), "gate_bias": torch.zeros(1)},
+        ),
+        "map": (
+            {"operator": "affine"},
+            {"scale": torch.full_like(harmless, 0.5), "shift": harmful - 0.5 * harmless, "low": -far, "high": far},
+        ),
+        "turn": (
+            {"operator": "rotate"},
+            {"first": first, "second": rest / rest.norm(), "angle": torch.zeros(1)},
+        ),
+        "swap": (
+            {"operator": "low_rank", "rank": 1},
+            {"down": unit[None] / harmless.norm(), "up": direction[None], "shift": torch.zeros_like(harmless)},
+        ),
+    }
+    about = {"method": "planted", "layers": (HARM_LAYER,), "norm": float(direction.norm()), "cos_refusal": 1}
+    return [(SteeringVector(name=name, **about, **keys), tensors) for name, (keys, tensors) in kinds.items()]
 
 
 def _last_streams(reference: Reference, conversations: list[list[dict]]) -> torch.Tensor:

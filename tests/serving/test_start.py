@@ -4,11 +4,20 @@ import json
 import shutil
 import socket
 import subprocess
+from dataclasses import replace
 
 import pytest
 
-from probes.artifact import MANIFEST, TENSORS
-from probes.errors import ArtifactCorrupt, ArtifactMismatch, ForeguardError, ModelError, PolicyError, SchemaTooNew
+from probes.artifact import MANIFEST, TENSORS, Artifact
+from probes.errors import (
+    ArtifactCorrupt,
+    ArtifactError,
+    ArtifactMismatch,
+    ForeguardError,
+    ModelError,
+    PolicyError,
+    SchemaTooNew,
+)
 from serving.process import free_port, guarded_command
 from serving.server import Launch, serve
 from tests.serving.lab import MODEL
@@ -65,6 +74,16 @@ def test_a_newer_schema_is_refused(launch, tmp_path):
     manifest = tmp_path / "artifact" / MANIFEST
     manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     refused(SchemaTooNew, launch, says="99")
+
+
+@pytest.mark.parametrize("keys", [{"operator": "ablate"}, {"evaluation_only": True}])
+def test_an_artifact_that_ablates_is_refused(launch, tmp_path, keys):
+    """A vector that takes a direction out of the model is for measuring: no server runs it, whole as the artifact is."""
+    loaded = Artifact.load(tmp_path / "artifact")
+    vector, *others = loaded.manifest.steering
+    steering = (vector.model_copy(update=keys), *others)
+    replace(loaded, manifest=loaded.manifest.model_copy(update={"steering": steering})).save(tmp_path / "artifact")
+    refused(ArtifactError, launch, says="no server runs")
 
 
 def test_another_models_artifact_is_refused(launch, tmp_path):

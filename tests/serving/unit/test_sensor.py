@@ -10,7 +10,7 @@ from probes.errors import ModelError
 from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe, SteeringVector
 from probes.scoring import ProbeBank, Tap
-from probes.steering import SteeringBank
+from probes.steering import SteeringBank, displacement
 from serving.engine.sensor import decoder_blocks, install, split_stream
 
 HIDDEN, LAYERS, TOKENS = 8, 4, 5
@@ -49,17 +49,25 @@ class Model(nn.Module):
 
 @pytest.fixture
 def artifact():
-    """Probes on blocks 1 and (0, 3); steering vectors on (1, 2) and 2."""
+    """Probes on blocks 1 and (0, 3); steering vectors on (1, 2) and 2, and a gated one and an affine map on 1."""
     empty = dict.fromkeys(("config", "weights", "tokenizer", "chat_template"), "")
     fingerprint = Fingerprint(architecture="A", num_layers=LAYERS, hidden_size=HIDDEN, dtype="float32", **empty)
     probes = (Probe(name="one", method="m", layers=(1,)), Probe(name="two", method="m", layers=(0, 3)))
     steering = tuple(
-        SteeringVector(name=name, method="m", layers=layers, norm=1.0, cos_refusal=0.0)
-        for name, layers in (("a", (1, 2)), ("b", (2,)))
+        SteeringVector(name=name, method="m", layers=layers, operator=operator, gate=gate, norm=1.0, cos_refusal=0.0)
+        for name, layers, operator, gate in (
+            ("a", (1, 2), "add", None),
+            ("b", (2,), "add", None),
+            ("c", (1,), "add", "soft"),
+            ("d", (1,), "affine", None),
+        )
     )
     generator = torch.Generator().manual_seed(1)
     tensors = {f"probe.{p.name}.weight": torch.randn(len(p.layers), 1, HIDDEN, generator=generator) for p in probes}
-    tensors |= {f"steering.{v.name}.vector": torch.randn(len(v.layers), HIDDEN, generator=generator) for v in steering}
+    shapes = {f"steering.{v.name}.{name}": shape for v in steering for name, shape in v.shapes(HIDDEN).items()}
+    tensors |= {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    tensors["steering.d.low"].fill_(-3.0)
+    tensors["steering.d.high"].fill_(3.0)
     manifest = Manifest(name="a", created="", fingerprint=fingerprint, probes=probes, steering=steering)
     return Artifact(manifest, tensors)
 
@@ -78,8 +86,8 @@ def by_hand(hidden, steering=None, coefficients=None):
     for layer, block in enumerate(model.layers):
         hidden, residual = block(hidden, residual)
         streams[layer] = hidden + residual
-        if steering is not None and layer in steering.vectors:
-            hidden = hidden + coefficients @ steering.vectors[layer]
+        if steering is not None and layer in steering.moves:
+            hidden = hidden + displacement(hidden + residual, coefficients, steering.moves[layer])
     return streams, hidden + residual
 
 
@@ -131,8 +139,8 @@ def test_steering_reaches_its_rows_and_blocks_only(tapped, hidden, backend):
     """Rows with coefficients get the vectors after their blocks; the rows beside them are as without steering."""
     model, sensor, probes, steering = tapped
     _, plain = by_hand(hidden)
-    sensor.coefficients[2] = torch.tensor([1.5, -1.0])
-    sensor.coefficients[4] = torch.tensor([0.0, 2.0])
+    sensor.coefficients[2] = torch.tensor([1.5, 1.0, 1.0, 0.5])
+    sensor.coefficients[4] = torch.tensor([0.0, 2.0, 0.0, 0.0])
     streams, expected = by_hand(hidden, steering, sensor.coefficients[:TOKENS])
     found = run(model, backend, hidden.clone())
     torch.testing.assert_close(found, expected)
@@ -190,7 +198,7 @@ def test_a_model_without_steering_or_with_a_single_tensor_stream(artifact, hidde
 
     probes = ProbeBank.from_artifact(artifact)
     model = Whole().eval()
-    sensor = install(model, LAYERS, TOKENS, probes, SteeringBank((), {}))
+    sensor = install(model, LAYERS, TOKENS, probes, SteeringBank((), {}, ()))
     streams, stream = {}, hidden
     with torch.no_grad():
         model(hidden)

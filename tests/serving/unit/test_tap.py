@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.engine.tap import project
+from probes.steering import Move, displacement
+from serving.engine.tap import laid_out, project
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -83,38 +84,79 @@ def test_a_batch_beyond_the_buffer_stops_loudly(index):
         read(random(5, 8), None, random(8, 2), torch.zeros(4, 2), fired, index)
 
 
+def additions(count, seed):
+    """So many vectors to add, one column each."""
+    return [Move(column, "add", None, (vector,)) for column, vector in enumerate(random(count, 8, seed=seed))]
+
+
+def every_kind(seed=5):
+    """One move of each operator, and of each gate; rotations in an orthonormal plane."""
+    basis = torch.linalg.qr(random(8, 8, seed=seed)).Q
+    gate = (random(8, seed=seed + 1), torch.tensor([0.2]))
+    limits = (torch.full((8,), -1.5), torch.full((8,), 1.5))
+    return [
+        Move(0, "add", "hard", (random(8, seed=seed + 2), *gate)),
+        Move(1, "add", "soft", (random(8, seed=seed + 3), *gate)),
+        Move(2, "affine", None, (random(8, seed=seed + 4), random(8, seed=seed + 5), *limits)),
+        Move(3, "low_rank", None, (random(2, 8, seed=seed + 6), random(2, 8, seed=seed + 7), random(8, seed=seed + 8))),
+        Move(4, "rotate", None, (basis[0], basis[1], torch.tensor([0.7]))),
+    ]
+
+
+def steer(hidden, residual, coefficients, moves):
+    """What the hook on a steered block does."""
+    torch.ops.foreguard.steer(hidden, residual, coefficients, *laid_out(moves))
+
+
 @settings(max_examples=40)
 @given(rows=st.integers(1, 9), num_vectors=st.integers(1, 4), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_steer_adds_coefficients_times_vectors(rows, num_vectors, dtype, seed):
     """Each row gets its own mix of vectors, rounded once to the model's dtype, in place."""
     hidden = random(rows, 8, seed=seed, dtype=dtype)
-    coefficients, vectors = random(rows + 2, num_vectors, seed=seed + 1), random(num_vectors, 8, seed=seed + 2)
+    coefficients, moves = random(rows + 2, num_vectors, seed=seed + 1), additions(num_vectors, seed + 2)
+    vectors = torch.stack([move.tensors[0] for move in moves])
     expected = hidden + (coefficients[:rows] @ vectors).to(dtype)
-    torch.ops.foreguard.steer(hidden, coefficients, vectors)
-    assert torch.equal(hidden, expected)
+    steer(hidden, None, coefficients, moves)
+    torch.testing.assert_close(hidden, expected)
+
+
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("move", every_kind(), ids=lambda move: f"{move.operator}-{move.gate}")
+def test_the_served_operator_is_the_offline_operator(move, with_residual):
+    """The op displaces `hidden` by what the operator gives for the stream `hidden + residual`, and nothing else."""
+    hidden, residual = random(6, 8), random(6, 8, seed=1) if with_residual else None
+    coefficients = random(9, 5, seed=2).abs()
+    stream = hidden + residual if with_residual else hidden
+    expected = hidden + displacement(stream, coefficients[:6], [move])
+    before = None if residual is None else residual.clone()
+    steer(hidden, residual, coefficients, [move])
+    torch.testing.assert_close(hidden, expected)
+    assert before is None or torch.equal(residual, before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_zero_coefficients_leave_bits_unchanged(dtype):
-    """A row that is not steered keeps its bits beside rows that are."""
+    """A row that is not steered keeps its bits beside rows that are, under every operator at once."""
     hidden = random(6, 8, dtype=dtype) * 1000
     before = hidden.clone()
-    coefficients = torch.zeros(10, 2)
-    coefficients[2] = torch.tensor([1.0, -2.0])
-    torch.ops.foreguard.steer(hidden, coefficients, random(2, 8, seed=1) * 1e4)
+    coefficients = torch.zeros(10, 5)
+    coefficients[2] = torch.tensor([1.0, 2.0, 1.0, 1.0, 1.0])
+    steer(hidden, random(6, 8, seed=3, dtype=dtype), coefficients, every_kind())
     others = [0, 1, 3, 4, 5]
     assert torch.equal(bits(hidden[others]), bits(before[others]))
     assert not torch.equal(hidden[2], before[2])
 
 
 def test_zero_coefficients_keep_special_values():
-    """Infinities, the smallest and the largest numbers, and zero of either sign come through as equal values."""
+    """Infinities, the smallest and the largest numbers, and zero of either sign come through to the bit."""
     info = torch.finfo(torch.bfloat16)
     values = [torch.inf, -torch.inf, 0.0, -0.0, info.max, info.min, info.tiny, info.smallest_normal]
     hidden = torch.tensor([values, values], dtype=torch.bfloat16)
     before = hidden.clone()
-    torch.ops.foreguard.steer(hidden, torch.tensor([[0.0], [1.0]]), random(1, 8))
-    assert torch.equal(hidden[0], before[0])
+    coefficients = torch.zeros(2, 5)
+    coefficients[1] = 1.0
+    steer(hidden, None, coefficients, every_kind())
+    assert torch.equal(bits(hidden[0]), bits(before[0]))
     assert not torch.equal(hidden[1], before[1])
 
 
@@ -124,5 +166,6 @@ def test_ops_declare_what_they_change():
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     store = (random(4, 2), torch.zeros(5, 3), 1, fired, 0)
     torch.library.opcheck(torch.ops.foreguard.store.default, store, test_utils=checks)
-    steer = (random(4, 8), torch.ones(4, 2), random(2, 8))
-    torch.library.opcheck(torch.ops.foreguard.steer.default, steer, test_utils=checks)
+    for residual in (None, random(4, 8, seed=1)):
+        steered = (random(4, 8), residual, torch.ones(4, 5), *laid_out(every_kind()))
+        torch.library.opcheck(torch.ops.foreguard.steer.default, steered, test_utils=checks)
