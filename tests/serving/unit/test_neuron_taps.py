@@ -24,7 +24,7 @@ from serving.engine.sensor import install
 
 HIDDEN, NEURONS, LAYERS, TOKENS = 8, 12, 3, 5
 BACKENDS = ["eager", "aot_eager"]
-NO_STEERING = SteeringBank((), {})
+NO_STEERING = SteeringBank((), {}, ())
 
 
 class Row(RowParallelLinear):
