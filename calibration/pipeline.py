@@ -50,7 +50,7 @@ from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
-from calibration.stage_file import write_whole
+from calibration.stage_file import room_for, write_whole, written_whole
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.unseen_sources import require_sources, unseen_sources
@@ -139,7 +139,8 @@ def calibrate(
     report = _report(run, bank.names, scored, found)
     unseen = unseen_sources(training, run.work / "07-unseen") if settings.leave_one_source_out else None
     evidence = _evidence(run, training, found, scored["test"], report).model_copy(update={"unseen": unseen})
-    manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
+    with room_for(out):
+        manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
     if not settings.keep_work:
         shutil.rmtree(work)
         if not any(work.parent.iterdir()):
@@ -257,9 +258,8 @@ def _score(run: _Run, bank: ProbeBank, split: str, refusal_tokens: Sequence[int]
         scored = score_prompts(
             run.chat, bank, run.encoded[split], refusal_tokens=refusal_tokens, title=f"scoring {split} prompts"
         )
-        staging = path.with_suffix(".partial")
-        save_file({"scores": scored.scores, "refusal": scored.refusal}, staging)
-        staging.replace(path)
+        with written_whole(path) as staging:
+            save_file({"scores": scored.scores, "refusal": scored.refusal}, staging)
     content = load_file(path)
     return RequestScores(content["scores"], content["refusal"])
 

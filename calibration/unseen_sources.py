@@ -155,7 +155,7 @@ def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np
         )
     where: Where = "mean" if readout.kind == "mean" else readout.offset
     parts = [
-        training.features(layer, where).astype(np.float64) @ row.double().numpy()
+        training.project(layer, where, row.double().numpy())
         for layer, row in zip(probe.spec.layers, probe.weight, strict=True)
     ]
     return np.asarray(np.sum(parts, axis=0) + probe.spec.bias)
