@@ -30,30 +30,32 @@ from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 
 _PROMPTS = LAB.parent / "prompts" / "train.jsonl"
 _QUICK = 3
+_COUNTS = (1000, 2000, 4000, 8000)
 
 
 def main(
     pairs: Annotated[int, typer.Option(min=2, help="Pairs for each model.")] = 40,
-    prompts: Annotated[int, typer.Option(min=64, help="Prompts in a pair.")] = 256,
+    prompts: Annotated[int, typer.Option(min=16, help="Prompts in a pair.")] = 128,
+    only: Annotated[str | None, typer.Option(help="One part: lab, wide or growth.")] = None,
     device: Annotated[str, typer.Option(help="Where to run: cpu, or a torch device.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A few pairs, to see that it runs; proves nothing.")] = False,
 ) -> None:
     """Measure recording against a bare forward pass over the same batches: throughput as paired ratios with their spread."""
     console = Console()
     console.print(f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}, {device}")
-    for title, make in (("lab model", _lab), ("0.1B shape", _wide)):
-        chat = make(device)
-        sample = _sample(chat, prompts)
-        found = compare(chat, sample, _QUICK if quick else pairs)
-        console.print(
-            f"{title}: recording / bare forward pass, prompts per second: {found.median:.3f}"
-            f" ({found.low:.3f} to {found.high:.3f}, {found.pairs} pairs of {prompts} prompts)"
-        )
-    chat = _lab(device)
-    for count in (1000, 2000, 4000, 8000):
-        if not quick or count == 1000:
+    for name, make in (("lab", _lab), ("wide", _wide)):
+        if only in (None, name):
+            chat = make(device)
+            found = compare(chat, _sample(chat, prompts), _QUICK if quick else pairs)
+            console.print(
+                f"{name}: throughput of recording over that of the bare pass {found.median:.3f}"
+                f" ({found.low:.3f} to {found.high:.3f}, {found.pairs} pairs of {prompts} prompts)"
+            )
+    if only in (None, "growth"):
+        chat = _lab(device)
+        for count in _COUNTS[: 1 if quick else None]:
             seconds = _recorded(chat, _sample(chat, count))
-            console.print(f"lab model, {count} prompts: {seconds / count * 1e3:.2f} ms a prompt")
+            console.print(f"lab: {count} prompts, {seconds / count * 1e3:.2f} ms a prompt")
 
 
 def compare(chat: ChatModel, prompts: EncodedPrompts, pairs: int) -> Spread:
