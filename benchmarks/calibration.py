@@ -54,8 +54,10 @@ def main(
     if only in (None, "growth"):
         chat = _lab(device)
         for count in _COUNTS[: 1 if quick else None]:
-            seconds = _recorded(chat, _sample(chat, count))
-            console.print(f"lab: {count} prompts, {seconds / count * 1e3:.2f} ms a prompt")
+            sample, busy = _sample(chat, count), time.process_time()
+            seconds = _recorded(chat, sample)
+            busy = time.process_time() - busy
+            console.print(f"lab: {count} prompts, each {seconds / count * 1e3:.2f} ms, CPU {busy / count * 1e3:.2f} ms")
 
 
 def compare(chat: ChatModel, prompts: EncodedPrompts, pairs: int) -> Spread:
