@@ -8,27 +8,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from calibration.batching import Batch, make_batch, plan_batches
+from calibration.batching import Batch, make_batch
 from calibration.model import ChatModel
 from calibration.progress import track
+from calibration.recording import Recording
+from calibration.shards import ActivationSource, Shard, Tensors, Where, is_whole, plan_shards, save_shard, tensor_name
 from calibration.structure import stream_of
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError, ModelError
 
-Where = int | Literal["mean"]
-"""Tokens before the prompt's last one, or the mean over all the prompt's tokens."""
-
-_SHARD_BYTES = 128 << 20
-_BATCH_TOKENS, _BATCH_PROMPTS = 4096, 64
+__all__ = ["InProcess", "Recording", "Where", "read_blocks", "read_shard", "record"]
 
 
 @contextmanager
@@ -38,6 +34,15 @@ def read_blocks(
     """Fill the dictionary, at each pass, with `keep(resid_post [B, T, D])` by layer. Hooks are gone at exit."""
     kept: dict[int, torch.Tensor] = {}
 
+    def see(layer: int, stream: torch.Tensor) -> None:
+        kept[layer] = keep(stream)
+
+    with _watched(chat, layers, see):
+        yield kept
+
+
+@contextmanager
+def _watched(chat: ChatModel, layers: Sequence[int], see: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
     def hook_for(layer: int) -> Callable[..., None]:
         def hook(_block: Any, _args: Any, output: Any) -> None:
             stream = stream_of(output)
@@ -45,13 +50,13 @@ def read_blocks(
                 raise ModelError(
                     f"block {layer} gave no tensor", field="model", remedy="use a decoder-only language model"
                 )
-            kept[layer] = keep(stream)
+            see(layer, stream)
 
         return hook
 
     handles = [chat.blocks[layer].register_forward_hook(hook_for(layer)) for layer in layers]
     try:
-        yield kept
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -81,28 +86,6 @@ def read_neurons(
             handle.remove()
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """Recorded activations of N prompts, on disk."""
-
-    shards: tuple[Path, ...]
-    num_prompts: int
-
-    def features(self, layer: int, where: Where) -> npt.NDArray[np.float32]:
-        """Return `resid_post` of block `layer` at `where` for every prompt, float32 `[N, D]`, in the prompts' order."""
-        result: npt.NDArray[np.float32] | None = None
-        for path in self.shards:
-            with safe_open(path, framework="pt") as shard:
-                values = shard.get_tensor(f"{where}.{layer}").float().numpy()
-                rows = shard.get_tensor("rows").numpy()
-            if result is None:
-                result = np.empty((self.num_prompts, values.shape[1]), dtype=np.float32)
-            result[rows] = values
-        if result is None:
-            raise CalibrationError("nothing was recorded", field="prompts", remedy="give at least one prompt")
-        return result
-
-
 def record(
     chat: ChatModel,
     prompts: EncodedPrompts,
@@ -110,84 +93,85 @@ def record(
     folder: Path,
     *,
     title: str = "reading activations",
+    source: ActivationSource | None = None,
 ) -> Recording:
     """Read every block at the positions `where` of every prompt into shards in `folder`; finished shards are reused.
 
-    `folder` must be named for the model, the prompts and the positions, so that what lies there is of this run.
-    Raises `CalibrationError` naming the prompt and the layer where an activation is NaN or infinite.
+    `folder` must be named for the model, the prompts, the positions and the `source` (`chat` itself where none is
+    named), so that what lies there is of this run. Raises `CalibrationError` naming the prompt and the layer where an
+    activation is NaN or infinite, and where the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = _plan_shards(chat, prompts, where)
-    paths = [folder / f"{index:05d}.safetensors" for index in range(len(shards))]
-    missing = [(batches, path) for batches, path in zip(shards, paths, strict=True) if not path.exists()]
-    for batches, path in track(missing, title):
-        _save_whole(_read_shard(chat, prompts, where, batches), path)
+    shards = plan_shards(prompts.lengths.tolist(), chat.num_layers * chat.hidden_size * len(where))
+    paths = [folder / f"{shard.index:05d}.safetensors" for shard in shards]
+    missing = [shard for shard in shards if not is_whole(paths[shard.index])]
+    read = (source or InProcess(chat)).read(prompts, where, missing)
+    for shard, tensors in track(read, title, total=len(missing)):
+        _require_finite(tensors, prompts, where, chat.num_layers)
+        save_shard(tensors, paths[shard.index])
     return Recording(tuple(paths), len(prompts.prompts))
 
 
-def _plan_shards(chat: ChatModel, prompts: EncodedPrompts, where: Sequence[Where]) -> list[list[list[int]]]:
-    per_prompt = 4 * chat.num_layers * chat.hidden_size * len(where)
-    limit = max(_SHARD_BYTES // per_prompt, 1)
-    shards: list[list[list[int]]] = []
-    for rows in plan_batches(
-        prompts.lengths.tolist(), max_tokens=_BATCH_TOKENS, max_prompts=min(_BATCH_PROMPTS, limit)
-    ):
-        if not shards or sum(map(len, shards[-1])) + len(rows) > limit:
-            shards.append([])
-        shards[-1].append(rows)
-    return shards
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """The source that is there without asking: the model in this process."""
+
+    chat: ChatModel
+
+    def read(
+        self, prompts: EncodedPrompts, where: Sequence[Where], shards: Sequence[Shard]
+    ) -> Iterator[tuple[Shard, Tensors]]:
+        """Yield the shards in their order."""
+        for shard in shards:
+            yield shard, read_shard(self.chat, prompts.token_ids, where, shard)
 
 
-def _read_shard(
-    chat: ChatModel, prompts: EncodedPrompts, where: Sequence[Where], batches: list[list[int]]
-) -> dict[str, torch.Tensor]:
-    parts: dict[str, list[torch.Tensor]] = {
-        f"{place}.{layer}": [] for place in where for layer in range(chat.num_layers)
-    }
-    for rows in batches:
-        batch = make_batch(prompts.token_ids, rows, chat.device)
-        for layer, values in _read_batch(chat, batch, where).items():
-            _require_finite(values, prompts, rows, layer)
-            for index, place in enumerate(where):
-                # A mean keeps float32; a stored token keeps the model's own precision, which loses nothing.
-                exact = (
-                    values[:, index] if place == "mean" else values[:, index].to(next(chat.model.parameters()).dtype)
-                )
-                parts[f"{place}.{layer}"].append(exact.cpu())
-    tensors = {name: torch.cat(chunks) for name, chunks in parts.items()}
-    return tensors | {"rows": torch.tensor([row for rows in batches for row in rows])}
+def read_shard(chat: ChatModel, token_ids: Sequence[Sequence[int]], where: Sequence[Where], shard: Shard) -> Tensors:
+    """Return the content of one shard. `token_ids` are those of all prompts: the shard's rows index them.
 
-
-def _read_batch(chat: ChatModel, batch: Batch, where: Sequence[Where]) -> dict[int, torch.Tensor]:
-    def keep(stream: torch.Tensor) -> torch.Tensor:
-        index = torch.arange(len(batch.lengths), device=stream.device)
-        places = [
-            _mean(stream, batch) if place == "mean" else stream[index, batch.from_end(place)].float() for place in where
-        ]
-        return torch.stack(places, dim=1)
-
-    with read_blocks(chat, range(chat.num_layers), keep) as streams:
-        chat.last_logits(batch)
-    return streams
-
-
-def _mean(stream: torch.Tensor, batch: Batch) -> torch.Tensor:
-    weights = (batch.mask / batch.lengths[:, None]).unsqueeze(1)
-    return torch.bmm(weights.float(), stream.float()).squeeze(1)
-
-
-def _require_finite(values: torch.Tensor, prompts: EncodedPrompts, rows: Sequence[int], layer: int) -> None:
-    finite = torch.isfinite(values).flatten(1).all(dim=1)
-    if not finite.all():
-        prompt = prompts.prompts[rows[int(finite.long().argmin())]]
-        raise CalibrationError(
-            f"the activations after block {layer} are NaN or infinite",
-            field=f"prompt {prompt.id}",
-            remedy="load the model in the precision it was trained in (float16 overflows where bfloat16 does not)",
+    Hooks write into the shard's own tensors, on the model's device, and the host is met once, at the end.
+    """
+    dtype = next(chat.model.parameters()).dtype
+    num_rows = len(shard.rows)
+    tensors = {
+        tensor_name(place, layer): torch.empty(
+            num_rows, chat.hidden_size, dtype=torch.float32 if place == "mean" else dtype, device=chat.device
         )
+        for place in where
+        for layer in range(chat.num_layers)
+    }
+    first = 0
+    for rows in shard.batches:
+        batch = make_batch(token_ids, rows, chat.device)
+        into = {name: tensor[first : first + len(rows)] for name, tensor in tensors.items()}
+        with _watched(chat, range(chat.num_layers), _keep(batch, where, into)):
+            chat.last_logits(batch)
+        first += len(rows)
+    return {name: tensor.cpu() for name, tensor in tensors.items()} | {"rows": torch.tensor(shard.rows)}
 
 
-def _save_whole(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    staging = path.with_suffix(".partial")
-    save_file(tensors, staging)
-    staging.replace(path)
+def _keep(batch: Batch, where: Sequence[Where], into: Tensors) -> Callable[[int, torch.Tensor], None]:
+    index = torch.arange(len(batch.lengths), device=batch.lengths.device)
+    positions = {place: batch.from_end(place) for place in where if place != "mean"}
+    weights = (batch.mask / batch.lengths[:, None]).unsqueeze(1).float()
+
+    def see(layer: int, stream: torch.Tensor) -> None:
+        for place in where:
+            at_place = torch.bmm(weights, stream.float())[:, 0] if place == "mean" else stream[index, positions[place]]
+            into[tensor_name(place, layer)].copy_(at_place)
+
+    return see
+
+
+def _require_finite(tensors: Tensors, prompts: EncodedPrompts, where: Sequence[Where], num_layers: int) -> None:
+    for layer in range(num_layers):
+        finite: npt.NDArray[np.bool_] = np.ones(len(tensors["rows"]), dtype=bool)
+        for place in where:
+            finite &= torch.isfinite(tensors[tensor_name(place, layer)]).all(dim=1).numpy()
+        if not finite.all():
+            prompt = prompts.prompts[int(tensors["rows"][int(finite.argmin())])]
+            raise CalibrationError(
+                f"the activations after block {layer} are NaN or infinite",
+                field=f"prompt {prompt.id}",
+                remedy="load the model in the precision it was trained in (float16 overflows where bfloat16 does not)",
+            )

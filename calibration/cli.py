@@ -1,5 +1,6 @@
 """The commands of the offline spoke. Heavy imports wait inside the functions, so that `foreguard --help` is instant."""
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,6 +80,22 @@ def calibrate(
         bool, typer.Option("--keep-costly-steering", help="Put steering vectors over the budget into the artifact too.")
     ] = False,
     skip_long: _SkipLong = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Read activations on this Ray cluster (host:port, auto or local): a model replica per GPU or machine.",
+        ),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Who computes the training activations: hf (Transformers), or vllm as it will serve: quantised, compiled."
+        ),
+    ] = "hf",
+    engine_args: Annotated[
+        str, typer.Option(help='The engine\'s own arguments, in quotes: "--quantization fp8 --enforce-eager".')
+    ] = "",
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Keep the recorded activations and every stage's file.")
     ] = False,
@@ -108,6 +125,9 @@ def calibrate(
         resolve_model(partner) if partner else None,
         kl_budget,
         keep_costly_steering,
+        ray,
+        engine,
+        tuple(shlex.split(engine_args)),
     )
     console = Console()
     try:

@@ -47,10 +47,11 @@ def shuffled_probes(like: Probe, training: TrainingSet) -> list[FittedProbe]:
     """Return logistic probes that read where `like` reads, fitted on labels shuffled among the prompts."""
     rng = np.random.default_rng(_SEED)
     where: Where = "mean" if like.readout.kind == "mean" else like.readout.offset
-    features = training.features(like.layers[0], where)[training.fit]
+    rows = training.held(training.fit)
+    features = training.features(like.layers[0], where, rows)
     probes = []
     for draw in range(_NUM_DRAWS):
-        linear = fit_logistic(features, rng.permutation(training.harmful[training.fit]))
+        linear = fit_logistic(features, rng.permutation(training.harmful[rows]))
         spec = _linear(like, f"{_SHUFFLED}_{draw}", linear.bias)
         probes.append(FittedProbe(spec, torch.from_numpy(linear.weight.astype(np.float32))[None, None]))
     return probes

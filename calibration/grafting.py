@@ -68,7 +68,7 @@ class Arena:
         if layer is None:
             scored = score_prompts(chat, self.bank, prompts, refusal_tokens=self.tokens)
         else:
-            states = torch.from_numpy(self.training.features(layer, 0)[donors])
+            states = torch.from_numpy(self.training.features(layer, 0, donors))
             graft = partial(self._graft, layer, states)
             scored = score_prompts(chat, self.bank, prompts, refusal_tokens=self.tokens, intervention=graft)
         above = (scored.scores > self.cuts).sum(axis=0).tolist()

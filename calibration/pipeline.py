@@ -41,6 +41,7 @@ from calibration.causal.signature import signature_study
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
 from calibration.dynamic_composition import composition_study
+from calibration.engine_source import EngineSource, find_engine
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
@@ -67,7 +68,8 @@ from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, req
 from calibration.refusal_by_category import category_study
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
-from calibration.stage_file import write_whole
+from calibration.shards import ActivationSource
+from calibration.stage_file import room_for, write_whole, written_whole
 from calibration.steering_admission import KL_BUDGET, admit
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
@@ -127,6 +129,12 @@ class Settings:
     """Most that a steering vector may change harmless first tokens, in nats, to be put into the artifact."""
     keep_costly_steering: bool = False
     """Put vectors over the budget into the artifact all the same."""
+    ray: str | None = None
+    """Address of a Ray cluster whose workers read the training prompts' activations."""
+    engine: str = "hf"
+    """Who computes the training prompts' activations: `hf`, or an engine of entry point group `foreguard.engines`."""
+    engine_args: tuple[str, ...] = ()
+    """The engine's own arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +154,10 @@ class _Run:
     files: dict[str, PromptFile]
     encoded: dict[str, EncodedPrompts]
     work: Path
+    tools: dict[str, str]
     partner: ChatModel | None
+    source: ActivationSource | None
+    """Who reads the training prompts' activations, where it is not this process."""
 
 
 def calibrate(
@@ -156,6 +167,7 @@ def calibrate(
 
     Raises `PromptError`, `ModelError` or `CalibrationError`; nothing is written to `out` unless all went well.
     """
+    _require_one_source(settings)
     files = _read_files(train, validation, test)
     identity = fingerprint(model, dtype=None if settings.dtype == "auto" else settings.dtype)
     work = _work_folder(out, identity, files, settings)
@@ -163,7 +175,8 @@ def calibrate(
     partner = (
         load_partner(chat, settings.partner, dtype=settings.dtype, device=settings.device) if settings.partner else None
     )
-    run = _Run(chat, identity, files, _encode(chat, files, settings), work, partner)
+    source = _source(model, identity, work, settings)
+    run = _Run(chat, identity, files, _encode(chat, files, settings), work, _tools(settings), partner, source)
     if settings.leave_one_source_out:
         require_sources(run.encoded["train"])
     created = _write_inputs(run)
@@ -178,7 +191,8 @@ def calibrate(
     report = _report(run, bank.names, scored, found)
     unseen = unseen_sources(training, run.work / "07-unseen") if settings.leave_one_source_out else None
     evidence = _evidence(run, training, found, scored, report).model_copy(update={"unseen": unseen})
-    manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
+    with room_for(out):
+        manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
     if not settings.keep_work:
         shutil.rmtree(work)
         if not any(work.parent.iterdir()):
@@ -209,14 +223,37 @@ def _work_folder(out: Path, identity: Fingerprint, files: dict[str, PromptFile],
     content = {
         "model": identity.model_dump(),
         "prompts": {split: file.sha256 for split, file in files.items()},
-        "settings": asdict(settings) | {"keep_work": None, "leave_one_source_out": None, "partner": None},
+        "settings": asdict(settings) | {"keep_work": None, "leave_one_source_out": None, "partner": None, "ray": None},
         "partner": fingerprint(settings.partner).model_dump() if settings.partner else None,
-        "tools": _tools(),
+        "tools": _tools(settings),
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     work = out.parent / WORK / key
     work.mkdir(parents=True, exist_ok=True)
     return work
+
+
+def _require_one_source(settings: Settings) -> None:
+    if settings.engine != "hf":
+        find_engine(settings.engine)
+        if settings.ray is not None:
+            raise CalibrationError(
+                "an engine is not spread over Ray", field="--ray", remedy="leave out --ray, or --engine"
+            )
+    elif settings.engine_args:
+        raise CalibrationError("no engine was named", field="--engine-args", remedy="name it, as in --engine vllm")
+
+
+def _source(model: Path, identity: Fingerprint, work: Path, settings: Settings) -> ActivationSource | None:
+    if settings.engine != "hf":
+        options = ("--dtype", settings.dtype, *settings.engine_args)
+        return EngineSource(find_engine(settings.engine), model, options, work)
+    if settings.ray is None:
+        return None
+    from calibration.ray_source import RayCluster, Replica
+
+    replica = Replica(str(model), settings.dtype, settings.device, identity, torch.get_num_threads())
+    return RayCluster(settings.ray, replica)
 
 
 def _encode(chat: ChatModel, files: dict[str, PromptFile], settings: Settings) -> dict[str, EncodedPrompts]:
@@ -265,7 +302,7 @@ def _write_inputs(run: _Run) -> str:
 def _read_activations(run: _Run) -> TrainingSet:
     offset = len(template_suffix(run.chat.tokenizer))
     where: tuple[Where, ...] = (*range(offset + 1), "mean")
-    recording = record(run.chat, run.encoded["train"], where, run.work / "02-activations")
+    recording = record(run.chat, run.encoded["train"], where, run.work / "02-activations", source=run.source)
     return TrainingSet.split(run.chat, run.encoded["train"], recording, offset, run.partner)
 
 
@@ -311,9 +348,8 @@ def _score(run: _Run, bank: ProbeBank, split: str, refusal_tokens: Sequence[int]
         scored = score_prompts(
             run.chat, bank, run.encoded[split], refusal_tokens=refusal_tokens, title=f"scoring {split} prompts"
         )
-        staging = path.with_suffix(".partial")
-        save_file({"scores": scored.scores, "refusal": scored.refusal}, staging)
-        staging.replace(path)
+        with written_whole(path) as staging:
+            save_file({"scores": scored.scores, "refusal": scored.refusal}, staging)
     content = load_file(path)
     return RequestScores(content["scores"], content["refusal"])
 
@@ -396,7 +432,7 @@ def _assemble(
         probes=tuple(measured),
         steering=tuple(item.spec for item in found.steering),
         data=tuple(run.files[split].digest(split) for split in SPLITS),
-        tools=_tools(),
+        tools=run.tools,
     )
     return Artifact(manifest, tensors, {EVIDENCE: evidence.to_file()})
 
@@ -419,11 +455,13 @@ def _measured(
     return spec.model_copy(update={"platt": platt, "evaluation": evaluation})
 
 
-def _tools() -> dict[str, str]:
+def _tools(settings: Settings) -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("foreguard", "torch", "transformers", "scikit-learn", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed as a package"
+    if settings.engine != "hf":
+        found["engine"] = " ".join([settings.engine, *settings.engine_args])
     return found

@@ -1,7 +1,6 @@
 """The separation map: where in the model harmful and harmless prompts come apart."""
 
 from calibration.activations import Where
-from calibration.methods.directions import difference_in_means
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc
 from calibration.stage_file import Strict
@@ -29,9 +28,8 @@ def separation_map(training: TrainingSet) -> SeparationMap:
 
 
 def _separation(training: TrainingSet, layer: int, where: Where) -> float:
-    features = training.features(layer, where)
-    direction = difference_in_means(features[training.fit], training.harmful[training.fit])
-    projection = features[training.select] @ direction
+    harmless, harmful_ones = training.moments(layer, where, training.fit)
+    projection = training.project(layer, where, harmful_ones.mean - harmless.mean)[training.select]
     harmful = training.harmful[training.select]
     return auroc(projection[harmful], projection[~harmful])
 

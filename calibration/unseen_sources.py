@@ -156,7 +156,7 @@ def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np
         )
     where: Where = "mean" if readout.kind == "mean" else readout.offset
     parts = [
-        training.features(layer, where).astype(np.float64) @ row.double().numpy().T
+        training.project(layer, where, row.double().numpy().T)
         for layer, row in zip(probe.spec.layers, probe.weight, strict=True)
     ]
     [head] = ProbeBank.of([probe.spec], probe.tensors()).heads

@@ -29,7 +29,7 @@ class Direction:
 
 
 def directions(found: Fitted, hidden_size: int) -> Iterator[Direction]:
-    """Yield the direction of every probe that is linear in the residual stream, and every steering vector.
+    """Yield the direction of every probe that is linear in the residual stream, and every vector that is added.
 
     A vector's claim is about all positions of its block, so that is where it is moved.
     """
@@ -40,6 +40,8 @@ def directions(found: Fitted, hidden_size: int) -> Iterator[Direction]:
             where: Where = probe.spec.readout.offset if probe.spec.readout.kind == "last" else "mean"
             yield Direction(probe.spec.name, dict(zip(probe.spec.layers, units, strict=True)), where)
     for item in found.steering:
+        if item.spec.operator != "add":
+            continue  # it has no one direction
         units = torch.nn.functional.normalize(item.vector.float(), dim=1)
         yield Direction(f"vector {item.spec.name}", dict(zip(item.spec.layers, units, strict=True)), "mean")
 

@@ -83,7 +83,7 @@ def check(training: TrainingSet, direction: Direction, tokens: tuple[int, ...], 
     whole: dict[int, Move] = {}
     active, dormant, classes = dict(whole), dict(whole), dict(whole)
     for layer, unit in direction.units.items():
-        features = training.features(layer, direction.where)[training.fit]
+        features = training.features(layer, direction.where, training.fit)
         harmful = training.harmful[training.fit]
         inside = _project(features, unit)
         level = float(features[~harmful].mean(axis=0, dtype=np.float64) @ unit.double().numpy())

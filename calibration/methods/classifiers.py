@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no annotations
 
 from calibration.activations import Where
+from calibration.methods.discriminant import fit_lda
 from calibration.methods.fitted import Fitted, FittedProbe
+from calibration.methods.linear import Linear
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, recall_at
 from probes.manifest import Probe
@@ -30,19 +31,7 @@ _LARGE = 1 << 24
 1,350 by 384 on two cores)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """A linear reading `x . weight + bias`, `weight` float64 `[D]`."""
-
-    weight: npt.NDArray[np.float64]
-    bias: float
-
-    def __call__(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Return logits `[N]` of features `[N, D]`."""
-        return np.asarray(features.astype(np.float64) @ self.weight + self.bias)
-
-
-Fit = Callable[[npt.NDArray[np.float32], npt.NDArray[np.bool_]], Linear]
+Fit = Callable[[TrainingSet, int, Where], Linear]
 
 
 def fit_logistic(features: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) -> Linear:
@@ -55,14 +44,6 @@ def fit_logistic(features: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool
         model.fit((exact - mean) / scale, harmful)
     weight = model.coef_[0] / scale
     return Linear(weight, float(model.intercept_[0] - mean @ weight))
-
-
-def fit_lda(features: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) -> Linear:
-    """Return linear discriminant analysis with Ledoit-Wolf shrinkage of the shared covariance, classes weighted equally."""
-    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5])
-    with threadpool_limits(_threads(features)):
-        model.fit(features.astype(np.float64), harmful)
-    return Linear(np.asarray(model.coef_[0]), float(model.intercept_[0]))
 
 
 def _threads(features: npt.NDArray[np.float32]) -> int | None:
@@ -85,17 +66,17 @@ def fit_classifiers(training: TrainingSet) -> Fitted:
     false positives, then AUROC. `stack` sums blocks at the position of `logistic`; `pooled` averages over all tokens.
     """
     places: tuple[Where, ...] = (0, training.instruction_offset)
-    logistic = _all_choices(training, fit_logistic, places)
+    logistic = _all_choices(training, _logistic, places)
     best = _best(logistic)
     return Fitted(
         probes=(
             _probe("logistic", "L2 logistic regression", best),
-            _probe("lda", "shrinkage linear discriminant", _best(_all_choices(training, fit_lda, places))),
+            _probe("lda", "shrinkage linear discriminant", _best(_all_choices(training, _lda, places))),
             _stack(training, [choice for choice in logistic if choice.where == best.where]),
             _probe(
                 "pooled",
                 "L2 logistic regression on the mean of all tokens",
-                _best(_all_choices(training, fit_logistic, ("mean",))),
+                _best(_all_choices(training, _logistic, ("mean",))),
             ),
         )
     )
@@ -106,9 +87,22 @@ def _all_choices(training: TrainingSet, fit: Fit, places: Sequence[Where]) -> li
 
 
 def _fit_one(training: TrainingSet, fit: Fit, layer: int, where: Where) -> _Choice:
-    features = training.features(layer, where)
-    linear = fit(features[training.fit], training.harmful[training.fit])
-    return _Choice(layer, where, linear, *_selection_numbers(linear(features[training.select]), training))
+    linear = fit(training, layer, where)
+    return _Choice(layer, where, linear, *_selection_numbers(_selected(training, linear, layer, where), training))
+
+
+def _logistic(training: TrainingSet, layer: int, where: Where) -> Linear:
+    rows = training.held(training.fit)
+    return fit_logistic(training.features(layer, where, rows), training.harmful[rows])
+
+
+def _lda(training: TrainingSet, layer: int, where: Where) -> Linear:
+    with threadpool_limits(1 if len(training.fit) * training.chat.hidden_size < _LARGE else None):
+        return fit_lda(lambda: training.chunks(layer, where, training.fit))
+
+
+def _selected(training: TrainingSet, linear: Linear, layer: int, where: Where) -> npt.NDArray[np.float64]:
+    return training.project(layer, where, linear.weight)[training.select] + linear.bias
 
 
 def _selection_numbers(logits: npt.NDArray[np.float64], training: TrainingSet) -> tuple[float, float]:
@@ -140,9 +134,7 @@ def _readout(where: Where) -> Readout:
 def _stack(training: TrainingSet, choices: Sequence[_Choice]) -> FittedProbe:
     """Combine the blocks' logits by a second logistic regression, fitted on the selection prompts that no block saw."""
     stacked = _thinned(choices, training.chat.num_layers)
-    logits = np.stack(
-        [each.linear(training.features(each.layer, each.where)[training.select]) for each in stacked], axis=1
-    )
+    logits = np.stack([_selected(training, each.linear, each.layer, each.where) for each in stacked], axis=1)
     combined = fit_logistic(logits.astype(np.float32), training.harmful[training.select])
     recall, area = _selection_numbers(combined(logits.astype(np.float32)), training)
     weight = np.stack([share * each.linear.weight for share, each in zip(combined.weight, stacked, strict=True)])

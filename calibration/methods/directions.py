@@ -22,7 +22,7 @@ def direction_probe(
     name: str,
     method: str,
     direction: npt.NDArray[np.float64],
-    features: Features,
+    projection: npt.NDArray[np.float64],
     harmful: npt.NDArray[np.bool_],
     *,
     layer: int,
@@ -32,10 +32,10 @@ def direction_probe(
     """Return the probe that scores the projection on `direction` `[D]`, centred and scaled to a log-likelihood ratio.
 
     With projections normal in both classes and of equal variance, the ratio is `(z - midpoint) * gap / variance`; the
-    features `[N, D]` and labels `[N]` give those numbers. Signed: harmful prompts score higher.
+    `projection` `[N]` of prompts on the unit direction and their labels `[N]` give those numbers. Signed: harmful prompts
+    score higher.
     """
     unit = direction / np.linalg.norm(direction)
-    projection = features @ unit
     above, below = projection[harmful], projection[~harmful]
     gap = float(above.mean() - below.mean())
     variance = float(above.var() * len(above) + below.var() * len(below)) / len(projection)

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from calibration.methods.training import TrainingSet
+from calibration.stage_file import written_whole
 from calibration.study import Study
 from probes.head import head_shapes
 from probes.manifest import Probe, SteeringVector
@@ -119,10 +120,9 @@ def save_fitted(fitted: Fitted, path: Path) -> None:
         "studies": json.dumps([study.model_dump(mode="json") for study in fitted.studies]),
         "refusal_tokens": json.dumps(fitted.refusal_tokens),
     }
-    staging = path.with_suffix(".partial")
-    # safetensors refuses an empty file, and a method may find nothing.
-    save_file(tensors or {"nothing": torch.zeros(1)}, staging, metadata=header)
-    staging.replace(path)
+    with written_whole(path) as staging:
+        # safetensors refuses an empty file, and a method may find nothing.
+        save_file(tensors or {"nothing": torch.zeros(1)}, staging, metadata=header)
 
 
 def load_fitted(path: Path) -> Fitted:

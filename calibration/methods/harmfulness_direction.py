@@ -5,7 +5,9 @@ Small models may gather what was said only in the template that follows, so its 
 that one is refusal's.
 """
 
-from calibration.methods.directions import difference_in_means, direction_probe
+import numpy as np
+
+from calibration.methods.directions import direction_probe
 from calibration.methods.fitted import Fitted, FittedProbe
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc
@@ -23,19 +25,20 @@ def fit_harmfulness_direction(training: TrainingSet) -> Fitted:
 
 
 def _candidate(training: TrainingSet, layer: int, offset: int) -> FittedProbe:
-    features = training.features(layer, offset)
     fit_harmful, select_harmful = training.harmful[training.fit], training.harmful[training.select]
-    direction = difference_in_means(features[training.fit], fit_harmful)
-    projection = features[training.select] @ direction
+    harmless, harmful = training.moments(layer, offset, training.fit)
+    direction = harmful.mean - harmless.mean
+    projection = training.project(layer, offset, direction)
+    fitted, selected = projection[training.fit], projection[training.select]
     return direction_probe(
         "harmfulness",
         "difference in means before the last position",
         direction,
-        features[training.fit],
+        fitted / np.linalg.norm(direction),
         fit_harmful,
         layer=layer,
         offset=offset,
-        evidence={"selection_auroc": auroc(projection[select_harmful], projection[~select_harmful])},
+        evidence={"selection_auroc": auroc(selected[select_harmful], selected[~select_harmful])},
     )
 
 

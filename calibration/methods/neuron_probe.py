@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from scipy.stats import t
 
-from calibration.methods.classifiers import Linear, fit_logistic
+from calibration.methods.classifiers import fit_logistic
 from calibration.methods.fitted import FittedProbe
+from calibration.methods.linear import Linear
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, recall_at
 from calibration.neuron_ranking import Ranking, matched_random

@@ -108,7 +108,7 @@ def _candidates(training: TrainingSet, rows: Rows) -> Iterator[Candidate]:
     offsets, harmful = range(training.instruction_offset), training.harmful[rows]
     for layer in range(training.chat.num_layers):
         is_deep = layer + 1 >= _DEEPEST * training.chat.num_layers
-        features = [training.features(layer, offset)[rows] for offset in offsets]
+        features = [training.features(layer, offset, rows) for offset in offsets]
         means = np.stack([each[~harmful].mean(axis=0, dtype=np.float64) for each in features])
         for offset in offsets:
             direction = difference_in_means(features[offset], harmful)
@@ -123,7 +123,7 @@ def _describe(training: TrainingSet, rows: Rows, jury: Jury, best: Candidate) ->
         "refusal",
         _METHOD,
         best.direction,
-        training.features(best.layer, best.offset)[rows],
+        training.project(best.layer, best.offset, best.direction / np.linalg.norm(best.direction))[rows],
         training.harmful[rows],
         layer=best.layer,
         offset=best.offset,

@@ -10,7 +10,7 @@ threshold is the cut that 1 % of harmless selection prompts pass. The request as
 
 import numpy as np
 
-from calibration.methods.classifiers import fit_lda
+from calibration.methods.discriminant import fit_lda_held
 from calibration.methods.fitted import FittedSteering
 from calibration.methods.steering_additive import Pairs
 from calibration.methods.steering_contrast import Contrast, Streams
@@ -29,8 +29,8 @@ def fit_conditional(contrast: Contrast, pairs: Pairs) -> list[FittedSteering]:
     count, rng = min(len(harmful), len(harmless)), np.random.default_rng(_SEED)
     condition = pairwise_component(rng.permutation(harmful)[:count], rng.permutation(harmless)[:count])
     gap = float(((pairs.refused - pairs.answered) @ behaviour).mean())
-    features = training.features(contrast.layer, 0)[training.fit]
-    discriminant = np.asarray(fit_lda(features, training.harmful[training.fit]).weight, dtype=np.float64)
+    rows = training.held(training.fit)
+    discriminant = fit_lda_held(training.features(contrast.layer, 0, rows), training.harmful[rows]).weight
     return [
         _behind(contrast, "cast", "principal components of pairs", gap * behaviour, condition),
         _behind(

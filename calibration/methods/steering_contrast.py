@@ -39,7 +39,7 @@ class Contrast:
 
     def streams(self, rows: Rows) -> Streams:
         """Return the residual stream at the last position, `[N, D]`."""
-        return self.training.features(self.layer, 0)[rows].astype(np.float64)
+        return self.training.features(self.layer, 0, rows).astype(np.float64)
 
     def labelled(self, part: Rows, *, harmful: bool) -> Streams:
         """Return the streams of the prompts of `part` (fit or select) with a label, refused or not."""
@@ -90,7 +90,7 @@ def mean_displacement(steering: FittedSteering, training: TrainingSet) -> torch.
     """
     layer = steering.spec.layers[0]
     rows = training.sample(training.fit, harmful=True, most=_MOST)
-    streams = torch.from_numpy(training.features(layer, 0)[rows])
+    streams = torch.from_numpy(training.features(layer, 0, rows))
     move = moves_of(steering.spec, steering.tensors)[layer]
     return displacement(streams, torch.ones(len(streams), 1), [move]).mean(dim=0)
 

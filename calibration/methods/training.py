@@ -6,14 +6,17 @@ choice among them rewards whatever they share.
 """
 
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from calibration.activations import Recording, Where
 from calibration.model import ChatModel
+from calibration.moments import Moments
+from calibration.recording import Recording
+from calibration.shards import Where
 from calibration.template import EncodedPrompts
 
 _SELECT_SHARE = 0.25
@@ -21,6 +24,7 @@ _NUM_FOLDS = 4
 _FEWEST = 16
 """Prompts of a class that a fold needs, on either side, to fit or to choose by."""
 _SEED = 20_260
+_MOST_BYTES = 1 << 30
 
 Rows = npt.NDArray[np.int64]
 
@@ -93,9 +97,43 @@ class TrainingSet:
         """Labels `[N]` of all training prompts."""
         return self.prompts.harmful
 
-    def features(self, layer: int, where: Where) -> npt.NDArray[np.float32]:
-        """Return `resid_post` of block `layer` at `where`, float32 `[N, D]`, for all training prompts."""
-        return self.recording.features(layer, where)
+    def features(self, layer: int, where: Where, rows: Rows | None = None) -> npt.NDArray[np.float32]:
+        """Return `resid_post` of block `layer` at `where`, float32 `[N, D]`, for the prompts `rows`, or for all.
+
+        It is all held: where means, covariances or projections are enough, ask for those.
+        """
+        return self.recording.features(layer, where, rows)
+
+    def chunks(
+        self, layer: int, where: Where, rows: Rows
+    ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]:
+        """Yield the features `[n, D]` and labels `[n]` of the prompts `rows`, piece by piece, in the recording's order."""
+        wanted = np.zeros(len(self.prompts.prompts), dtype=bool)
+        wanted[rows] = True
+        harmful = self.harmful
+        for read, values in self.recording.chunks(layer, where):
+            yield values[wanted[read]], harmful[read[wanted[read]]]
+
+    def held(self, rows: Rows) -> Rows:
+        """Return those of `rows` that a fit may hold in memory together: all, or a sample that keeps the classes' shares.
+
+        For fits that pass over their prompts again and again. A gigabyte in float64: 32,768 prompts of an 8B model.
+        """
+        most = max(_MOST_BYTES // (8 * self.chat.hidden_size), 2)
+        if len(rows) <= most:
+            return rows
+        share = most / len(rows)
+        sides = [(label, int((self.harmful[rows] == label).sum() * share)) for label in (False, True)]
+        return np.sort(np.concatenate([self.sample(rows, harmful=label, most=max(count, 1)) for label, count in sides]))
+
+    def project(self, layer: int, where: Where, weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the projection `[N]` on `weight` `[D]`, or `[N, k]` on `[D, k]`, for all training prompts."""
+        return self.recording.project(layer, where, weight)
+
+    def moments(self, layer: int, where: Where, rows: Rows, *, covariance: bool = False) -> Sequence[Moments]:
+        """Return the moments of the harmless and of the harmful prompts among `rows`, in this order."""
+        sides = [rows[self.harmful[rows] == label] for label in (False, True)]
+        return self.recording.moments(layer, where, sides, covariance=covariance)
 
     def sample(self, rows: Rows, *, harmful: bool, most: int) -> Rows:
         """Return at most `most` of `rows` with the given label, the same ones each time."""

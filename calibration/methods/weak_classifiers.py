@@ -18,8 +18,10 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no annotations
 
 from calibration.methods.block_study import Mark, block_study
-from calibration.methods.classifiers import Linear, fit_lda, fit_logistic
+from calibration.methods.classifiers import fit_logistic
+from calibration.methods.discriminant import fit_lda_held
 from calibration.methods.fitted import Fitted, FittedProbe
+from calibration.methods.linear import Linear
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import auroc, recall_at
 from calibration.progress import track
@@ -92,7 +94,7 @@ def _standardised(
 KINDS: Mapping[str, Callable[[Features, Labels], Classifier]] = {
     "svm": fit_svm,
     "logistic": fit_logistic,
-    "lda": fit_lda,
+    "lda": fit_lda_held,
     "mlp": fit_perceptron,
 }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import HIDDEN, LAYERS, make_model, make_prompts, write_prompts
 
-from calibration import activations
+from calibration import activations, shards
 from calibration.activations import read_blocks, record
 from calibration.batching import make_batch, plan_batches
 from calibration.model import ChatModel
@@ -82,7 +82,7 @@ def test_bfloat16_streams_are_stored_as_they_are(tokenizer, encoded, tmp_path):
 
 def test_an_interrupted_recording_goes_on_and_ends_the_same(chat, encoded, tmp_path, monkeypatch):
     """Stopped after four batches, it reuses whole shards, reads only what is missing, and gives identical bytes."""
-    monkeypatch.setattr(activations, "_SHARD_BYTES", 10 * 4 * LAYERS * HIDDEN * len(WHERE))
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 10 * 4 * LAYERS * HIDDEN * len(WHERE))
     whole = record(chat, encoded, WHERE, tmp_path / "whole")
     with stopping_after(chat, 4), pytest.raises(KeyboardInterrupt):
         record(chat, encoded, WHERE, tmp_path / "stopped")
@@ -129,7 +129,7 @@ def test_an_activation_that_is_not_a_number_names_prompt_and_layer(chat, encoded
 
 def test_memory_does_not_grow_with_the_number_of_prompts(chat, tokenizer, tmp_path, monkeypatch):
     """Ten times the prompts leave no more tensors alive at any time: one shard, not all."""
-    monkeypatch.setattr(activations, "_SHARD_BYTES", 1 << 18)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 1 << 18)
     peaks = {count: peak_bytes(chat, tokenizer, tmp_path, monkeypatch, count) for count in (200, 2000)}
     assert peaks[2000] < 1.2 * peaks[200]
     assert peaks[2000] < 2000 * 4 * LAYERS * HIDDEN * len(WHERE) / 4
@@ -139,14 +139,14 @@ def peak_bytes(chat, tokenizer, tmp_path, monkeypatch, count):
     """Return the most bytes of tensors alive, above those alive before, whenever a shard is written."""
     path = write_prompts(tmp_path / f"{count}.jsonl", make_prompts(count, 5))
     encoded = encode_prompts(tokenizer, load_prompts(path), 128)
-    before, alive, save = tensor_bytes(), [], activations._save_whole
+    before, alive, save = tensor_bytes(), [], activations.save_shard
 
     def weigh_and_save(tensors, target):
         alive.append(tensor_bytes())
         save(tensors, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(activations, "_save_whole", weigh_and_save)
+        patch.setattr(activations, "save_shard", weigh_and_save)
         record(chat, encoded, WHERE, tmp_path / str(count))
     return max(alive) - before
 

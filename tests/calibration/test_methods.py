@@ -10,8 +10,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny import HIDDEN, make_model, make_prompts
 
-from calibration.methods.classifiers import fit_classifiers, fit_lda, fit_logistic
+from calibration.methods.classifiers import fit_classifiers, fit_logistic
 from calibration.methods.directions import difference_in_means, direction_probe
+from calibration.methods.discriminant import fit_lda
 from calibration.methods.fitted import load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
@@ -43,14 +44,15 @@ def test_difference_in_means_recovers_a_planted_direction():
 def test_a_direction_probe_scores_log_odds(gaussians):
     """Its score is the log-likelihood ratio of the two classes' projections: zero half-way, rising towards harm."""
     features, harmful, direction = gaussians
-    probe = direction_probe("d", "planted", direction, features, harmful, layer=0, offset=0, evidence={})
+    projection = features @ direction / np.linalg.norm(direction)
+    probe = direction_probe("d", "planted", direction, projection, harmful, layer=0, offset=0, evidence={})
     scores = features @ probe.weight[0, 0].numpy() + probe.spec.bias
     assert scores[harmful].mean() == pytest.approx(-scores[~harmful].mean(), rel=1e-3)
     assert scores[harmful].mean() - scores[~harmful].mean() == pytest.approx(
         (harmful.mean() * scores[harmful].var() + (~harmful).mean() * scores[~harmful].var()), rel=1e-3
     )
     with pytest.raises(CalibrationError, match="does not separate"):
-        direction_probe("d", "planted", -direction, features, harmful, layer=0, offset=0, evidence={})
+        direction_probe("d", "planted", -direction, -projection, harmful, layer=0, offset=0, evidence={})
 
 
 def test_the_logistic_fold_is_scikit_learns_pipeline(gaussians):
@@ -79,7 +81,8 @@ def test_lda_is_the_shrunk_fisher_discriminant(gaussians):
         shrunk, _ = ledoit_wolf((exact[mask] - exact[mask].mean(axis=0)) / scale)
         covariance += prior * shrunk * np.outer(scale, scale)
     weight = np.linalg.solve(covariance, means[1] - means[0])
-    found = fit_lda(features, harmful)
+    chunks = np.array_split(np.arange(400), 7)
+    found = fit_lda(lambda: ((features[rows], harmful[rows]) for rows in chunks))
     np.testing.assert_allclose(found.weight, weight, rtol=1e-4, atol=1e-6)
     assert found.bias == pytest.approx(-weight @ (means[0] + means[1]) / 2, rel=1e-4)
 

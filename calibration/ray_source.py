@@ -1,0 +1,153 @@
+"""Past one machine: shards read by Ray Data actors, one model replica each, and written by the process that asked.
+
+The plan of shards is made before anyone reads, each shard is read by one replica with as many threads as this process has,
+and its content goes into the file of its number: on machines of one kind the files are those of one process, byte for byte.
+Ray restarts a worker that dies and gives its shards to another.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from calibration.activations import read_shard
+from calibration.model import ChatModel
+from calibration.shards import Shard, Tensors, Where
+from calibration.template import EncodedPrompts
+from probes.errors import CalibrationError, ModelError
+from probes.fingerprint import Fingerprint, fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """What every worker loads: the same model, in the same precision, or it refuses."""
+
+    model: str
+    """Folder or Hugging Face id, as every machine of the cluster can find it."""
+    dtype: str
+    device: str
+    identity: Fingerprint
+    threads: int
+
+    def load(self) -> ChatModel:
+        """Load the model. Raises `ModelError` where this machine's files are another model's."""
+        torch.set_num_threads(self.threads)
+        found = fingerprint(Path(self.model), dtype=None if self.dtype == "auto" else self.dtype)
+        if found != self.identity:
+            raise ModelError(
+                "a machine of the Ray cluster has another model under this name",
+                field=self.model,
+                remedy="put the same model folder at the same path on every machine",
+            )
+        return ChatModel.load(Path(self.model), dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class RayCluster:
+    """The source that spreads its shards over a Ray cluster. One at a time in a process: Ray has one connection."""
+
+    address: str
+    """As `ray.init` takes it: `auto`, `host:port`, or `local` for workers on this machine only."""
+    replica: Replica
+
+    def read(
+        self, prompts: EncodedPrompts, where: Sequence[Where], shards: Sequence[Shard]
+    ) -> Iterator[tuple[Shard, Tensors]]:
+        """Yield the shards as they are finished. Raises `CalibrationError` where Ray is missing or not reached."""
+        if not shards:
+            return
+        by_index = {shard.index: shard for shard in shards}
+        with _connected(self.address) as ray:
+            # One block for each shard, made here: an operator that cut them up would wait for CPUs that the workers hold.
+            orders = [_order(prompts, where, shard) for shard in shards]
+            finished = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
+                _Worker, batch_size=1, fn_constructor_args=(self.replica,), **_resources(ray, self.replica, len(shards))
+            )
+            for row in finished.iter_rows():
+                if row["error"]:
+                    raise ModelError(**json.loads(row["error"]))
+                shard = by_index[int(row["index"])]
+                yield shard, load(row["content"]) | {"rows": torch.tensor(shard.rows)}
+
+
+class _Worker:
+    """A Ray Data actor: loads the model once, then reads the shards that it is given."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._chat: ChatModel | None = None
+
+    def __call__(self, orders: dict[str, Any]) -> dict[str, Any]:
+        content, problem = np.empty(1, dtype=object), ""
+        try:
+            content[0] = save(self._read(json.loads(str(orders["order"][0]))))
+        except ModelError as error:
+            # Sent as data: of an exception Ray hands on the text, and the person would get a page of Ray's own frames.
+            content[0] = b""
+            problem = json.dumps({"problem": error.problem, "field": error.field, "remedy": error.remedy})
+        return {"index": orders["index"], "content": content, "error": np.array([problem])}
+
+    def _read(self, order: dict[str, Any]) -> Tensors:
+        if self._chat is None:
+            self._chat = self._replica.load()
+        return read_shard(self._chat, order["token_ids"], order["where"], Shard(0, tuple(map(tuple, order["batches"]))))
+
+
+def _order(prompts: EncodedPrompts, where: Sequence[Where], shard: Shard) -> dict[str, Any]:
+    """Return what a worker needs to know of a shard: its own prompts only, numbered from 0."""
+    rows = iter(range(len(shard.rows)))
+    batches = [[next(rows) for _ in batch] for batch in shard.batches]
+    token_ids = [prompts.token_ids[row] for row in shard.rows]
+    return {
+        "index": shard.index,
+        "order": json.dumps({"batches": batches, "token_ids": token_ids, "where": list(where)}),
+    }
+
+
+def _resources(ray: Any, replica: Replica, most: int) -> dict[str, Any]:
+    """Return Ray Data's options: one replica per GPU, or per machine where the model runs on CPUs."""
+    on_gpu = replica.device != "cpu"
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    workers = sum(int(node.get("GPU", 0)) if on_gpu else int(node.get("CPU", 0) >= 1) for node in nodes)
+    if not workers:
+        kind = "GPU" if on_gpu else "CPU"
+        raise CalibrationError(
+            f"the Ray cluster has no {kind}", field="--ray", remedy=f"add machines with a {kind}, or correct --device"
+        )
+    return {
+        "compute": ray.data.ActorPoolStrategy(size=min(workers, most)),
+        "num_gpus": 1 if on_gpu else 0,
+        "num_cpus": 0 if on_gpu else 1,
+    }
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to leave the cluster
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise CalibrationError(
+            "Ray is not installed", field="--ray", remedy="install `foreguard[ray]` here and on every machine"
+        ) from error
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise CalibrationError(
+            f"no Ray cluster answers at {address}: {error}",
+            field="--ray",
+            remedy="start one (`ray start --head`), name its address, or use `--ray local`",
+        ) from error
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
