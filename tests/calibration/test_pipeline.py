@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import make_prompts, write_prompts
 
+from calibration.catalogue import METHODS
 from calibration.evaluation_run import evaluate_artifact
 from calibration.evidence import Evidence
 from calibration.pipeline import SPLITS, WORK, Settings, calibrate
@@ -19,6 +20,7 @@ from probes.fingerprint import fingerprint
 from probes.steering import SteeringBank
 
 NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "svm", "mlp", "tokens", "neurons"]
+SLOW = {"svm", "mlp", "neurons"}
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):
@@ -157,17 +159,15 @@ def test_another_model_is_refused(calibrated, planted, splits, tmp_path):
 
 def test_a_model_that_changes_during_the_run_is_refused(planted, splits, tmp_path, monkeypatch):
     """Weights written over in the middle would give an artifact of two models: nothing is written or kept."""
-    import calibration.pipeline as pipeline
-
     folder = tmp_path / "model"
     shutil.copytree(planted.folder, folder)
-    read = pipeline.fit_harmfulness_direction
+    read = METHODS["harmfulness_direction"]
 
     def overwrite(training):
         (folder / "config.json").write_text((folder / "config.json").read_text().replace('"rms_norm_eps"', '"x"'))
         return read(training)
 
-    monkeypatch.setitem(pipeline.METHODS, "harmfulness_direction", overwrite)
+    monkeypatch.setitem(METHODS, "harmfulness_direction", overwrite)
     with pytest.raises(CalibrationError, match="changed while it was being read"):
         calibrate(folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
@@ -202,3 +202,12 @@ def test_thresholds_from_stored_scores_hold_in_simulation(calibrated):
         cut = certify(rng.choice(scores, 600), 0.01).value
         broken += (scores > cut).mean() > 0.01
     assert broken / 500 <= 0.07
+
+
+def test_a_quick_calibration_fits_less_and_asks_nothing(planted, splits, tmp_path):
+    """Its probes are those of the quick methods, with their certified thresholds; the report has no causal studies."""
+    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", Settings(quick=True))
+    assert [probe.name for probe in done.manifest.probes] == [name for name in NAMES if name not in SLOW]
+    assert {vector.name for vector in done.manifest.steering} == {"refusal"}
+    studies = {study.name for study in Evidence.of(Artifact.load(tmp_path / "artifact")).studies}
+    assert not studies & {"neuron_patching", "safety_heads", "attribution"}
