@@ -39,6 +39,7 @@ from calibration.engine_source import EngineSource, find_engine
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
+from calibration.left_out import require_families
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.fitted import Fitted, FittedProbe, load_fitted, merge, save_fitted
 from calibration.methods.training import TrainingSet
@@ -55,7 +56,7 @@ from calibration.stage_file import room_for, write_whole, written_whole
 from calibration.steering_admission import KL_BUDGET, admit
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
-from calibration.unseen_sources import require_sources, unseen_sources
+from calibration.unseen_sources import unseen_sources
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
@@ -139,7 +140,7 @@ def calibrate(
     source = _source(model, identity, work, settings)
     run = _Run(chat, identity, files, _encode(chat, files, settings), work, _tools(settings), partner, source)
     if settings.leave_one_source_out:
-        require_sources(run.encoded["train"])
+        require_families(run.encoded["train"])
     created = _write_inputs(run)
     training = _read_activations(run)
     found = _fit(run, training, settings)
@@ -150,7 +151,11 @@ def calibrate(
     found = _admitted(run, training, found, scored["validation"], settings)
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
-    unseen = unseen_sources(training, run.work / "07-unseen") if settings.leave_one_source_out else None
+    unseen = (
+        unseen_sources(training, run.work / "07-unseen", found.refusal_tokens)
+        if settings.leave_one_source_out
+        else None
+    )
     evidence = _evidence(run, training, found, scored, report, settings).model_copy(update={"unseen": unseen})
     with room_for(out):
         manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)

@@ -32,7 +32,7 @@ _LARGE = 1 << 24
 1,350 by 384 on two cores)."""
 
 
-_BY_CHANCE = "blocks and positions were chosen on a random part of the training prompts: they name too few sources to choose by unseen ones"
+_BY_CHANCE = "blocks and positions were chosen by a random part of the training prompts: too few sources are named"
 
 
 def fit_logistic(features: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) -> Linear:

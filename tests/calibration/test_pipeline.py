@@ -20,6 +20,7 @@ from probes.fingerprint import fingerprint
 from probes.steering import SteeringBank
 
 NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "svm", "mlp", "tokens", "neurons"]
+CONTROLS = ("prompt_length", "random", "shuffled", "sentence_embedding", "tfidf", "first_token_refusal")
 SLOW = {"svm", "mlp", "neurons"}
 
 
@@ -65,7 +66,7 @@ def test_the_report_says_what_the_sample_cannot(calibrated):
 def test_controls_are_reported_beside_the_probes(calibrated):
     """Words explain the planted labels as well as any probe; length, chance directions and shuffled labels do not."""
     controls = calibrated[0].report.controls
-    assert set(controls) == {"prompt_length", "random", "shuffled", "tfidf", "first_token_refusal"}
+    assert set(controls) == set(CONTROLS)
     assert controls["tfidf"].auroc > 0.95
     assert controls["first_token_refusal"].auroc > 0.95
     assert abs(controls["prompt_length"].auroc - 0.5) < 0.15
