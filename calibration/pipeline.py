@@ -56,7 +56,7 @@ from calibration.stage_file import room_for, write_whole, written_whole
 from calibration.steering_admission import KL_BUDGET, admit
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
-from calibration.unseen_sources import unseen_sources
+from calibration.unseen_sources import COMBINED, unseen_sources
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
@@ -399,6 +399,7 @@ def _assemble(
         fingerprint=run.fingerprint,
         probes=tuple(measured),
         steering=tuple(item.spec for item in found.steering),
+        combinations={COMBINED: evidence.unseen.combination} if evidence.unseen else {},
         data=tuple(run.files[split].digest(split) for split in SPLITS),
         tools=run.tools,
     )

@@ -124,7 +124,10 @@ def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, split
     assert Evidence.of(Artifact.load(out)).unseen is None
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("02-activations/*")}
     asked = calibrate(planted.folder, *files, out, Settings(keep_work=True, leave_one_source_out=True))
-    assert set(Evidence.of(Artifact.load(out)).unseen.sources) == {"one", "two"}
+    unseen = Evidence.of(Artifact.load(out)).unseen
+    assert set(unseen.sources) == {"one", "two"}
+    assert asked.manifest.combinations == {"combined": unseen.combination}
+    assert set(unseen.combination) <= {probe.name for probe in asked.manifest.probes}
     assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("02-activations/*")}
     assert asked.report == without.report
 
@@ -132,7 +135,7 @@ def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, split
 def test_one_source_is_refused_before_the_model_reads_a_prompt(planted, splits, tmp_path, monkeypatch):
     """Who asks to leave sources out, and names one, learns it at once and not after the whole calibration."""
     monkeypatch.setattr("calibration.model.ChatModel.last_logits", lambda *_: pytest.fail("the model was run"))
-    with pytest.raises(CalibrationError, match="1 source"):
+    with pytest.raises(CalibrationError, match="1 family"):
         calibrate(planted.folder, *splits.values(), tmp_path / "artifact", Settings(leave_one_source_out=True))
 
 
