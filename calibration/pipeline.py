@@ -52,6 +52,7 @@ from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.neuron_damping import damping_study
+from calibration.methods.out_of_distribution import fit_novelty
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.methods.safety_neurons import fit_safety_neurons
 from calibration.methods.steering import fit_steering
@@ -61,6 +62,7 @@ from calibration.methods.weak_classifiers import fit_weak_classifiers
 from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
 from calibration.near_duplicates import leakage_notes
+from calibration.novelty.comparison import compare_novelty
 from calibration.partner import load_partner
 from calibration.patching_study import study_patching
 from calibration.platt import fit_platt
@@ -87,6 +89,7 @@ METHODS: dict[str, Method] = {
     "weak_classifiers": fit_weak_classifiers,
     "token_level": fit_token_level,
     "safety_neurons": fit_safety_neurons,
+    "novelty": fit_novelty,
     "steering": fit_steering,
 }
 DIAGNOSTICS: dict[str, Diagnostic] = {
@@ -102,6 +105,7 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
     "composition": composition_study,
     "damping": damping_study,
     "experts": expert_study,
+    "novelty_scores": compare_novelty,
 }
 _STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
