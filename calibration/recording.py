@@ -34,6 +34,10 @@ class Recording:
         """Return `resid_post` of block `layer` at `where` of the prompts `rows` (of all), float32 `[N, D]`, in that order."""
         if not self.shards:
             raise CalibrationError("nothing was recorded", field="prompts", remedy="give at least one prompt")
+        if rows is not None:
+            each, back = np.unique(rows, return_inverse=True)
+            if len(each) < len(rows):  # a prompt asked for twice has two places in the result
+                return self.features(layer, where, each)[back]
         place = self._places(rows)
         result: Features | None = None
         for read, values in self.chunks(layer, where):

@@ -17,7 +17,7 @@ from calibration.neurons import Neurons, Numbers, neurons_at_end
 from calibration.novelty.distance import Distance, Space
 from calibration.novelty.likelihood import mean_log_probs
 from calibration.novelty.neuron_tests import Coverage, KeySpaceBox
-from calibration.novelty.parts import Parts
+from calibration.novelty.parts import HARMFUL, UNSEEN_HARMFUL, Parts
 from calibration.shards import Where
 from calibration.study import Study, Table
 from probes.errors import ModelError
@@ -60,19 +60,23 @@ def compare_novelty(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
         return ()
     parts = Parts.of(training)
     few = parts.fewer()
-    scores = {"relative Mahalanobis": _distances(training, parts, probe)}
+    scores = _distances(training, parts, probe)
     scores |= _neuron_scores(training, few, found, probe.spec.layers[0]) | _likelihoods(training, few)
     return (_study(parts, scores),)
 
 
-def _distances(training: TrainingSet, parts: Parts, probe: FittedProbe) -> _Scored:
-    """Fit the probe anew without the sources left out, where and as large as it is."""
+def _distances(training: TrainingSet, parts: Parts, probe: FittedProbe) -> dict[str, _Scored]:
+    """Fit the probe anew without the sources left out, where and as large as it is; with and without its background."""
     spec = probe.spec
     left_out = (probe.weight[0] == 0).all(0).numpy()
     where: Where = "mean" if spec.readout.kind == "mean" else spec.readout.offset
     space = Space.of(training, spec.layers[0], where, parts.background, left_out, spec.channels)
     components = space.project(training)
-    return _Scored(parts, Distance.of(components[parts.benign], components[parts.background])(components))
+    relative = Distance.of(components[parts.benign], components[parts.background])
+    return {
+        "relative Mahalanobis": _Scored(parts, relative(components)),
+        "plain Mahalanobis": _Scored(parts, relative.plain()(components)),
+    }
 
 
 def _neuron_scores(training: TrainingSet, parts: Parts, found: Fitted, layer: int) -> dict[str, _Scored]:
@@ -134,18 +138,23 @@ def _study(parts: Parts, scores: Mapping[str, _Scored]) -> Study:
 
 
 def _finding(parts: Parts, scores: Mapping[str, _Scored]) -> str:
-    said = "; ".join(f"{name} {_in_words(scored)}" for name, scored in scores.items())
-    left_out = f"with {parts.unseen} left out of every fit" if parts.unseen else "no source could be left out"
+    asked = UNSEEN_HARMFUL if UNSEEN_HARMFUL in parts.groups else HARMFUL
+    measured = {name: scored.measured() for name, scored in scores.items()}
+    best = max(measured, key=lambda name: measured[name][asked][2].value)
+    shares = "; ".join(
+        f"of {group} {_percent(above)}, AUROC {area:.3f}" for group, (_, area, above) in measured[best].items()
+    )
+    others = ", ".join(
+        f"{name} {above.value:.1%}, {area:.3f} (n = {count})"
+        for name, (count, area, above) in ((name, each[asked]) for name, each in measured.items() if name != best)
+    )
+    left_out = f"With {parts.unseen} left out of every fit" if parts.unseen else "No source could be left out"
     wanting = "" if "likelihood ratio" in scores else " The likelihood ratio needs --partner."
     return (
-        f"AUROC against held-out harmless prompts of seen sources, and share above their 1 % cut, {left_out}: {said}. The "
-        f"distance learned from {len(parts.benign)} harmless prompts, what looks at neurons from "
-        f"{len(parts.fewer().benign)}.{wanting}"
+        f"{left_out}; above the 1 % cut of {len(scores[best].parts.cut)} held-out harmless prompts of seen sources, {best} "
+        f"puts most: {shares}. The other scores on {asked}: {others}.{wanting}"
     )
 
 
-def _in_words(scored: _Scored) -> str:
-    return f"(n = {len(scored.parts.cut)}) " + ", ".join(
-        f"{group} {area:.3f} and {above.value:.1%} (n = {count})"
-        for group, (count, area, above) in scored.measured().items()
-    )
+def _percent(share: Rate) -> str:
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}, n = {share.count})"

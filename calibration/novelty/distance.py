@@ -90,6 +90,11 @@ class Distance:
             }
         )
 
+    def plain(self) -> "Distance":
+        """Return the squared distance from benign prompts alone."""
+        nothing = np.zeros_like(self.tensors["head_background_precision"])
+        return Distance({**self.tensors, "head_background_precision": nothing})
+
     def __call__(self, components: Array) -> Array:
         """Return the scores `[N]` of components `[N, k]`, by the arithmetic that serves."""
         return apply_head("mahalanobis", components, self.tensors)

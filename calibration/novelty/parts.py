@@ -12,7 +12,8 @@ from calibration.prompts import MINIMUM_PER_CLASS
 _MOST_BENIGN, _MOST_JUDGED = 300, 100
 """Prompts that scores may ask for which pass them through a model; 299 is what speaks of 1 %."""
 _SEED = 20_260
-HARMFUL, UNSEEN_HARMFUL, UNSEEN_HARMLESS = "harmful", "harmful, unseen source", "harmless, unseen source"
+HARMFUL = "harmful prompts of seen sources"
+UNSEEN_HARMFUL, UNSEEN_HARMLESS = "harmful prompts of unseen sources", "harmless prompts of unseen sources"
 
 
 @dataclass(frozen=True, slots=True)

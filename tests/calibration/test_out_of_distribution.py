@@ -62,7 +62,10 @@ def test_the_distance_is_the_difference_of_two_mahalanobis_distances():
         mahalanobis(row, near.location_, near.precision_) ** 2 - mahalanobis(row, far.location_, far.precision_) ** 2
         for row in asked
     ]
-    np.testing.assert_allclose(Distance.of(benign, everything)(asked), expected, rtol=1e-8)
+    both = Distance.of(benign, everything)
+    np.testing.assert_allclose(both(asked), expected, rtol=1e-8)
+    plain = [mahalanobis(row, near.location_, near.precision_) ** 2 for row in asked]
+    np.testing.assert_allclose(both.plain()(asked), plain, rtol=1e-8)
 
 
 def test_the_components_are_principal_and_of_unit_spread(training):
@@ -224,9 +227,10 @@ def test_the_comparison_leaves_jailbreaks_out_of_every_fit(training):
     [study] = compare_novelty(training, fit_novelty(training))
     measured = {(row[0], row[2]): row for row in study.tables[0].rows}
     assert {name for name, _ in measured} == {
-        "relative Mahalanobis", "neuron coverage", "key-space box", "improbability",
+        "relative Mahalanobis", "plain Mahalanobis", "neuron coverage", "key-space box", "improbability",
     }  # fmt: skip
     assert measured["relative Mahalanobis", HARMFUL][4] > 0.9
+    assert study.finding.startswith("With jailbreak sources left out of every fit")
 
 
 def test_without_the_probe_there_is_nothing_to_compare(training):

@@ -85,6 +85,8 @@ def test_what_streams_is_what_is_read_whole(many_shards):
     np.testing.assert_allclose(training.project(1, 0, weight), features.astype(np.float64) @ weight)
     backwards = rows[::-1]
     assert np.array_equal(training.features(1, 0, backwards), features[backwards])
+    twice = np.array([7, 3, 7, 7, 0])
+    assert np.array_equal(training.features(1, 0, twice), features[twice])
 
 
 def test_fits_that_hold_their_prompts_hold_a_bounded_sample(many_shards, monkeypatch):
