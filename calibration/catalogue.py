@@ -13,11 +13,13 @@ from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Method
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.neuron_damping import damping_study
+from calibration.methods.out_of_distribution import fit_novelty
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.methods.safety_neurons import fit_safety_neurons
 from calibration.methods.steering import fit_steering
 from calibration.methods.token_level import fit_token_level
 from calibration.methods.weak_classifiers import fit_weak_classifiers
+from calibration.novelty.comparison import compare_novelty
 from calibration.patching_study import study_patching
 from calibration.refusal_by_category import category_study
 
@@ -28,6 +30,7 @@ METHODS: dict[str, Method] = {
     "weak_classifiers": fit_weak_classifiers,
     "token_level": fit_token_level,
     "safety_neurons": fit_safety_neurons,
+    "novelty": fit_novelty,
     "steering": fit_steering,
 }
 DIAGNOSTICS: dict[str, Diagnostic] = {
@@ -43,6 +46,7 @@ DIAGNOSTICS: dict[str, Diagnostic] = {
     "composition": composition_study,
     "damping": damping_study,
     "experts": expert_study,
+    "novelty_scores": compare_novelty,
 }
 QUICK = ("refusal_direction", "harmfulness_direction", "classifiers", "token_level")
 """The methods of a quick calibration, which asks no diagnostics: what a policy usually reads and steers with."""

@@ -155,7 +155,8 @@ def percent(rate: Rate | None) -> str:
 def _reads(probe: Probe) -> str:
     site = "neurons of block" if probe.site == "mlp_neurons" else "block"
     channels = f", {probe.channels} channels" if probe.channels > 1 else ""
-    return f"{site} {_blocks(probe.layers)}, {_readout(probe.readout)}{channels}"
+    alone = ", never blocks alone" if probe.role == "escalates" else ""
+    return f"{site} {_blocks(probe.layers)}, {_readout(probe.readout)}{channels}{alone}"
 
 
 def _readout(readout: Readout) -> str:

@@ -108,7 +108,13 @@ def tune_policy(
     groups, prompts = score_groups(loaded, bank, parsed, file, harmful, request.strata, request.hard_benign)
 
     def bound(tuned: Policy) -> BoundPolicy:
-        return bind(tuned, bank.names, artifact.tensors[BENIGN_SCORES].numpy(), steering=_vectors(artifact))
+        return bind(
+            tuned,
+            bank.names,
+            artifact.tensors[BENIGN_SCORES].numpy(),
+            escalating=artifact.manifest.escalating,
+            steering=_vectors(artifact),
+        )
 
     scores: tuple[Tuned, ...] = ()
     joint = None

@@ -86,9 +86,14 @@ def _bound(policy: "Policy", artifact: Path) -> "BoundPolicy":
     loaded = Artifact.load(artifact)
     manifest = loaded.manifest
     require_servable_steering(manifest)
-    probes, vectors = [probe.name for probe in manifest.probes], [vector.name for vector in manifest.steering]
-    own = policy.beside(manifest.combinations)
-    return bind(own, probes, loaded.tensors[BENIGN_SCORES].numpy(), steering=vectors, digest=manifest.digest)
+    return bind(
+        policy.beside(manifest.combinations),
+        [probe.name for probe in manifest.probes],
+        loaded.tensors[BENIGN_SCORES].numpy(),
+        escalating=manifest.escalating,
+        steering=[vector.name for vector in manifest.steering],
+        digest=manifest.digest,
+    )
 
 
 def _condition(name: str, condition: "Condition", threshold: float | None) -> str:

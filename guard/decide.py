@@ -6,7 +6,7 @@
 import math
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guard.bound_rule import Band, BoundRule, Columns
-from guard.policy import Condition, Policy, TargetFpr
+from guard.policy import Condition, Policy, Rule, TargetFpr
 from guard.threshold import certify
 from guard.verdict import Action, Mode, Unscored, Verdict
 from probes.errors import PolicyError, TooFewNegatives
@@ -104,13 +104,15 @@ def bind(
     probes: Sequence[str],
     benign_scores: npt.NDArray[np.float32],
     *,
+    escalating: Collection[str] = (),
     steering: Sequence[str] = (),
     digest: str | None = None,
 ) -> BoundPolicy:
     """Bind `policy` to an artifact: its `probes`, their `benign_scores` `[N, K]`, its `steering` vectors and its `digest`.
 
-    Raises `PolicyError` for a probe, combination or vector that does not exist, for another artifact than the policy
-    names, and for a false-positive rate that N benign prompts cannot certify.
+    Probes that are `escalating` say that a prompt is unusual, and not that it is harmful. Raises `PolicyError` for a rule
+    that blocks by them alone, for a probe, combination or vector that does not exist, for another artifact than the
+    policy names, and for a false-positive rate that N benign prompts cannot certify.
     """
     if policy.artifact and digest and policy.artifact != digest:
         raise PolicyError(
@@ -121,6 +123,8 @@ def bind(
     if policy.steering and policy.steering.vector not in steering:
         raise _unknown("steering.vector", policy.steering.vector, "steering vector", steering)
     columns = score_columns(policy, probes, benign_scores)
+    for rule in policy.rules:
+        _require_detection(rule, policy, escalating)
     rules = tuple(
         BoundRule(
             rule.name,
@@ -130,6 +134,24 @@ def bind(
         for rule in sorted(policy.rules, key=lambda rule: -rule.action.severity)
     )
     return BoundPolicy(policy, tuple(probes), rules)
+
+
+def _require_detection(rule: Rule, policy: Policy, escalating: Collection[str]) -> None:
+    """Raise `PolicyError` where a rule blocks, and nothing that it asks about has seen harm."""
+    if rule.action is not Action.BLOCK:
+        return
+    combined = {name for name, weights in policy.combine.items() if _only_escalates(weights, escalating)}
+    if all(score in combined or score in escalating for score in rule.when):
+        raise PolicyError(
+            f"blocks by {', '.join(rule.when)} alone, which says that a prompt is unusual and not that it is harmful",
+            field=f"rules.{rule.name}.when",
+            remedy="use action 'flag' or 'steer', or add a condition on a probe that detects harm",
+        )
+
+
+def _only_escalates(weights: Mapping[str, float], escalating: Collection[str]) -> bool:
+    asked = [probe for probe, weight in weights.items() if weight]
+    return bool(asked) and all(probe in escalating for probe in asked)
 
 
 def score_columns(

@@ -18,6 +18,7 @@ SCHEMA_VERSION: Literal[1] = 1
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}\.[a-z]{1,8}$")]
 Site = Literal["resid_post", "mlp_neurons"]
+Role = Literal["detects", "escalates"]
 Operator = Literal["add", "affine", "low_rank", "rotate", "ablate"]
 Gate = Literal["hard", "soft"]
 
@@ -96,6 +97,8 @@ class Probe(_Strict):
 
     name: Name
     method: str
+    role: Role = "detects"
+    """`escalates`: it says that a prompt is unusual, not that it is harmful, and no policy may block by it alone."""
     site: Site = "resid_post"
     layers: tuple[int, ...] = Field(min_length=1)
     width: int | None = Field(None, ge=1)
@@ -230,6 +233,11 @@ class Manifest(_Strict):
     """Digests of further files in the folder, for people and not for servers: the evidence, for one."""
     digest: str = ""
     """Digest of this manifest without this field; names the artifact as a whole."""
+
+    @property
+    def escalating(self) -> tuple[str, ...]:
+        """The names of the probes that no policy may block by alone."""
+        return tuple(probe.name for probe in self.probes if probe.role == "escalates")
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

@@ -60,6 +60,7 @@ class GuardConfig(BaseModel):
             load_policy(self.policy).beside(manifest.combinations),
             [probe.name for probe in manifest.probes],
             np.asarray(artifact.tensors[BENIGN_SCORES].numpy()),
+            escalating=manifest.escalating,
             steering=[vector.name for vector in manifest.steering],
             digest=manifest.digest,
         )

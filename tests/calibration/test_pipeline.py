@@ -19,9 +19,9 @@ from probes.errors import ArtifactMismatch, CalibrationError, PromptError
 from probes.fingerprint import fingerprint
 from probes.steering import SteeringBank
 
-NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "svm", "mlp", "tokens", "neurons"]
+NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "svm", "mlp", "tokens", "neurons", "novelty"]
 CONTROLS = ("prompt_length", "random", "shuffled", "sentence_embedding", "tfidf", "first_token_refusal")
-SLOW = {"svm", "mlp", "neurons"}
+SLOW = {"svm", "mlp", "neurons", "novelty"}
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):

@@ -85,6 +85,8 @@ def test_what_streams_is_what_is_read_whole(many_shards):
     np.testing.assert_allclose(training.project(1, 0, weight), features.astype(np.float64) @ weight)
     backwards = rows[::-1]
     assert np.array_equal(training.features(1, 0, backwards), features[backwards])
+    twice = np.array([7, 3, 7, 7, 0])
+    assert np.array_equal(training.features(1, 0, twice), features[twice])
 
 
 def test_rows_come_in_the_order_asked_for_however_often(many_shards):

@@ -279,6 +279,43 @@ def test_policies_that_do_not_fit_the_artifact(policy, benign, rule, keys, field
     assert words in caught.value.remedy
 
 
+UNUSUAL = {"novelty": {"above": 0}}
+SEES = ("harm", "novelty", "surprise")
+COMBINE = {"odd": {"novelty": 1, "surprise": 2}, "odder": {"novelty": 1, "harm": 0}, "both": {"novelty": 1, "harm": 1}}
+
+
+def bound_to_novelty(policy, action, when):
+    """A policy of one rule, on an artifact two of whose probes only say that a prompt is unusual."""
+    rules = policy(("r", action, when), combine=COMBINE)
+    escalating = ("novelty", "surprise")
+    return bind(rules, SEES, np.zeros((0, 3), np.float32), escalating=escalating, steering=["refusal"])
+
+
+@pytest.mark.parametrize(
+    "when", [UNUSUAL, UNUSUAL | {"surprise": {"above": 1}}, {"odd": {"above": 0}}, UNUSUAL | {"odder": {"above": 0}}]
+)
+def test_what_is_unusual_never_blocks_alone(policy, when):
+    """Nor several such scores together, nor combined, nor beside a detector of weight 0; it may flag or steer."""
+    with pytest.raises(PolicyError, match="unusual and not that it is harmful") as caught:
+        bound_to_novelty(policy, "block", when)
+    assert caught.value.field == "rules.r.when"
+    assert "'flag' or 'steer'" in caught.value.remedy
+    for action in ("flag", "steer"):
+        assert bound_to_novelty(policy, action, when).judge([0, 9, 9]).decision is Action(action)
+
+
+@pytest.mark.parametrize("when", [UNUSUAL | ABOVE_0, {"both": {"above": 0}}, UNUSUAL | {"both": {"above": 0}}])
+def test_what_is_unusual_may_block_together_with_a_detector(policy, when):
+    """The detector may stand beside it or in its combination."""
+    assert bound_to_novelty(policy, "block", when).judge([1, 9, 0]).decision is Action.BLOCK
+
+
+def test_a_combination_of_nothing_is_no_escalation(policy):
+    """Weights that are all 0 are the operator's business, as before."""
+    rules = policy(("r", "block", {"sum": {"above": 1}}), combine={"sum": {"harm": 0}})
+    assert bind(rules, PROBES, NONE).judge([1, 1]).decision is Action.ALLOW
+
+
 def test_the_named_artifact_is_accepted(policy, benign):
     """A policy that pins its artifact binds to that artifact."""
     pinned = policy(("r", "block", ABOVE_0), artifact="a" * 64)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,19 @@ def test_check_names_rules_that_never_decide(run, policy_file, artifact):
     assert status == 0
     assert "harm not above its 1.500% FPR threshold" in out
     assert "note: rule band never decides: clear-harm fires wherever it would" in out
+
+
+def test_check_refuses_to_block_by_what_is_only_unusual(run, policy_file, artifact):
+    """The role of a probe is in the artifact, and survives its file; the rule and what else to do are on stderr."""
+    loaded = Artifact.load(artifact)
+    unusual = loaded.manifest.probes[0].model_copy(update={"role": "escalates"})
+    replace(loaded, manifest=loaded.manifest.model_copy(update={"probes": (unusual,)})).save(artifact)
+    status, _, err = run("check", policy_file(), "--artifact", artifact)
+    assert status == 2
+    assert "rules.clear-harm.when" in err
+    assert "use action 'flag' or 'steer', or add a condition on a probe that detects harm" in err
+    status, *_ = run("check", policy_file(POLICY.replace("action: block", "action: flag")), "--artifact", artifact)
+    assert status == 0
 
 
 def test_check_resolves_thresholds_against_an_artifact(run, policy_file, artifact):

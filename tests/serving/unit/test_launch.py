@@ -52,6 +52,14 @@ def test_a_policy_for_probes_that_are_not_there(config):
         made.bind_policy(made.load_artifact())
 
 
+def test_a_policy_that_blocks_by_what_is_only_unusual(config, artifact):
+    """Refused before a port is opened: an escalating probe is no reason to block alone."""
+    made, loaded = config(), Artifact.load(artifact)
+    unusual = tuple(probe.model_copy(update={"role": "escalates"}) for probe in loaded.manifest.probes)
+    with pytest.raises(PolicyError, match="unusual and not that it is harmful"):
+        made.bind_policy(Artifact(loaded.manifest.model_copy(update={"probes": unusual}), loaded.tensors))
+
+
 @pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.320.1", "1.0"])
 def test_vllm_versions_that_were_not_tested(monkeypatch, version):
     """Another version might not call the guard's seams: it does not start."""
