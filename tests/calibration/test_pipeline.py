@@ -18,7 +18,20 @@ from probes.errors import ArtifactMismatch, CalibrationError, PromptError
 from probes.fingerprint import fingerprint
 from probes.steering import SteeringBank
 
-NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "svm", "mlp", "tokens", "neurons"]
+NAMES = [
+    "refusal",
+    "harmfulness",
+    "logistic",
+    "lda",
+    "stack",
+    "pooled",
+    "svm",
+    "mlp",
+    "tokens",
+    "attention",
+    "multimax",
+    "neurons",
+]
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):
