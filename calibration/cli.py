@@ -96,6 +96,13 @@ def calibrate(
     engine_args: Annotated[
         str, typer.Option(help='The engine\'s own arguments, in quotes: "--quantization fp8 --enforce-eager".')
     ] = "",
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Directions, classifiers and the token-level probe only: no neurons, further steering or studies.",
+        ),
+    ] = False,
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Keep the recorded activations and every stage's file.")
     ] = False,
@@ -116,18 +123,19 @@ def calibrate(
     from calibration.pipeline import calibrate as run
 
     settings = Settings(
-        dtype,
-        device,
-        limit,
-        leave_one_source_out,
-        skip_long,
-        keep_work,
-        resolve_model(partner) if partner else None,
-        kl_budget,
-        keep_costly_steering,
-        ray,
-        engine,
-        tuple(shlex.split(engine_args)),
+        dtype=dtype,
+        device=device,
+        limit=limit,
+        leave_one_source_out=leave_one_source_out,
+        skip_long=skip_long,
+        keep_work=keep_work,
+        partner=resolve_model(partner) if partner else None,
+        kl_budget=kl_budget,
+        keep_costly_steering=keep_costly_steering,
+        ray=ray,
+        engine=engine,
+        engine_args=tuple(shlex.split(engine_args)),
+        quick=quick,
     )
     console = Console()
     try:

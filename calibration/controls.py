@@ -15,12 +15,15 @@ from calibration.methods.fitted import FittedProbe
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc
 from calibration.request_scores import RequestScores
+from calibration.sentence_embedding import SentenceEncoder
 from calibration.template import EncodedPrompts
 from probes.manifest import Probe
 from probes.readout import Readout
 
 _NUM_DRAWS = 5
 _SEED = 20_260
+_MOST_EMBEDDED = 2000
+"""Training prompts per class for the embedding's classifier, which has 384 numbers to learn."""
 _RANDOM, _SHUFFLED = "control_random", "control_shuffled"
 
 
@@ -73,6 +76,8 @@ def report_controls(
         ),
         **_drawn(_SHUFFLED, "logistic on shuffled labels, mean of 5, better sense", scored.scores, names, harmful),
     }
+    if train is not None and (embedded := embedding_scores(train, prompts)) is not None:
+        reports["sentence_embedding"] = control("all-MiniLM-L6-v2 embedding, logistic regression", embedded, harmful)
     if train is not None:
         reports["tfidf"] = control("words and word pairs, logistic regression", tfidf_scores(train, prompts), harmful)
     if np.isfinite(scored.refusal).all():
@@ -91,6 +96,18 @@ def _drawn(
     areas = [auroc(scores[harmful, column], scores[~harmful, column]) for column in columns]
     mean = float(np.mean([max(area, 1 - area) for area in areas]))
     return {prefix.removeprefix("control_"): ControlReport(what=what, auroc=mean, tpr_at_fpr={})}
+
+
+def embedding_scores(train: EncodedPrompts, prompts: EncodedPrompts) -> npt.NDArray[np.float64] | None:
+    """Return scores `[N]` of `prompts` by their sentence embeddings, as learned from `train`; none without an encoder."""
+    encoder = SentenceEncoder.load()
+    if encoder is None:
+        return None
+    rng = np.random.default_rng(_SEED)
+    sides = [rng.permutation(np.flatnonzero(train.harmful == label))[:_MOST_EMBEDDED] for label in (False, True)]
+    learned = train.subset(np.sort(np.concatenate(sides)))
+    linear = fit_logistic(encoder.encode([prompt.text for prompt in learned.prompts]), learned.harmful)
+    return linear(encoder.encode([prompt.text for prompt in prompts.prompts]))
 
 
 def tfidf_scores(train: EncodedPrompts, prompts: EncodedPrompts) -> npt.NDArray[np.float64]:

@@ -48,6 +48,7 @@ def artifact_summary(artifact: Artifact, prevalence: float | None = None) -> Ren
         _identity(artifact),
         _probes(artifact),
         *([] if prevalence is None else [_probabilities(artifact, prevalence)]),
+        *([_combinations(artifact)] if artifact.manifest.combinations else []),
         *([_steering(artifact)] if artifact.manifest.steering else []),
         _data(artifact),
     )
@@ -62,6 +63,13 @@ def study_tables(study: Study) -> RenderableType:
             table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
         tables.append(table)
     return Group(*tables, Text(study.finding))
+
+
+def _combinations(artifact: Artifact) -> Table:
+    table = table_of("combinations", "name", "weighted sum of scores")
+    for name, weights in artifact.manifest.combinations.items():
+        table.add_row(name, " + ".join(f"{weight:.2f} {probe}" for probe, weight in weights.items()))
+    return table
 
 
 def _identity(artifact: Artifact) -> Table:

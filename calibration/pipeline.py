@@ -31,41 +31,24 @@ from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where, record
-from calibration.alignment_tax import study_alignment_tax
-from calibration.attention.safety_heads import safety_heads
-from calibration.causal.answers import answer_study
-from calibration.causal.attribution_study import attribution_study
-from calibration.causal.illusion import illusion_study
-from calibration.causal.sensitivity import sensitivity_study
+from calibration.catalogue import DIAGNOSTICS, METHODS, QUICK
 from calibration.causal.signature import signature_study
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
-from calibration.dynamic_composition import composition_study
 from calibration.engine_source import EngineSource, find_engine
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
-from calibration.expert_bias import expert_study
-from calibration.grafting_study import grafting
+from calibration.left_out import require_families
 from calibration.logit_scale import apply, fold, logit_maps
-from calibration.methods.classifiers import fit_classifiers
-from calibration.methods.fitted import Diagnostic, Fitted, FittedProbe, Method, load_fitted, merge, save_fitted
-from calibration.methods.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.neuron_damping import damping_study
-from calibration.methods.refusal_direction import fit_refusal_direction
-from calibration.methods.safety_neurons import fit_safety_neurons
-from calibration.methods.steering import fit_steering
-from calibration.methods.token_level import fit_token_level
+from calibration.methods.fitted import Fitted, FittedProbe, load_fitted, merge, save_fitted
 from calibration.methods.training import TrainingSet
-from calibration.methods.weak_classifiers import fit_weak_classifiers
 from calibration.metrics import evaluate_scores
 from calibration.model import ChatModel
 from calibration.near_duplicates import leakage_notes
 from calibration.partner import load_partner
-from calibration.patching_study import study_patching
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
-from calibration.refusal_by_category import category_study
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
 from calibration.shards import ActivationSource
@@ -73,36 +56,13 @@ from calibration.stage_file import room_for, write_whole, written_whole
 from calibration.steering_admission import KL_BUDGET, admit
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
-from calibration.unseen_sources import require_sources, unseen_sources
+from calibration.unseen_sources import COMBINED, unseen_sources
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
 from probes.manifest import Manifest, Platt, Probe
 from probes.scoring import ProbeBank
 
-METHODS: dict[str, Method] = {
-    "refusal_direction": fit_refusal_direction,
-    "harmfulness_direction": fit_harmfulness_direction,
-    "classifiers": fit_classifiers,
-    "weak_classifiers": fit_weak_classifiers,
-    "token_level": fit_token_level,
-    "safety_neurons": fit_safety_neurons,
-    "steering": fit_steering,
-}
-DIAGNOSTICS: dict[str, Diagnostic] = {
-    "neuron_patching": study_patching,
-    "alignment_tax": study_alignment_tax,
-    "safety_heads": safety_heads,
-    "grafting": grafting,
-    "refusal_answers": answer_study,
-    "attribution": attribution_study,
-    "concept_sensitivity": sensitivity_study,
-    "subspace_illusion": illusion_study,
-    "refusal_by_category": category_study,
-    "composition": composition_study,
-    "damping": damping_study,
-    "experts": expert_study,
-}
 _STUDIES = TypeAdapter(tuple[Study, ...])
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")
@@ -135,6 +95,8 @@ class Settings:
     """Who computes the training prompts' activations: `hf`, or an engine of entry point group `foreguard.engines`."""
     engine_args: tuple[str, ...] = ()
     """The engine's own arguments."""
+    quick: bool = False
+    """Fit only the methods of `catalogue.QUICK`, and ask no diagnostics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +140,10 @@ def calibrate(
     source = _source(model, identity, work, settings)
     run = _Run(chat, identity, files, _encode(chat, files, settings), work, _tools(settings), partner, source)
     if settings.leave_one_source_out:
-        require_sources(run.encoded["train"])
+        require_families(run.encoded["train"])
     created = _write_inputs(run)
     training = _read_activations(run)
-    found = _fit(run, training)
+    found = _fit(run, training, settings)
     controls = [*random_probes(found.probes[0].spec, chat.hidden_size), *_shuffled(found, training)]
     bank = bank_of(identity, [*found.probes, *controls])
     scored = {split: _score(run, bank, split, found.refusal_tokens) for split in ("validation", "test")}
@@ -189,8 +151,12 @@ def calibrate(
     found = _admitted(run, training, found, scored["validation"], settings)
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
-    unseen = unseen_sources(training, run.work / "07-unseen") if settings.leave_one_source_out else None
-    evidence = _evidence(run, training, found, scored, report).model_copy(update={"unseen": unseen})
+    unseen = (
+        unseen_sources(training, run.work / "07-unseen", found.refusal_tokens)
+        if settings.leave_one_source_out
+        else None
+    )
+    evidence = _evidence(run, training, found, scored, report, settings).model_copy(update={"unseen": unseen})
     with room_for(out):
         manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
     if not settings.keep_work:
@@ -306,12 +272,12 @@ def _read_activations(run: _Run) -> TrainingSet:
     return TrainingSet.split(run.chat, run.encoded["train"], recording, offset, run.partner)
 
 
-def _fit(run: _Run, training: TrainingSet) -> Fitted:
+def _fit(run: _Run, training: TrainingSet, settings: Settings) -> Fitted:
     parts = []
-    for name, method in METHODS.items():
+    for name in QUICK if settings.quick else METHODS:
         path = run.work / f"03-{name}.safetensors"
         if not path.exists():
-            save_fitted(method(training), path)
+            save_fitted(METHODS[name](training), path)
         parts.append(load_fitted(path))
     return merge(parts)
 
@@ -328,7 +294,7 @@ def _admitted(run: _Run, training: TrainingSet, found: Fitted, validation: Reque
 
 
 def _diagnose(run: _Run, training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-    studies = list(found.studies)
+    studies: list[Study] = []
     for name, diagnostic in DIAGNOSTICS.items():
         path = run.work / f"06-{name}.json"
         if not path.exists():
@@ -386,10 +352,12 @@ def _evidence(
     found: Fitted,
     scored: dict[str, RequestScores],
     report: Report,
+    settings: Settings,
 ) -> Evidence:
     path = run.work / "08-evidence.json"
     if not path.exists():
         test, benign = scored["test"], scored["validation"].scores[~run.encoded["validation"].harmful]
+        diagnosed = () if settings.quick else _diagnose(run, training, found)
         evidence = Evidence(
             report=report,
             separation=separation_map(training),
@@ -397,7 +365,7 @@ def _evidence(
                 [probe.spec.name for probe in found.probes], test.scores, run.encoded["test"].harmful
             ),
             doses={item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering},
-            studies=(*_diagnose(run, training, found), *signature_study(run.encoded["test"], test, found, benign)),
+            studies=(*found.studies, *diagnosed, *signature_study(run.encoded["test"], test, found, benign)),
         )
         write_whole(path, evidence.to_file().decode())
     return Evidence.model_validate_json(path.read_text())
@@ -431,6 +399,7 @@ def _assemble(
         fingerprint=run.fingerprint,
         probes=tuple(measured),
         steering=tuple(item.spec for item in found.steering),
+        combinations={COMBINED: evidence.unseen.combination} if evidence.unseen else {},
         data=tuple(run.files[split].digest(split) for split in SPLITS),
         tools=run.tools,
     )

@@ -31,17 +31,21 @@ class Recording:
                 yield shard.get_tensor("rows").numpy(), values
 
     def features(self, layer: int, where: Where, rows: Rows | None = None) -> Features:
-        """Return `resid_post` of block `layer` at `where` of the prompts `rows` (of all), float32 `[N, D]`, in that order."""
+        """Return `resid_post` of block `layer` at `where` of the prompts `rows` (of all), float32 `[N, D]`, in that order.
+
+        A prompt may stand in `rows` more than once.
+        """
         if not self.shards:
             raise CalibrationError("nothing was recorded", field="prompts", remedy="give at least one prompt")
-        place = self._places(rows)
+        once, back = (None, None) if rows is None else np.unique(rows, return_inverse=True)
+        place = self._places(once)
         result: Features | None = None
         for read, values in self.chunks(layer, where):
             if result is None:
-                result = np.empty((self.num_prompts if rows is None else len(rows), values.shape[1]), dtype=np.float32)
+                result = np.empty((self.num_prompts if once is None else len(once), values.shape[1]), dtype=np.float32)
             wanted = place[read] >= 0
             result[place[read[wanted]]] = values[wanted]
-        return np.asarray(result)
+        return np.asarray(result) if back is None or result is None else result[back]
 
     def project(self, layer: int, where: Where, weight: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return every prompt's projection `[N]` on `weight` `[D]`, or `[N, k]` on `[D, k]`, in float64.

@@ -98,7 +98,8 @@ def tune_policy(
     Raises `PolicyError`, `PromptError`, `CalibrationError` (also `TooFewNegatives`), `ArtifactMismatch` or `ModelError`.
     """
     text = _read_policy(policy)
-    parsed = parse_policy(text, policy.name)
+    written = parse_policy(text, policy.name)
+    parsed = written.beside(artifact.manifest.combinations)
     limits = parse_limits(request.at_most)
     platt = _platt_at(artifact, request.prevalence)
     _require_usable(artifact, file, harmful, limits)
@@ -129,7 +130,7 @@ def tune_policy(
     after = outcomes(tuned, groups.named())
     before, note = _before(bound, parsed, groups)
     return Tuning(
-        diff=policy_diff(text, policy.name, parsed, plan, comments_of(plan, after)),
+        diff=policy_diff(text, policy.name, written, plan, comments_of(plan, after)),
         scores=scores,
         joint=joint,
         before=before,

@@ -1,171 +1,126 @@
 """Leave one source out: what probes are worth on prompts of a kind that they never saw.
 
-Each source is left out in turn. Probes are fitted and chosen on the others, a 1 % threshold is set on harmless prompts of
-the others that took no part in either, and the source left out is met with it, as new traffic would be.
+Each family of sources is left out in turn. Probes are fitted and chosen on the others, a 1 % threshold is set on harmless
+prompts of the others that took no part in either, and the family left out is met with it, as new traffic would be.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
-from calibration.activations import Where
-from calibration.controls import tfidf_scores
-from calibration.methods.classifiers import fit_classifiers
-from calibration.methods.fitted import FittedProbe
-from calibration.methods.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.token_level import fit_token_level, score_rows
-from calibration.methods.training import Rows, TrainingSet
+from calibration.combination import FoldScores, choose_combination
+from calibration.contenders import CONTROLS, Beside, contenders
+from calibration.left_out import LeftOut, families, leave_out, require_families
+from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, cut_at, rate
 from calibration.progress import track
-from calibration.prompts import MINIMUM_PER_CLASS
-from calibration.stage_file import Strict, write_whole
-from calibration.template import EncodedPrompts
-from probes.errors import CalibrationError
+from calibration.stage_file import Strict
 from probes.manifest import Rate
-from probes.scoring import ProbeBank, score_of
 
-CONTROL = "tfidf"
+COMBINED = "combined"
 _TARGET = 0.01
-_JUDGED_SHARE = 0.25
-_SEED = 20_260
 
 Scores = npt.NDArray[np.floating]
 
 
 class Unseen(Strict):
-    """One probe or control on one source that it did not see."""
+    """One probe or control on one family that it did not see."""
 
     auroc: float | None
-    """Of the source's harmful prompts against the other sources' harmless ones."""
+    """Of the family's harmful prompts against the other families' harmless ones."""
     recall: Rate | None
-    """Share of the source's harmful prompts above the other sources' 1 % cut."""
+    """Share of the family's harmful prompts above the other families' 1 % cut."""
     flagged: Rate | None
-    """Share of the source's harmless prompts above it."""
+    """Share of the family's harmless prompts above it."""
 
 
 class UnseenSources(Strict):
-    """The whole table: by source, then by probe or control."""
+    """The whole table: by family, then by probe, combination or control."""
 
     target_fpr: float
     sources: dict[str, dict[str, Unseen]]
+    combination: dict[str, float]
+    """Weights by probe of the combination that does best over all families. In the table, `combined` is for each family
+    the combination that did best over the others."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Fold:
-    """One source left out: the others to fit on, harmless ones of theirs to set the cut, and the source's own."""
+def unseen_sources(training: TrainingSet, folder: Path, refusal_tokens: Sequence[int] = ()) -> UnseenSources:
+    """Return the table over the training set's families. Finished ones are kept in `folder` and not done again.
 
-    training: TrainingSet
-    judged: Rows
-    left_out: Rows
-
-
-def unseen_sources(training: TrainingSet, folder: Path) -> UnseenSources:
-    """Return the table over the training set's sources. Finished sources are kept in `folder` and not done again.
-
-    Probes whose choice needs interventions on the model (the refusal direction) are not among them. Raises
-    `CalibrationError` where there are not two sources, or where one source holds nearly all prompts of a class.
+    Raises `CalibrationError` where there are not two families, or where one holds nearly all prompts of a class.
     """
-    require_sources(training.prompts)
-    labels = _labels(training.prompts)
-    names = np.unique(labels).tolist()
+    require_families(training.prompts)
+    names = np.unique(families(training.prompts)).tolist()
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[str, dict[str, Unseen]] = {}
-    for number, name in enumerate(track(names, "leaving out one source at a time")):
-        path = folder / f"{number:03d}.json"
-        if not path.exists():
-            one = UnseenSources(
-                target_fpr=_TARGET, sources={name: _measure(_leave_out(training, labels == name, name))}
-            )
-            write_whole(path, one.model_dump_json())
-        found |= UnseenSources.model_validate_json(path.read_text()).sources
-    return UnseenSources(target_fpr=_TARGET, sources=found)
+    paths = [folder / f"{number:03d}.safetensors" for number in range(len(names))]
+    missing = [(name, path) for name, path in zip(names, paths, strict=True) if not path.exists()]
+    beside = Beside.of(training, refusal_tokens) if missing else Beside(None, None)
+    for name, path in track(missing, "leaving out one family of sources at a time"):
+        _save(_measure(leave_out(training, name), beside), path)
+    return _table(dict(zip(names, map(_load, paths), strict=True)))
 
 
-def require_sources(prompts: EncodedPrompts) -> None:
-    """Raise `CalibrationError` unless each source can be left out: checked before any work is done.
-
-    What is left must be enough for both classes to be fitted on; the exact count is known when prompts are divided.
-    """
-    labels = _labels(prompts)
-    names = np.unique(labels).tolist()
-    if len(names) < 2:
-        raise CalibrationError(
-            f"the training prompts have {len(names)} source",
-            field="source",
-            remedy='name at least two in the prompt file: {"prompt": …, "label": …, "source": "…"}',
-        )
-    for name in names:
-        for label in (True, False):
-            _require_enough(int((prompts.harmful[labels != name] == label).sum()), name, harmful=label)
+def _measure(fold: LeftOut, beside: Beside) -> tuple[FoldScores, tuple[str, ...]]:
+    columns = [(name, score(fold.judged), score(fold.left_out)) for name, score in contenders(fold, beside)]
+    names, judged, left_out = zip(*columns, strict=True)
+    harmful = fold.training.harmful
+    scores = FoldScores(
+        np.stack(judged, axis=1), harmful[fold.judged], np.stack(left_out, axis=1), harmful[fold.left_out]
+    )
+    return scores, names
 
 
-def _labels(prompts: EncodedPrompts) -> npt.NDArray[np.str_]:
-    return np.array([prompt.source or "" for prompt in prompts.prompts])
-
-
-def _require_enough(count: int, name: str, *, harmful: bool) -> None:
-    if count < MINIMUM_PER_CLASS:
-        kind = "harmful" if harmful else "harmless"
-        raise CalibrationError(
-            f"without source {name!r} {count} {kind} prompts are left to fit on",
-            field="source",
-            remedy=f"add {kind} prompts of other sources: {MINIMUM_PER_CLASS} to fit on are the least",
-        )
-
-
-def _leave_out(training: TrainingSet, out: npt.NDArray[np.bool_], name: str) -> _Fold:
-    fit, select = training.fit[~out[training.fit]], training.select[~out[training.select]]
-    harmless = fit[~training.harmful[fit]]
-    judged = np.random.default_rng(_SEED).permutation(harmless)[: int(len(harmless) * _JUDGED_SHARE)]
-    kept = np.setdiff1d(fit, judged)
-    for label in (True, False):
-        sizes = [int((training.harmful[rows] == label).sum()) for rows in (kept, select)]
-        _require_enough(sizes[0] if sizes[1] else 0, name, harmful=label)
-    return _Fold(replace(training, fit=kept, select=select), np.sort(judged), np.flatnonzero(out))
-
-
-def _measure(fold: _Fold) -> dict[str, Unseen]:
-    harmful = fold.training.harmful[fold.left_out]
-    return {
-        name: _unseen(score(fold.judged), score(fold.left_out), harmful) for name, score in _contenders(fold.training)
+def _save(measured: tuple[FoldScores, tuple[str, ...]], path: Path) -> None:
+    scores, names = measured
+    tensors = {
+        "judged": scores.judged,
+        "judged_harmful": scores.judged_harmful,
+        "left_out": scores.left_out,
+        "harmful": scores.harmful,
     }
+    staging = path.with_suffix(".partial")
+    save_file(
+        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, staging, {"names": ",".join(names)}
+    )
+    staging.replace(path)
 
 
-def _contenders(training: TrainingSet) -> Iterator[tuple[str, Callable[[Rows], Scores]]]:
-    for method in (fit_harmfulness_direction, fit_classifiers):
-        for probe in method(training).probes:
-            yield probe.spec.name, recorded_scores(training, probe).__getitem__
-    for probe in fit_token_level(training).probes:
-        yield probe.spec.name, partial(score_rows, training, probe)
-    learned = training.prompts.subset(np.concatenate([training.fit, training.select]))
-    yield CONTROL, lambda rows: tfidf_scores(learned, training.prompts.subset(rows))
+def _load(path: Path) -> tuple[FoldScores, tuple[str, ...]]:
+    with safe_open(path, framework="np") as file:
+        scores = FoldScores(*(file.get_tensor(name) for name in ("judged", "judged_harmful", "left_out", "harmful")))
+        return scores, tuple(file.metadata()["names"].split(","))
 
 
-def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np.float64]:
-    """Return a probe's scores `[N]` on all training prompts, from their recorded activations."""
-    readout = probe.spec.readout
-    if readout.kind not in ("last", "mean") or probe.spec.site != "resid_post":
-        raise CalibrationError(
-            f"readout {readout.kind} at {probe.spec.site} cannot be had from what is recorded",
-            field=probe.spec.name,
-            remedy="score the prompts with `score_rows`, which passes them through the model",
-        )
-    where: Where = "mean" if readout.kind == "mean" else readout.offset
-    parts = [
-        training.project(layer, where, row.double().numpy().T)
-        for layer, row in zip(probe.spec.layers, probe.weight, strict=True)
-    ]
-    [head] = ProbeBank.of([probe.spec], probe.tensors()).heads
-    return score_of(probe.spec, np.sum(parts, axis=0), head)
+def _table(measured: dict[str, tuple[FoldScores, tuple[str, ...]]]) -> UnseenSources:
+    names = next(iter(measured.values()))[1]
+    probes = [column for column, name in enumerate(names) if name not in CONTROLS]
+    own = [names[column] for column in probes]
+    logits = {family: _columns(fold, probes).in_logits() for family, (fold, _) in measured.items()}
+    sources = {}
+    for family, (fold, _) in measured.items():
+        row = {name: _unseen(_columns(fold, [column])) for column, name in enumerate(names)}
+        others = [each for other, each in logits.items() if other != family]
+        weights = choose_combination(others, own, _TARGET)
+        row[COMBINED] = _unseen(logits[family].combined(np.array([weights.get(name, 0.0) for name in own])))
+        sources[family] = row
+    return UnseenSources(
+        target_fpr=_TARGET, sources=sources, combination=choose_combination(list(logits.values()), own, _TARGET)
+    )
 
 
-def _unseen(judged: Scores, left_out: Scores, harmful: npt.NDArray[np.bool_]) -> Unseen:
+def _columns(fold: FoldScores, columns: Sequence[int]) -> FoldScores:
+    return FoldScores(fold.judged[:, columns], fold.judged_harmful, fold.left_out[:, columns], fold.harmful)
+
+
+def _unseen(fold: FoldScores) -> Unseen:
+    """Return what one column did."""
+    judged = fold.judged[~fold.judged_harmful, 0]
     cut = cut_at(judged, _TARGET)
-    above, below = left_out[harmful], left_out[~harmful]
+    above, below = fold.left_out[fold.harmful, 0], fold.left_out[~fold.harmful, 0]
     return Unseen(
         auroc=auroc(above, judged) if len(above) else None,
         recall=rate(int((above > cut).sum()), len(above)) if len(above) else None,

@@ -87,7 +87,8 @@ def _bound(policy: "Policy", artifact: Path) -> "BoundPolicy":
     manifest = loaded.manifest
     require_servable_steering(manifest)
     probes, vectors = [probe.name for probe in manifest.probes], [vector.name for vector in manifest.steering]
-    return bind(policy, probes, loaded.tensors[BENIGN_SCORES].numpy(), steering=vectors, digest=manifest.digest)
+    own = policy.beside(manifest.combinations)
+    return bind(own, probes, loaded.tensors[BENIGN_SCORES].numpy(), steering=vectors, digest=manifest.digest)
 
 
 def _condition(name: str, condition: "Condition", threshold: float | None) -> str:

@@ -4,6 +4,7 @@ A policy is a YAML file. `Policy` is its validated form; `policy_file.py` reads 
 `decide.py` binds it to an artifact and makes decisions. Format: `docs/policy.md`.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
@@ -115,6 +116,12 @@ class Policy(_Strict):
     def label(self) -> str:
         """`name@version`, as clients and metrics see it."""
         return f"{self.name}@{self.version}"
+
+    def beside(self, combinations: Mapping[str, Mapping[str, float]]) -> Self:
+        """Return the policy with an artifact's combinations at hand; those that it defines itself are its own."""
+        return self.model_copy(
+            update={"combine": {name: dict(each) for name, each in combinations.items()} | self.combine}
+        )
 
     @model_validator(mode="after")
     def _rules_are_told_apart(self) -> Self:

@@ -220,6 +220,8 @@ class Manifest(_Strict):
     fingerprint: Fingerprint
     probes: tuple[Probe, ...]
     steering: tuple[SteeringVector, ...] = ()
+    combinations: dict[Name, Annotated[dict[Name, float], Field(min_length=1)]] = {}
+    """Weighted sums of probe scores that calibration recommends; policies may use them by name."""
     data: tuple[DataDigest, ...] = ()
     tools: dict[str, str] = {}
     tensors_sha256: str = ""
@@ -234,6 +236,14 @@ class Manifest(_Strict):
         for kind, names in (("probes", [p.name for p in self.probes]), ("steering", [v.name for v in self.steering])):
             if len(names) != len(set(names)):
                 raise ValueError(f"{kind}: names must be unique")
+        return self
+
+    @model_validator(mode="after")
+    def _combinations_are_of_probes(self) -> Self:
+        probes = {probe.name for probe in self.probes}
+        for name, weights in self.combinations.items():
+            if name in probes or not set(weights) <= probes:
+                raise ValueError(f"combination {name!r} must be of probes that exist, and named like none of them")
         return self
 
     @model_validator(mode="after")

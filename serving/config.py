@@ -57,7 +57,7 @@ class GuardConfig(BaseModel):
         """Read the policy and bind it to `artifact`."""
         manifest = artifact.manifest
         return bind(
-            load_policy(self.policy),
+            load_policy(self.policy).beside(manifest.combinations),
             [probe.name for probe in manifest.probes],
             np.asarray(artifact.tensors[BENIGN_SCORES].numpy()),
             steering=[vector.name for vector in manifest.steering],

@@ -3,7 +3,7 @@
 Each is folded into one weight and bias, so that serving knows only linear probes. Standardisation is part of the fold.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no annotations
 
 from calibration.activations import Where
-from calibration.methods.discriminant import fit_lda
+from calibration.methods.choosing import Fit, Judges
+from calibration.methods.discriminant import fit_lda, fit_lda_held
 from calibration.methods.fitted import Fitted, FittedProbe
 from calibration.methods.linear import Linear
 from calibration.methods.training import TrainingSet
-from calibration.metrics import auroc, recall_at
+from calibration.progress import track
 from probes.manifest import Probe
 from probes.readout import Readout
 
@@ -31,7 +32,7 @@ _LARGE = 1 << 24
 1,350 by 384 on two cores)."""
 
 
-Fit = Callable[[TrainingSet, int, Where], Linear]
+_BY_CHANCE = "blocks and positions were chosen by a random part of the training prompts: too few sources are named"
 
 
 def fit_logistic(features: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) -> Linear:
@@ -52,43 +53,60 @@ def _threads(features: npt.NDArray[np.float32]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
+    """A place to read, and how a reading there fares on sources that it was not fitted on."""
+
     layer: int
     where: Where
-    linear: Linear
+    logits: npt.NDArray[np.float64]
+    """Out of fold, by `Judges`."""
     recall: float
     auroc: float
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        return {"selection_auroc": self.auroc, "selection_recall": self.recall}
 
 
 def fit_classifiers(training: TrainingSet) -> Fitted:
     """Return probes `logistic`, `lda`, `stack` and `pooled`.
 
-    The first two read the block and position (last token, or the instruction's) with the best selection recall at 1 %
-    false positives, then AUROC. `stack` sums blocks at the position of `logistic`; `pooled` averages over all tokens.
+    The first two read the block and position (last token, or the instruction's) with the best recall at 1 % false positives,
+    then AUROC, on sources left out of the fit (`choosing`). `stack` sums blocks at the position of `logistic`; `pooled`
+    averages over all tokens.
     """
+    judges = Judges.of(training)
     places: tuple[Where, ...] = (0, training.instruction_offset)
-    logistic = _all_choices(training, _logistic, places)
-    best = _best(logistic)
+    logistic = _choices(judges, fit_logistic, places)
+    best, lda = _best(logistic), _best(_choices(judges, fit_lda_held, places))
+    pooled = _best(_choices(judges, fit_logistic, ("mean",)))
     return Fitted(
         probes=(
-            _probe("logistic", "L2 logistic regression", best),
-            _probe("lda", "shrinkage linear discriminant", _best(_all_choices(training, _lda, places))),
-            _stack(training, [choice for choice in logistic if choice.where == best.where]),
+            _probe("logistic", "L2 logistic regression", best, _logistic(training, best.layer, best.where)),
+            _probe("lda", "shrinkage linear discriminant", lda, _lda(training, lda.layer, lda.where)),
+            _stack(judges, [choice for choice in logistic if choice.where == best.where]),
             _probe(
                 "pooled",
                 "L2 logistic regression on the mean of all tokens",
-                _best(_all_choices(training, _logistic, ("mean",))),
+                pooled,
+                _logistic(training, pooled.layer, pooled.where),
             ),
-        )
+        ),
+        notes=() if judges.by_source else (_BY_CHANCE,),
     )
 
 
-def _all_choices(training: TrainingSet, fit: Fit, places: Sequence[Where]) -> list[_Choice]:
-    return [_fit_one(training, fit, layer, where) for where in places for layer in range(training.chat.num_layers)]
+def _choices(judges: Judges, fit: Fit, places: Sequence[Where]) -> list[_Choice]:
+    found = []
+    for layer in track(range(judges.training.chat.num_layers), "choosing where to read"):
+        for where in places:
+            with threadpool_limits(1 if len(judges.rows) * judges.training.chat.hidden_size < _LARGE else None):
+                logits = judges.logits(fit, layer, where)
+            found.append(_Choice(layer, where, logits, *judges.numbers(logits)))
+    return found
 
 
-def _fit_one(training: TrainingSet, fit: Fit, layer: int, where: Where) -> _Choice:
-    linear = fit(training, layer, where)
-    return _Choice(layer, where, linear, *_selection_numbers(_selected(training, linear, layer, where), training))
+def _best(choices: Sequence[_Choice]) -> _Choice:
+    return max(choices, key=lambda choice: (choice.recall, choice.auroc))
 
 
 def _logistic(training: TrainingSet, layer: int, where: Where) -> Linear:
@@ -101,50 +119,37 @@ def _lda(training: TrainingSet, layer: int, where: Where) -> Linear:
         return fit_lda(lambda: training.chunks(layer, where, training.fit))
 
 
-def _selected(training: TrainingSet, linear: Linear, layer: int, where: Where) -> npt.NDArray[np.float64]:
-    return training.project(layer, where, linear.weight)[training.select] + linear.bias
-
-
-def _selection_numbers(logits: npt.NDArray[np.float64], training: TrainingSet) -> tuple[float, float]:
-    harmful = training.harmful[training.select]
-    above, below = logits[harmful], logits[~harmful]
-    return recall_at(above, below, 0.01), auroc(above, below)
-
-
-def _best(choices: Sequence[_Choice]) -> _Choice:
-    return max(choices, key=lambda choice: (choice.recall, choice.auroc))
-
-
-def _probe(name: str, method: str, choice: _Choice) -> FittedProbe:
+def _probe(name: str, method: str, choice: _Choice, linear: Linear) -> FittedProbe:
     spec = Probe(
         name=name,
         method=method,
         layers=(choice.layer,),
         readout=_readout(choice.where),
-        bias=choice.linear.bias,
-        evidence={"selection_auroc": choice.auroc, "selection_recall": choice.recall},
+        bias=linear.bias,
+        evidence=choice.evidence,
     )
-    return FittedProbe(spec, torch.from_numpy(choice.linear.weight.astype(np.float32))[None, None])
+    return FittedProbe(spec, torch.from_numpy(linear.weight.astype(np.float32))[None, None])
 
 
 def _readout(where: Where) -> Readout:
     return Readout(kind="mean") if where == "mean" else Readout(kind="last", offset=where)
 
 
-def _stack(training: TrainingSet, choices: Sequence[_Choice]) -> FittedProbe:
-    """Combine the blocks' logits by a second logistic regression, fitted on the selection prompts that no block saw."""
-    stacked = _thinned(choices, training.chat.num_layers)
-    logits = np.stack([_selected(training, each.linear, each.layer, each.where) for each in stacked], axis=1)
-    combined = fit_logistic(logits.astype(np.float32), training.harmful[training.select])
-    recall, area = _selection_numbers(combined(logits.astype(np.float32)), training)
-    weight = np.stack([share * each.linear.weight for share, each in zip(combined.weight, stacked, strict=True)])
+def _stack(judges: Judges, choices: Sequence[_Choice]) -> FittedProbe:
+    """Combine the blocks' readings by a second logistic regression, fitted on logits that no block fitted itself."""
+    training, stacked = judges.training, _thinned(choices, judges.training.chat.num_layers)
+    logits = np.stack([each.logits for each in stacked], axis=1)
+    judged = np.isfinite(logits).all(axis=1)
+    combined = fit_logistic(logits[judged].astype(np.float32), judges.harmful[judged])
+    recall, area = judges.numbers(combined(logits.astype(np.float32)))
+    parts = [_logistic(training, each.layer, each.where) for each in stacked]
+    weight = np.stack([share * part.weight for share, part in zip(combined.weight, parts, strict=True)])
     spec = Probe(
         name="stack",
         method="logistic regression over the logits of several blocks",
         layers=tuple(each.layer for each in stacked),
         readout=_readout(stacked[0].where),
-        bias=combined.bias
-        + float(sum(share * each.linear.bias for share, each in zip(combined.weight, stacked, strict=True))),
+        bias=combined.bias + float(sum(share * part.bias for share, part in zip(combined.weight, parts, strict=True))),
         evidence={"selection_auroc": area, "selection_recall": recall},
     )
     return FittedProbe(spec, torch.from_numpy(weight.astype(np.float32)).unsqueeze(1))

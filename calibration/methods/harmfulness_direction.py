@@ -6,40 +6,47 @@ that one is refusal's.
 """
 
 import numpy as np
+import numpy.typing as npt
 
-from calibration.methods.directions import direction_probe
+from calibration.methods.choosing import Judges
+from calibration.methods.directions import difference_in_means, direction_probe
 from calibration.methods.fitted import Fitted, FittedProbe
+from calibration.methods.linear import Linear
 from calibration.methods.training import TrainingSet
-from calibration.metrics import auroc
 
 _MARGIN = 0.02
 """AUROC by which a template position must beat the instruction's last token to be read instead."""
 
 
 def fit_harmfulness_direction(training: TrainingSet) -> Fitted:
-    """Return probe `harmfulness` at the block and position that separate the selection prompts best by AUROC."""
+    """Return probe `harmfulness` at the block and position that separate best, by AUROC on sources left out of the fit."""
+    judges = Judges.of(training)
     offsets = range(training.instruction_offset, 0, -1)
     layers = range(training.chat.num_layers)
-    candidates = [_candidate(training, layer, offset) for offset in offsets for layer in layers]
+    candidates = [_candidate(judges, layer, offset) for offset in offsets for layer in layers]
     return Fitted(probes=(_choose(candidates, training.instruction_offset),))
 
 
-def _candidate(training: TrainingSet, layer: int, offset: int) -> FittedProbe:
-    fit_harmful, select_harmful = training.harmful[training.fit], training.harmful[training.select]
+def _candidate(judges: Judges, layer: int, offset: int) -> FittedProbe:
+    training = judges.training
     harmless, harmful = training.moments(layer, offset, training.fit)
     direction = harmful.mean - harmless.mean
-    projection = training.project(layer, offset, direction)
-    fitted, selected = projection[training.fit], projection[training.select]
+    projection = training.project(layer, offset, direction)[training.fit]
+    _, area = judges.numbers(judges.logits(_along_the_means, layer, offset))
     return direction_probe(
         "harmfulness",
         "difference in means before the last position",
         direction,
-        fitted / np.linalg.norm(direction),
-        fit_harmful,
+        projection / np.linalg.norm(direction),
+        training.harmful[training.fit],
         layer=layer,
         offset=offset,
-        evidence={"selection_auroc": auroc(selected[select_harmful], selected[~select_harmful])},
+        evidence={"selection_auroc": area},
     )
+
+
+def _along_the_means(features: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) -> Linear:
+    return Linear(difference_in_means(features, harmful), 0.0)
 
 
 def _choose(candidates: list[FittedProbe], instruction_offset: int) -> FittedProbe:

@@ -64,7 +64,7 @@ def _calibrate(lab: Path, model: Path, artifact: Path) -> None:
         for split in ("train", "validation", "test")
         for word in (f"--{split}", str(lab / "prompts" / f"{split}.jsonl"))
     ]
-    _command("calibrate", str(model), *splits, "--out", str(artifact), "--limit", str(_TRAINING_PROMPTS))
+    _command("calibrate", str(model), *splits, "--out", str(artifact), "--limit", str(_TRAINING_PROMPTS), "--quick")
     _command("report", str(artifact), "--out", str(artifact.with_name("report")))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import make_prompts, write_prompts
 
+from calibration.catalogue import METHODS
 from calibration.evaluation_run import evaluate_artifact
 from calibration.evidence import Evidence
 from calibration.pipeline import SPLITS, WORK, Settings, calibrate
@@ -32,6 +33,8 @@ NAMES = [
     "multimax",
     "neurons",
 ]
+CONTROLS = ("prompt_length", "random", "shuffled", "sentence_embedding", "tfidf", "first_token_refusal")
+SLOW = {"svm", "mlp", "neurons"}
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):
@@ -76,7 +79,7 @@ def test_the_report_says_what_the_sample_cannot(calibrated):
 def test_controls_are_reported_beside_the_probes(calibrated):
     """Words explain the planted labels as well as any probe; length, chance directions and shuffled labels do not."""
     controls = calibrated[0].report.controls
-    assert set(controls) == {"prompt_length", "random", "shuffled", "tfidf", "first_token_refusal"}
+    assert set(controls) == set(CONTROLS)
     assert controls["tfidf"].auroc > 0.95
     assert controls["first_token_refusal"].auroc > 0.95
     assert abs(controls["prompt_length"].auroc - 0.5) < 0.15
@@ -134,7 +137,10 @@ def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, split
     assert Evidence.of(Artifact.load(out)).unseen is None
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("02-activations/*")}
     asked = calibrate(planted.folder, *files, out, Settings(keep_work=True, leave_one_source_out=True))
-    assert set(Evidence.of(Artifact.load(out)).unseen.sources) == {"one", "two"}
+    unseen = Evidence.of(Artifact.load(out)).unseen
+    assert set(unseen.sources) == {"one", "two"}
+    assert asked.manifest.combinations == {"combined": unseen.combination}
+    assert set(unseen.combination) <= {probe.name for probe in asked.manifest.probes}
     assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("02-activations/*")}
     assert asked.report == without.report
 
@@ -142,7 +148,7 @@ def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, split
 def test_one_source_is_refused_before_the_model_reads_a_prompt(planted, splits, tmp_path, monkeypatch):
     """Who asks to leave sources out, and names one, learns it at once and not after the whole calibration."""
     monkeypatch.setattr("calibration.model.ChatModel.last_logits", lambda *_: pytest.fail("the model was run"))
-    with pytest.raises(CalibrationError, match="1 source"):
+    with pytest.raises(CalibrationError, match="1 family"):
         calibrate(planted.folder, *splits.values(), tmp_path / "artifact", Settings(leave_one_source_out=True))
 
 
@@ -170,17 +176,15 @@ def test_another_model_is_refused(calibrated, planted, splits, tmp_path):
 
 def test_a_model_that_changes_during_the_run_is_refused(planted, splits, tmp_path, monkeypatch):
     """Weights written over in the middle would give an artifact of two models: nothing is written or kept."""
-    import calibration.pipeline as pipeline
-
     folder = tmp_path / "model"
     shutil.copytree(planted.folder, folder)
-    read = pipeline.fit_harmfulness_direction
+    read = METHODS["harmfulness_direction"]
 
     def overwrite(training):
         (folder / "config.json").write_text((folder / "config.json").read_text().replace('"rms_norm_eps"', '"x"'))
         return read(training)
 
-    monkeypatch.setitem(pipeline.METHODS, "harmfulness_direction", overwrite)
+    monkeypatch.setitem(METHODS, "harmfulness_direction", overwrite)
     with pytest.raises(CalibrationError, match="changed while it was being read"):
         calibrate(folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
@@ -215,3 +219,12 @@ def test_thresholds_from_stored_scores_hold_in_simulation(calibrated):
         cut = certify(rng.choice(scores, 600), 0.01).value
         broken += (scores > cut).mean() > 0.01
     assert broken / 500 <= 0.07
+
+
+def test_a_quick_calibration_fits_less_and_asks_nothing(planted, splits, tmp_path):
+    """Its probes are those of the quick methods, with their certified thresholds; the report has no causal studies."""
+    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", Settings(quick=True))
+    assert [probe.name for probe in done.manifest.probes] == [name for name in NAMES if name not in SLOW]
+    assert {vector.name for vector in done.manifest.steering} == {"refusal"}
+    studies = {study.name for study in Evidence.of(Artifact.load(tmp_path / "artifact")).studies}
+    assert not studies & {"neuron_patching", "safety_heads", "attribution"}

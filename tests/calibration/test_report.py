@@ -117,7 +117,8 @@ def test_unseen_sources_are_a_table_with_their_mean(artifact, tmp_path):
         "wrapped": {"lda": {"auroc": 0.7, "recall": rate | {"value": 0.2}, "flagged": None}},
     }
     evidence = Evidence.model_validate(
-        Evidence.of(artifact).model_dump() | {"unseen": {"target_fpr": 0.01, "sources": rows}}
+        Evidence.of(artifact).model_dump()
+        | {"unseen": {"target_fpr": 0.01, "sources": rows, "combination": {"lda": 1.0}}}
     )
     changed = replace(artifact, attachments={FILE: evidence.to_file()})
     text = re.sub(r"\s+", " ", write_report(changed, tmp_path).read_text())

@@ -7,6 +7,7 @@ from recorded import training_set
 from tiny import make_prompts
 
 from calibration.batching import iterate_batches
+from calibration.contenders import recorded_scores
 from calibration.continuation import TOKENS, Continuations
 from calibration.dose_response import Dose, Trial
 from calibration.intervention import at, since, steered
@@ -14,7 +15,6 @@ from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.steering_admission import admit, recommended
-from calibration.unseen_sources import recorded_scores
 from probes.manifest import SteeringVector
 from probes.steering import Move, displacement
 

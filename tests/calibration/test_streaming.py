@@ -87,6 +87,13 @@ def test_what_streams_is_what_is_read_whole(many_shards):
     assert np.array_equal(training.features(1, 0, backwards), features[backwards])
 
 
+def test_rows_come_in_the_order_asked_for_however_often(many_shards):
+    """A prompt that is named twice is read twice: nothing is left as the memory happened to be."""
+    rows = np.array([7, 2, 7, 0, 2])
+    read = many_shards.features(1, 0, rows)
+    np.testing.assert_array_equal(read, many_shards.features(1, 0)[rows])
+
+
 def test_fits_that_hold_their_prompts_hold_a_bounded_sample(many_shards, monkeypatch):
     """Past the bound a fit gets as many prompts as fit, of both classes in their shares, and still separates."""
     monkeypatch.setattr(training_module, "_MOST_BYTES", 60 * 8 * HIDDEN)

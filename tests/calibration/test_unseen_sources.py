@@ -1,15 +1,19 @@
 """Leaving one source out shows what a probe is worth where it has not been."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from recorded import training_set
 from tiny import make_prompts
 
 from calibration import unseen_sources as module
+from calibration.contenders import TFIDF, recorded_scores
+from calibration.left_out import leave_out
 from calibration.methods.classifiers import fit_classifiers
 from calibration.pipeline import bank_of
 from calibration.request_scores import score_prompts
-from calibration.unseen_sources import CONTROL, recorded_scores, unseen_sources
+from calibration.unseen_sources import COMBINED, unseen_sources
 from probes.errors import CalibrationError
 from probes.fingerprint import fingerprint
 
@@ -28,7 +32,7 @@ def test_an_honest_source_is_recalled_and_a_lying_one_is_not(training, tmp_path)
     """What the liar calls harmless is flagged, and what it calls harmful is not: its labels had no say."""
     found = unseen_sources(training, tmp_path / "unseen").sources
     assert set(found) == {"one", "two", "liar"}
-    for probe in ("logistic", "lda", "stack", "pooled", CONTROL):
+    for probe in ("logistic", "lda", "stack", "pooled", COMBINED, TFIDF):
         assert found["liar"][probe].flagged.value > 0.9
         assert found["liar"][probe].recall.value < 0.1
     for source in ("one", "two"):
@@ -39,13 +43,13 @@ def test_an_honest_source_is_recalled_and_a_lying_one_is_not(training, tmp_path)
 def test_the_source_left_out_takes_no_part(training):
     """Neither in fitting, nor in choosing, nor in the cut; and no prompt has two parts."""
     labels = np.array([prompt.source for prompt in training.prompts.prompts])
-    fold = module._leave_out(training, labels == "two", "two")
+    fold = leave_out(training, "two")
     parts = [fold.training.fit, fold.training.select, fold.judged]
     for rows in parts:
         assert not (labels[rows] == "two").any()
     together = np.concatenate(parts)
     assert len(np.unique(together)) == len(together)
-    assert not training.harmful[fold.judged].any()
+    assert set(training.harmful[fold.judged].tolist()) == {True, False}
     assert (labels[fold.left_out] == "two").all()
 
 
@@ -53,17 +57,27 @@ def test_a_run_that_was_stopped_does_finished_sources_no_more(training, tmp_path
     """Two sources are measured, the run dies, the next one measures the third only and gives the same table."""
     whole, real, calls = unseen_sources(training, tmp_path / "whole"), module._measure, []
 
-    def dying(fold):
+    def dying(fold, beside):
         calls.append(fold)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(fold)
+        return real(fold, beside)
 
     monkeypatch.setattr(module, "_measure", dying)
     with pytest.raises(KeyboardInterrupt):
         unseen_sources(training, tmp_path / "broken")
     assert unseen_sources(training, tmp_path / "broken") == whole
     assert len(calls) == 4
+
+
+def test_members_of_a_family_are_left_out_together(training):
+    """What stands before a colon names the family: no wrapper is met by a probe that has seen its siblings."""
+    names = {"one": "jailbreak:one", "two": "jailbreak:two", "liar": "plain"}
+    prompts = [replace(prompt, source=names[prompt.source]) for prompt in training.prompts.prompts]
+    renamed = replace(training, prompts=replace(training.prompts, prompts=tuple(prompts)))
+    fold = leave_out(renamed, "jailbreak")
+    assert {prompts[row].source for row in fold.left_out} == {"jailbreak:one", "jailbreak:two"}
+    assert {prompts[row].source for row in np.concatenate([fold.training.fit, fold.judged])} == {"plain"}
 
 
 def test_recorded_scores_are_the_scores_that_serve(training, planted):
@@ -78,7 +92,7 @@ def test_recorded_scores_are_the_scores_that_serve(training, planted):
 def test_one_source_is_no_ground_to_say_anything(planted_chat, tmp_path):
     """The error says which key to add."""
     training = training_set(planted_chat, tmp_path, make_prompts(80, 2))
-    with pytest.raises(CalibrationError, match="1 source") as caught:
+    with pytest.raises(CalibrationError, match="1 family") as caught:
         unseen_sources(training, tmp_path / "unseen")
     assert '"source"' in caught.value.remedy
 

@@ -366,3 +366,15 @@ def test_many_prompts_are_decided_as_one_by_one(rules, seed):
     fired = bound.firing(columns)
     assert all(verdict.rule is None or fired[verdict.rule][row] for row, verdict in enumerate(verdicts))
     assert not bound.idle_rules.keys() & {verdict.rule for verdict in verdicts}
+
+
+def test_an_artifacts_combination_is_at_hand_and_the_policys_own_goes_first(policy):
+    """A rule may name what calibration recommends; a policy that defines the name itself is taken at its word."""
+    rules = policy(("r", "block", {"combined": {"above": 1}}))
+    recommended = {"combined": {"harm": 0.5, "refusal": 0.5}}
+    with pytest.raises(PolicyError, match="combined"):
+        judged(rules, 3, 0)
+    assert judged(rules.beside(recommended), 3, 0).decision is Action.BLOCK
+    assert judged(rules.beside(recommended), 1, 0).decision is Action.ALLOW
+    own = rules.model_copy(update={"combine": {"combined": {"refusal": 1.0}}})
+    assert judged(own.beside(recommended), 3, 0).decision is Action.ALLOW

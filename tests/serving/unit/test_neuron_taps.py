@@ -196,7 +196,7 @@ with set_current_vllm_config(VllmConfig()):
 parts = torch.arange(12.0).reshape(3, 4) * (1 + 9 * rank)
 parts[1, 2] = torch.nan if rank else 1.0
 sensor = Sensor(parts, torch.tensor([0, 2]), torch.zeros(1), torch.zeros(1, 1))
-RunnerV1(SimpleNamespace(_prepare_inputs=None), sensor, None)._add_up_ranks(2)
+RunnerV1(SimpleNamespace(_prepare_inputs=None), sensor, None, None)._add_up_ranks(2)
 print(parts.tolist())
 """
 

@@ -1,0 +1,96 @@
+"""Public prompt sets, read from a folder of `<set>/prompts.jsonl` and put together with their names as sources.
+
+None of them is part of the project. Each line holds `prompt`, `label`, `category` and `lang`. Left out: rows that are not
+English; policy-only categories (advice, lobbying), whose harm is not in the request; copyright; a set of texts that are no
+requests; repeats of a text in an earlier set.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HARMFUL = (
+    "advbench",
+    "catqa",
+    "dangerousqa",
+    "forbidden_questions",
+    "gptfuzz",
+    "harmbench",
+    "harmfulqa",
+    "malicious_instruct",
+    "simplesafetytests",
+    "tdc2023",
+)
+MIXED = ("llm_safeguard", "safety_tuned_llamas")
+HARMLESS = ("alpaca", "dolly", "mt_bench", "refusal_direction", "truthfulqa")
+POLICY_ONLY = frozenset(
+    {
+        "Political Lobbying", "Legal Opinion", "Financial Advice", "Health Consultation", "Gov Decision",
+        "Tailored Financial Advice", "Political Campaigning", "Adult Content", "copyright", "Q-Harm",
+    }
+)  # fmt: skip
+MOST = {
+    "refusal_direction": 3000,
+    "safety_tuned_llamas": 900,
+    "harmfulqa": 600,
+    "dolly": 500,
+    "in_the_wild_jailbreaks": 300,
+}
+_MOST = 500
+_WRAPPED = 4
+"""Harmful and harmless requests put into each jailbreak template."""
+_SEED = 20_260
+_PLACE = re.compile(r"\[INSERT[^\]]*\]")
+
+Line = dict[str, Any]
+
+
+def assemble(data: Path) -> list[Line]:
+    """Return prompt lines of all sets in `data`; jailbreaks are one family, `jailbreak:<set>`."""
+    rng, seen, lines, templates = random.Random(_SEED), set[str](), list[Line](), list[str]()  # noqa: S311 - a sample
+    for name in (*HARMFUL, *MIXED, *HARMLESS, "in_the_wild_jailbreaks"):
+        rows = [row for row in _rows(data / name / "prompts.jsonl") if row.get("category") not in POLICY_ONLY]
+        templates += [row["prompt"] for row in rows if row.get("category") == "jailbreak_template"]
+        rows = [row for row in rows if row.get("category") != "jailbreak_template" and _is_kept(name, row)]
+        for row in rng.sample(rows, min(len(rows), MOST.get(name, _MOST))):
+            key = " ".join(re.findall(r"[a-z0-9]+", row["prompt"].lower()))
+            if key and key not in seen:
+                seen.add(key)
+                lines.append(_line(_source(name), row["prompt"], row["label"], row.get("category")))
+    return [*lines, *_wrapped(lines, templates, rng)]
+
+
+def _is_kept(name: str, row: Line) -> bool:
+    # The harmful rows of this one repeat four of the other sets.
+    return row.get("lang", "en") == "en" and (name != "refusal_direction" or row["label"] == "harmless")
+
+
+def _source(name: str) -> str:
+    return {"in_the_wild_jailbreaks": "jailbreak:in_the_wild", "refusal_direction": "alpaca"}.get(name, name)
+
+
+def _wrapped(lines: list[Line], templates: list[str], rng: random.Random) -> Iterator[Line]:
+    """Yield harmful requests in jailbreak templates, and harmless ones: the wrapper alone is no sign of harm."""
+    plain = {
+        "harmful": [line["prompt"] for line in lines if line["source"] in HARMFUL],
+        "harmless": [line["prompt"] for line in lines if line["source"] in ("alpaca", "truthfulqa")],
+    }
+    for template in filter(_PLACE.search, templates):
+        for label, requests in plain.items():
+            for request in rng.sample(requests, _WRAPPED):
+                yield _line("jailbreak:templates", _fill(template, request), label, None)
+
+
+def _fill(template: str, request: str) -> str:
+    return _PLACE.sub(lambda _: request, template)
+
+
+def _line(source: str, prompt: str, label: str, category: str | None) -> Line:
+    return {"prompt": prompt, "label": label, "source": source, "category": category}
+
+
+def _rows(path: Path) -> list[Line]:
+    return [json.loads(line) for line in path.read_text().split("\n") if line.strip()]

@@ -1,0 +1,90 @@
+"""Combinations: which probes are worth more together, judged on sources that neither they nor the choice has seen.
+
+A combination is a weighted sum of log-odds. Candidates are the plain averages of up to three probes, and logistic stacking of
+all of them. Errors of probes that read different places are less alike, so that averages of few tend to win (arXiv
+2601.04603); which, the folds say.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+
+from calibration.logit_scale import apply, logit_maps
+from calibration.metrics import cut_at
+
+_MOST_TOGETHER = 3
+
+Scores = npt.NDArray[np.floating]
+Weights = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldScores:
+    """Scores `[., K]` of K probes that were fitted without one family of sources."""
+
+    judged: Scores
+    """Of prompts of the other families that took no part in fitting, with labels `judged_harmful`."""
+    judged_harmful: npt.NDArray[np.bool_]
+    left_out: Scores
+    """Of the family's own prompts, with labels `harmful`."""
+    harmful: npt.NDArray[np.bool_]
+
+    def in_logits(self) -> "FoldScores":
+        """Return the same in log-odds, by maps fitted on the judged prompts."""
+        maps = logit_maps(self.judged.astype(np.float32), self.judged_harmful)
+        judged, left_out = (apply(maps, each.astype(np.float32)) for each in (self.judged, self.left_out))
+        return FoldScores(judged, self.judged_harmful, left_out, self.harmful)
+
+    def combined(self, weights: npt.NDArray[np.float64]) -> "FoldScores":
+        """Return the scores `[., 1]` of one weighted sum, weights `[K]`."""
+        column = weights[:, None]
+        return FoldScores(self.judged @ column, self.judged_harmful, self.left_out @ column, self.harmful)
+
+    def recall(self, target_fpr: float) -> float:
+        """Return the share of the family's harmful prompts above the cut of the judged harmless ones; one column only."""
+        cut = cut_at(self.judged[~self.judged_harmful, 0], target_fpr)
+        return float((self.left_out[self.harmful, 0] > cut).mean())
+
+
+def choose_combination(folds: Sequence[FoldScores], names: Sequence[str], target_fpr: float) -> dict[str, float]:
+    """Return the weights by name, in sum 1, with the best mean recall over families left out; fewer probes among equals.
+
+    `folds` are in log-odds, columns as `names`. Families without harmful prompts have no
+    say; where no family has any, it is the average of all.
+    """
+    telling = [fold for fold in folds if fold.harmful.any()]
+    if not telling:
+        return {name: 1 / len(names) for name in names}
+    chosen = max(_candidates(telling, len(names)), key=lambda each: _merit(telling, each, target_fpr))
+    return {name: float(share) for name, share in zip(names, chosen, strict=True) if share}
+
+
+def _merit(folds: Sequence[FoldScores], weights: npt.NDArray[np.float64], target_fpr: float) -> tuple[float, int]:
+    recall = float(np.mean([fold.combined(weights).recall(target_fpr) for fold in folds]))
+    return recall, -int(np.count_nonzero(weights))
+
+
+def _candidates(folds: Sequence[FoldScores], count: int) -> list[npt.NDArray[np.float64]]:
+    averages = []
+    for size in range(1, min(_MOST_TOGETHER, count) + 1):
+        for members in combinations(range(count), size):
+            weights = np.zeros(count)
+            weights[list(members)] = 1 / size
+            averages.append(weights)
+    return [*averages, stacking_weights(folds)]
+
+
+def stacking_weights(folds: Sequence[FoldScores]) -> npt.NDArray[np.float64]:
+    """Return weights `[K]`, none negative and in sum 1, of a logistic regression on the judged prompts of all folds.
+
+    A negative weight would let a request pass because one probe is sure of its harm; it becomes zero.
+    """
+    scores = np.concatenate([fold.judged for fold in folds])
+    harmful = np.concatenate([fold.judged_harmful for fold in folds])
+    fitted = LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000).fit(scores, harmful)
+    weights = np.maximum(fitted.coef_[0], 0)
+    return np.asarray(weights / weights.sum()) if weights.any() else np.full(len(weights), 1 / len(weights))

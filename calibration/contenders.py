@@ -1,0 +1,95 @@
+"""Contenders: the probes and controls that meet sources they have not seen, each fitted on what a fold leaves.
+
+Probes that are chosen by interventions on the model (the refusal direction) are not among them: each family would cost a
+whole selection.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.activations import Where
+from calibration.batching import iterate_batches
+from calibration.controls import tfidf_scores
+from calibration.left_out import LeftOut
+from calibration.methods.classifiers import fit_classifiers, fit_logistic
+from calibration.methods.fitted import FittedProbe
+from calibration.methods.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.token_level import fit_token_level, score_rows
+from calibration.methods.training import Rows, TrainingSet
+from calibration.progress import track
+from calibration.refusal_metric import refusal_metric
+from calibration.sentence_embedding import SentenceEncoder
+from probes.errors import CalibrationError
+from probes.scoring import ProbeBank, score_of
+
+METHODS = (fit_harmfulness_direction, fit_classifiers, fit_token_level)
+TFIDF, EMBEDDING, REFUSAL = "tfidf", "sentence_embedding", "first_token_refusal"
+CONTROLS = (TFIDF, EMBEDDING, REFUSAL)
+
+Scores = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What controls need of all training prompts, worked out once."""
+
+    embeddings: npt.NDArray[np.float32] | None
+    """`[N, E]`; none where no encoder is installed."""
+    refusal: npt.NDArray[np.float64] | None
+    """The model's own refusal metric `[N]`; none where it does not refuse."""
+
+    @classmethod
+    def of(cls, training: TrainingSet, refusal_tokens: Sequence[int]) -> "Beside":
+        """Embed the prompts, and ask the model how it would begin to answer each."""
+        encoder = SentenceEncoder.load()
+        texts = [prompt.text for prompt in training.prompts.prompts]
+        return cls(
+            encoder.encode(texts) if encoder else None, _refusals(training, refusal_tokens) if refusal_tokens else None
+        )
+
+
+def contenders(fold: LeftOut, beside: Beside) -> Iterator[tuple[str, Callable[[Rows], Scores]]]:
+    """Yield each contender's name, and how it scores training prompts."""
+    training = fold.training
+    for method in METHODS:
+        for probe in method(training).probes:
+            recorded = probe.spec.readout.kind in ("last", "mean") and probe.spec.site == "resid_post"
+            score: Callable[[Rows], Scores] = partial(score_rows, training, probe)
+            yield probe.spec.name, recorded_scores(training, probe).__getitem__ if recorded else score
+    learned = np.concatenate([training.fit, training.select])
+    yield TFIDF, lambda rows: tfidf_scores(training.prompts.subset(learned), training.prompts.subset(rows))
+    if beside.embeddings is not None:
+        linear = fit_logistic(beside.embeddings[learned], training.harmful[learned])
+        yield EMBEDDING, linear(beside.embeddings).__getitem__
+    if beside.refusal is not None:
+        yield REFUSAL, beside.refusal.__getitem__
+
+
+def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np.float64]:
+    """Return a probe's scores `[N]` on all training prompts, from their recorded activations."""
+    readout = probe.spec.readout
+    if readout.kind not in ("last", "mean") or probe.spec.site != "resid_post":
+        raise CalibrationError(
+            f"readout {readout.kind} at {probe.spec.site} cannot be had from what is recorded",
+            field=probe.spec.name,
+            remedy="score the prompts with `score_rows`, which passes them through the model",
+        )
+    where: Where = "mean" if readout.kind == "mean" else readout.offset
+    parts = [
+        training.project(layer, where, row.double().numpy().T)
+        for layer, row in zip(probe.spec.layers, probe.weight, strict=True)
+    ]
+    [head] = ProbeBank.of([probe.spec], probe.tensors()).heads
+    return score_of(probe.spec, np.sum(parts, axis=0), head)
+
+
+def _refusals(training: TrainingSet, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+    metric = np.empty(len(training.prompts.prompts))
+    batches = list(iterate_batches(training.prompts.token_ids, training.chat.device))
+    for batch in track(batches, "asking the model itself"):
+        metric[batch.rows] = refusal_metric(training.chat.last_logits(batch).log_softmax(dim=-1).cpu(), tokens)
+    return metric

@@ -1,0 +1,79 @@
+"""One family of sources left out: the others to fit on, some of theirs to set the cut by, and the family's own.
+
+A family is what stands before the first colon of a source's name: `jailbreak:fiction` and `jailbreak:persona` are left out
+together, since whoever has seen the one has half seen the other.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.methods.training import Rows, TrainingSet
+from calibration.prompts import MINIMUM_PER_CLASS
+from calibration.template import EncodedPrompts
+from probes.errors import CalibrationError
+
+_JUDGED_SHARE = 0.25
+_SEED = 20_260
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """One family left out."""
+
+    training: TrainingSet
+    """The other families, to fit on and choose by."""
+    judged: Rows
+    """Prompts of the other families that take no part in that: they set the cut."""
+    left_out: Rows
+    """The family's own prompts."""
+
+
+def families(prompts: EncodedPrompts) -> npt.NDArray[np.str_]:
+    """Return each prompt's family `[N]`, empty where it names no source."""
+    return np.array([(prompt.source or "").split(":")[0] for prompt in prompts.prompts])
+
+
+def require_families(prompts: EncodedPrompts) -> None:
+    """Raise `CalibrationError` unless each family can be left out: checked before any work is done.
+
+    What is left must be enough for both classes to be fitted on; the exact count is known when prompts are divided.
+    """
+    labels = families(prompts)
+    names = np.unique(labels).tolist()
+    if len(names) < 2:
+        raise CalibrationError(
+            f"the training prompts have {len(names)} family of sources",
+            field="source",
+            remedy='name at least two in the prompt file: {"prompt": …, "label": …, "source": "…"}; '
+            "what stands before a colon is the family",
+        )
+    for name in names:
+        for label in (True, False):
+            _require_enough(int((prompts.harmful[labels != name] == label).sum()), name, harmful=label)
+
+
+def leave_out(training: TrainingSet, name: str) -> LeftOut:
+    """Leave family `name` out. Raises `CalibrationError` where too little is left to fit on."""
+    out = families(training.prompts) == name
+    fit, select = training.fit[~out[training.fit]], training.select[~out[training.select]]
+    rng, judged = np.random.default_rng(_SEED), []
+    for label in (False, True):
+        rows = fit[training.harmful[fit] == label]
+        judged.append(rng.permutation(rows)[: int(len(rows) * _JUDGED_SHARE)])
+    kept = np.setdiff1d(fit, np.concatenate(judged))
+    for label in (True, False):
+        sizes = [int((training.harmful[rows] == label).sum()) for rows in (kept, select)]
+        _require_enough(sizes[0] if sizes[1] else 0, name, harmful=label)
+    return LeftOut(replace(training, fit=kept, select=select), np.sort(np.concatenate(judged)), np.flatnonzero(out))
+
+
+def _require_enough(count: int, name: str, *, harmful: bool) -> None:
+    if count < MINIMUM_PER_CLASS:
+        kind = "harmful" if harmful else "harmless"
+        raise CalibrationError(
+            f"without source {name!r} {count} {kind} prompts are left to fit on",
+            field="source",
+            remedy=f"add {kind} prompts of other sources: {MINIMUM_PER_CLASS} to fit on are the least",
+        )

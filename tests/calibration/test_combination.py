@@ -1,0 +1,56 @@
+"""Combinations are chosen by what they catch where neither they nor the choice has been."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from calibration.combination import FoldScores, choose_combination, stacking_weights
+
+NAMES = ["one", "two", "noise"]
+
+
+def fold(seed, gaps, count=600):
+    """Scores of three probes, harmful prompts higher by `gaps`; errors of different probes are independent."""
+    rng = np.random.default_rng(seed)
+    harmful = np.arange(count) % 2 == 0
+    judged, left_out = (rng.standard_normal((count, 3)) + harmful[:, None] * np.array(gaps) for _ in range(2))
+    return FoldScores(judged, harmful, left_out, harmful)
+
+
+def test_two_probes_with_errors_of_their_own_are_averaged_and_noise_is_left_out():
+    """Their average beats each, and the third adds nothing."""
+    folds = [fold(seed, (2.5, 2.5, 0.0)) for seed in range(6)]
+    weights = choose_combination(folds, NAMES, 0.01)
+    assert weights.get("noise", 0.0) < 0.1
+    assert weights["one"] == pytest.approx(weights["two"], abs=0.1)
+    assert sum(weights.values()) == pytest.approx(1)
+
+
+def test_one_probe_is_enough_where_the_others_know_nothing():
+    """Among equals the fewest win."""
+    assert choose_combination([fold(seed, (9.0, 0.0, 0.0)) for seed in range(4)], NAMES, 0.01) == {"one": 1.0}
+
+
+def test_families_without_harmful_prompts_have_no_say():
+    """Nor do they break anything; with no other, all are averaged."""
+    telling, silent = fold(0, (9.0, 0.0, 0.0)), fold(1, (0.0, 9.0, 0.0))
+    silent = FoldScores(silent.judged, silent.judged_harmful, silent.left_out, np.zeros(600, dtype=bool))
+    assert choose_combination([telling, silent], NAMES, 0.01) == {"one": 1.0}
+    assert choose_combination([silent], NAMES, 0.01) == pytest.approx(dict.fromkeys(NAMES, 1 / 3))
+
+
+def test_no_weight_is_negative():
+    """A probe that points the wrong way is left out, not subtracted: it could let a request pass."""
+    weights = stacking_weights([fold(3, (3.0, 2.0, -2.0))])
+    assert weights[2] == 0
+    assert (weights[:2] > 0).all()
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_log_odds_of_probes_can_be_added_whatever_their_scale():
+    """A probe in other units has the same say."""
+    one = fold(4, (2.0, 2.0, 0.0))
+    scale, shift = np.array([1, 50, 1]), np.array([0, 7, 0])
+    stretched = replace(one, judged=one.judged * scale + shift, left_out=one.left_out * scale + shift)
+    np.testing.assert_allclose(one.in_logits().left_out, stretched.in_logits().left_out, atol=1e-2)
