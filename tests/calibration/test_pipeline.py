@@ -19,7 +19,21 @@ from probes.errors import ArtifactMismatch, CalibrationError, PromptError
 from probes.fingerprint import fingerprint
 from probes.steering import SteeringBank
 
-NAMES = ["refusal", "harmfulness", "logistic", "lda", "stack", "pooled", "svm", "mlp", "tokens", "neurons", "novelty"]
+NAMES = [
+    "refusal",
+    "harmfulness",
+    "logistic",
+    "lda",
+    "stack",
+    "pooled",
+    "svm",
+    "mlp",
+    "tokens",
+    "attention",
+    "multimax",
+    "neurons",
+    "novelty",
+]
 CONTROLS = ("prompt_length", "random", "shuffled", "sentence_embedding", "tfidf", "first_token_refusal")
 SLOW = {"svm", "mlp", "neurons", "novelty"}
 
