@@ -130,7 +130,7 @@ tokenizer = make_tokenizer()
 chat = ChatModel.wrap(make_model(len(tokenizer), hidden_size=128, num_attention_heads=4), tokenizer)
 
 class Labelled:
-    def __init__(self, harmful): self.is_harmful, self.id = harmful, "p"
+    def __init__(self, harmful): self.is_harmful, self.id, self.source = harmful, "p", None
 
 rng = np.random.default_rng(0)
 tokens = rng.integers(7, len(tokenizer), size=(64, 6))

@@ -22,8 +22,8 @@ FLIP = {"harmful": "harmless", "harmless": "harmful"}
 
 @pytest.fixture
 def training(planted_chat, tmp_path):
-    """Two honest sources of 200 prompts and one of 60 that calls everything by its opposite."""
-    lines = [line | {"source": ("one", "two")[index % 2]} for index, line in enumerate(make_prompts(400, 0))]
+    """Two honest sources of 400 prompts and one of 60 that calls everything by its opposite."""
+    lines = [line | {"source": ("one", "two")[index % 2]} for index, line in enumerate(make_prompts(800, 0))]
     liars = [line | {"source": "liar", "label": FLIP[line["label"]]} for line in make_prompts(460, 1)[400:]]
     return training_set(planted_chat, tmp_path, lines + liars)
 
@@ -37,7 +37,7 @@ def test_an_honest_source_is_recalled_and_a_lying_one_is_not(training, tmp_path)
         assert found["liar"][probe].recall.value < 0.1
     for source in ("one", "two"):
         assert found[source]["lda"].auroc > 0.85
-        assert found[source]["lda"].recall.count + found[source]["lda"].flagged.count == 200
+        assert found[source]["lda"].recall.count + found[source]["lda"].flagged.count == 400
 
 
 def test_the_source_left_out_takes_no_part(training):
@@ -72,11 +72,11 @@ def test_a_run_that_was_stopped_does_finished_sources_no_more(training, tmp_path
 
 def test_members_of_a_family_are_left_out_together(training):
     """What stands before a colon names the family: no wrapper is met by a probe that has seen its siblings."""
-    names = {"one": "jailbreak:one", "two": "jailbreak:two", "liar": "plain"}
+    names = {"one": "jailbreak:one", "two": "plain", "liar": "jailbreak:liar"}
     prompts = [replace(prompt, source=names[prompt.source]) for prompt in training.prompts.prompts]
     renamed = replace(training, prompts=replace(training.prompts, prompts=tuple(prompts)))
     fold = leave_out(renamed, "jailbreak")
-    assert {prompts[row].source for row in fold.left_out} == {"jailbreak:one", "jailbreak:two"}
+    assert {prompts[row].source for row in fold.left_out} == {"jailbreak:one", "jailbreak:liar"}
     assert {prompts[row].source for row in np.concatenate([fold.training.fit, fold.judged])} == {"plain"}
 
 
