@@ -1,4 +1,10 @@
-"""What a calibration runs: the methods that fit, then the diagnostics that ask what was fitted."""
+"""What a calibration runs: the methods that fit, then the diagnostics that ask what was fitted.
+
+The order counts: methods' probes stand in the artifact in this order, so the catalogue cannot be changed.
+"""
+
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from calibration.alignment_tax import study_alignment_tax
 from calibration.attention.safety_heads import safety_heads
@@ -22,31 +28,53 @@ from calibration.methods.weak_classifiers import fit_weak_classifiers
 from calibration.novelty.comparison import compare_novelty
 from calibration.patching_study import study_patching
 from calibration.refusal_by_category import category_study
+from probes.errors import CalibrationError
 
-METHODS: dict[str, Method] = {
-    "refusal_direction": fit_refusal_direction,
-    "harmfulness_direction": fit_harmfulness_direction,
-    "classifiers": fit_classifiers,
-    "weak_classifiers": fit_weak_classifiers,
-    "token_level": fit_token_level,
-    "safety_neurons": fit_safety_neurons,
-    "novelty": fit_novelty,
-    "steering": fit_steering,
-}
-DIAGNOSTICS: dict[str, Diagnostic] = {
-    "neuron_patching": study_patching,
-    "alignment_tax": study_alignment_tax,
-    "safety_heads": safety_heads,
-    "grafting": grafting,
-    "refusal_answers": answer_study,
-    "attribution": attribution_study,
-    "concept_sensitivity": sensitivity_study,
-    "subspace_illusion": illusion_study,
-    "refusal_by_category": category_study,
-    "composition": composition_study,
-    "damping": damping_study,
-    "experts": expert_study,
-    "novelty_scores": compare_novelty,
-}
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "refusal_direction": fit_refusal_direction,
+        "harmfulness_direction": fit_harmfulness_direction,
+        "classifiers": fit_classifiers,
+        "weak_classifiers": fit_weak_classifiers,
+        "token_level": fit_token_level,
+        "safety_neurons": fit_safety_neurons,
+        "novelty": fit_novelty,
+        "steering": fit_steering,
+    }
+)
+DIAGNOSTICS: Mapping[str, Diagnostic] = MappingProxyType(
+    {
+        "neuron_patching": study_patching,
+        "alignment_tax": study_alignment_tax,
+        "safety_heads": safety_heads,
+        "grafting": grafting,
+        "refusal_answers": answer_study,
+        "attribution": attribution_study,
+        "concept_sensitivity": sensitivity_study,
+        "subspace_illusion": illusion_study,
+        "refusal_by_category": category_study,
+        "composition": composition_study,
+        "damping": damping_study,
+        "experts": expert_study,
+        "novelty_scores": compare_novelty,
+    }
+)
 QUICK = ("refusal_direction", "harmfulness_direction", "classifiers", "token_level")
 """The methods of a quick calibration, which asks no diagnostics: what a policy usually reads and steers with."""
+
+
+def require_known(names: Collection[str]) -> None:
+    """Raise `CalibrationError` unless each name is a method's or a diagnostic's, and one is a method's."""
+    for name in names:
+        if name not in METHODS and name not in DIAGNOSTICS:
+            raise CalibrationError(
+                f"there is no method or diagnostic {name!r}",
+                field="--only",
+                remedy=f"methods are {', '.join(METHODS)}; diagnostics are {', '.join(DIAGNOSTICS)}",
+            )
+    if not METHODS.keys() & set(names):
+        raise CalibrationError(
+            "no method was asked for, so nothing would be fitted",
+            field="--only",
+            remedy=f"add one of {', '.join(METHODS)}",
+        )

@@ -69,6 +69,15 @@ def calibrate(
             help="Also fit without each source in turn and measure on it: what to expect of traffic that is new. Slow.",
         ),
     ] = False,
+    wrap: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of training prompts to add once more inside templates and jailbreak wrappers, harmful and harmless "
+            "alike: for probes that shall meet wrapped requests.",
+        ),
+    ] = 0.0,
     kl_budget: Annotated[
         float,
         typer.Option(
@@ -103,6 +112,13 @@ def calibrate(
             help="Directions, classifiers and the token-level probe only: no neurons, further steering or studies.",
         ),
     ] = False,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Run this method or diagnostic, and no other that is not named so; a wrong name lists them. Repeatable.",
+        ),
+    ] = None,
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Keep the recorded activations and every stage's file.")
     ] = False,
@@ -117,6 +133,7 @@ def calibrate(
 
         foreguard calibrate ./my-model --train train.jsonl --validation validation.jsonl --test test.jsonl --out ./artifact
     """
+    from calibration.catalogue import QUICK
     from calibration.display import evaluation_tables
     from calibration.model import resolve_model
     from calibration.pipeline import WORK, Settings
@@ -128,6 +145,7 @@ def calibrate(
         limit=limit,
         leave_one_source_out=leave_one_source_out,
         skip_long=skip_long,
+        wrap=wrap,
         keep_work=keep_work,
         partner=resolve_model(partner) if partner else None,
         kl_budget=kl_budget,
@@ -135,7 +153,7 @@ def calibrate(
         ray=ray,
         engine=engine,
         engine_args=tuple(shlex.split(engine_args)),
-        quick=quick,
+        only=(*QUICK, *(only or ())) if quick else tuple(only) if only else None,
     )
     console = Console()
     try:

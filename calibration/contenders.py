@@ -7,9 +7,11 @@ whole selection.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where
 from calibration.batching import iterate_batches
@@ -23,6 +25,7 @@ from calibration.methods.training import Rows, TrainingSet
 from calibration.progress import track
 from calibration.refusal_metric import refusal_metric
 from calibration.sentence_embedding import SentenceEncoder
+from calibration.stage_file import written_whole
 from probes.errors import CalibrationError
 from probes.scoring import ProbeBank, score_of
 
@@ -43,13 +46,19 @@ class Beside:
     """The model's own refusal metric `[N]`; none where it does not refuse."""
 
     @classmethod
-    def of(cls, training: TrainingSet, refusal_tokens: Sequence[int]) -> "Beside":
-        """Embed the prompts, and ask the model how it would begin to answer each."""
-        encoder = SentenceEncoder.load()
-        texts = [prompt.text for prompt in training.prompts.prompts]
-        return cls(
-            encoder.encode(texts) if encoder else None, _refusals(training, refusal_tokens) if refusal_tokens else None
-        )
+    def of(cls, training: TrainingSet, refusal_tokens: Sequence[int], path: Path) -> "Beside":
+        """Embed the prompts, and ask the model how it would begin to answer each; what lies at `path` is not asked again."""
+        if not path.exists():
+            asked: dict[str, npt.NDArray[np.floating]] = {}
+            encoder = SentenceEncoder.load()
+            if encoder:
+                asked["embeddings"] = encoder.encode([prompt.text for prompt in training.prompts.prompts])
+            if refusal_tokens:
+                asked["refusal"] = _refusals(training, refusal_tokens)
+            with written_whole(path) as staging:
+                save_file(asked, staging)
+        found = load_file(path)
+        return cls(found.get("embeddings"), found.get("refusal"))
 
 
 def contenders(fold: LeftOut, beside: Beside) -> Iterator[tuple[str, Callable[[Rows], Scores]]]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from calibration.methods.training import Rows, TrainingSet
+from calibration.methods.training import Rows, TrainingSet, set_aside
 from calibration.prompts import MINIMUM_PER_CLASS
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError
 
 _JUDGED_SHARE = 0.25
-_SEED = 20_260
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +57,12 @@ def leave_out(training: TrainingSet, name: str) -> LeftOut:
     """Leave family `name` out. Raises `CalibrationError` where too little is left to fit on."""
     out = families(training.prompts) == name
     fit, select = training.fit[~out[training.fit]], training.select[~out[training.select]]
-    rng, judged = np.random.default_rng(_SEED), []
-    for label in (False, True):
-        rows = fit[training.harmful[fit] == label]
-        judged.append(rng.permutation(rows)[: int(len(rows) * _JUDGED_SHARE)])
-    kept = np.setdiff1d(fit, np.concatenate(judged))
+    judged = set_aside(training.prompts, fit, _JUDGED_SHARE)
+    kept = np.setdiff1d(fit, judged)
     for label in (True, False):
         sizes = [int((training.harmful[rows] == label).sum()) for rows in (kept, select)]
         _require_enough(sizes[0] if sizes[1] else 0, name, harmful=label)
-    return LeftOut(replace(training, fit=kept, select=select), np.sort(np.concatenate(judged)), np.flatnonzero(out))
+    return LeftOut(replace(training, fit=kept, select=select), judged, np.flatnonzero(out))
 
 
 def _require_enough(count: int, name: str, *, harmful: bool) -> None:

@@ -31,7 +31,7 @@ from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where, record
-from calibration.catalogue import DIAGNOSTICS, METHODS, QUICK
+from calibration.catalogue import DIAGNOSTICS, METHODS, require_known
 from calibration.causal.signature import signature_study
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
@@ -57,6 +57,7 @@ from calibration.steering_admission import KL_BUDGET, admit
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.unseen_sources import COMBINED, unseen_sources
+from calibration.wrapping import wrap_prompts
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
@@ -95,8 +96,14 @@ class Settings:
     """Who computes the training prompts' activations: `hf`, or an engine of entry point group `foreguard.engines`."""
     engine_args: tuple[str, ...] = ()
     """The engine's own arguments."""
-    quick: bool = False
-    """Fit only the methods of `catalogue.QUICK`, and ask no diagnostics."""
+    wrap: float = 0.0
+    """Share of single-turn training prompts that are added once more inside templates and jailbreak wrappers."""
+    only: tuple[str, ...] | None = None
+    """Names of the methods to fit and the diagnostics to ask; all of the catalogue where there is none."""
+
+    def runs(self, name: str) -> bool:
+        """Whether a method or a diagnostic is asked for."""
+        return self.only is None or name in self.only
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,8 @@ def calibrate(
     Raises `PromptError`, `ModelError` or `CalibrationError`; nothing is written to `out` unless all went well.
     """
     _require_one_source(settings)
+    if settings.only is not None:
+        require_known(settings.only)
     files = _read_files(train, validation, test)
     identity = fingerprint(model, dtype=None if settings.dtype == "auto" else settings.dtype)
     work = _work_folder(out, identity, files, settings)
@@ -234,7 +243,17 @@ def _encode(chat: ChatModel, files: dict[str, PromptFile], settings: Settings) -
         rng = np.random.default_rng(0)
         sides = [rng.permutation(np.flatnonzero(train.harmful == label))[: settings.limit] for label in (False, True)]
         encoded["train"] = train.subset(np.sort(np.concatenate(sides)))
+    encoded["train"] += _wrapped(chat, encoded["train"], settings.wrap)
     return encoded
+
+
+def _wrapped(chat: ChatModel, train: EncodedPrompts, share: float) -> EncodedPrompts:
+    """Return wrapped copies of training prompts, but for those that are then longer than the model's context."""
+    if not share:
+        return train.subset([])
+    return encode_prompts(
+        chat.tokenizer, replace(train.file, prompts=wrap_prompts(train.prompts, share)), chat.context, skip_long=True
+    )
 
 
 def _require_unchanged(run: _Run, model: Path, settings: Settings) -> None:
@@ -274,10 +293,12 @@ def _read_activations(run: _Run) -> TrainingSet:
 
 def _fit(run: _Run, training: TrainingSet, settings: Settings) -> Fitted:
     parts = []
-    for name in QUICK if settings.quick else METHODS:
+    for name, method in METHODS.items():
+        if not settings.runs(name):
+            continue
         path = run.work / f"03-{name}.safetensors"
         if not path.exists():
-            save_fitted(METHODS[name](training), path)
+            save_fitted(method(training), path)
         parts.append(load_fitted(path))
     return merge(parts)
 
@@ -293,9 +314,11 @@ def _admitted(run: _Run, training: TrainingSet, found: Fitted, validation: Reque
     return load_fitted(path)
 
 
-def _diagnose(run: _Run, training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def _diagnose(run: _Run, training: TrainingSet, found: Fitted, settings: Settings) -> tuple[Study, ...]:
     studies: list[Study] = []
     for name, diagnostic in DIAGNOSTICS.items():
+        if not settings.runs(name):
+            continue
         path = run.work / f"06-{name}.json"
         if not path.exists():
             write_whole(path, _STUDIES.dump_json(diagnostic(training, found)).decode())
@@ -357,7 +380,7 @@ def _evidence(
     path = run.work / "08-evidence.json"
     if not path.exists():
         test, benign = scored["test"], scored["validation"].scores[~run.encoded["validation"].harmful]
-        diagnosed = () if settings.quick else _diagnose(run, training, found)
+        diagnosed = _diagnose(run, training, found, settings)
         evidence = Evidence(
             report=report,
             separation=separation_map(training),

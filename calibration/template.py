@@ -43,6 +43,15 @@ class EncodedPrompts:
             self.file, tuple(self.prompts[row] for row in chosen), tuple(self.token_ids[row] for row in chosen)
         )
 
+    def __add__(self, others: "EncodedPrompts") -> "EncodedPrompts":
+        """Return both files' prompts, as if they were of the first."""
+        return EncodedPrompts(
+            self.file,
+            self.prompts + others.prompts,
+            self.token_ids + others.token_ids,
+            self.num_skipped + others.num_skipped,
+        )
+
 
 def encode_prompts(tokenizer: Any, file: PromptFile, max_tokens: int, *, skip_long: bool = False) -> EncodedPrompts:
     """Render and tokenise every prompt of `file` with the generation prompt.

@@ -18,7 +18,7 @@ from calibration.left_out import LeftOut, families, leave_out, require_families
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, cut_at, rate
 from calibration.progress import track
-from calibration.stage_file import Strict
+from calibration.stage_file import Strict, written_whole
 from probes.manifest import Rate
 
 COMBINED = "combined"
@@ -58,7 +58,7 @@ def unseen_sources(training: TrainingSet, folder: Path, refusal_tokens: Sequence
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:03d}.safetensors" for number in range(len(names))]
     missing = [(name, path) for name, path in zip(names, paths, strict=True) if not path.exists()]
-    beside = Beside.of(training, refusal_tokens) if missing else Beside(None, None)
+    beside = Beside.of(training, refusal_tokens, folder / "beside.safetensors") if missing else Beside(None, None)
     for name, path in track(missing, "leaving out one family of sources at a time"):
         _save(_measure(leave_out(training, name), beside), path)
     return _table(dict(zip(names, map(_load, paths), strict=True)))
@@ -82,11 +82,9 @@ def _save(measured: tuple[FoldScores, tuple[str, ...]], path: Path) -> None:
         "left_out": scores.left_out,
         "harmful": scores.harmful,
     }
-    staging = path.with_suffix(".partial")
-    save_file(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, staging, {"names": ",".join(names)}
-    )
-    staging.replace(path)
+    content = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    with written_whole(path) as staging:
+        save_file(content, staging, {"names": ",".join(names)})
 
 
 def _load(path: Path) -> tuple[FoldScores, tuple[str, ...]]:

@@ -40,6 +40,8 @@ MOST = {
     "in_the_wild_jailbreaks": 300,
 }
 _MOST = 500
+TO_WRAP = ("harmfulqa", "safety_tuned_llamas", "refusal_direction", "truthfulqa")
+"""Sets with more rows than are drawn: the others are put into jailbreak templates."""
 _WRAPPED = 4
 """Harmful and harmless requests put into each jailbreak template."""
 _SEED = 20_260
@@ -49,18 +51,32 @@ Line = dict[str, Any]
 
 
 def assemble(data: Path) -> list[Line]:
-    """Return prompt lines of all sets in `data`; jailbreaks are one family, `jailbreak:<set>`."""
+    """Return prompt lines of all sets in `data`; jailbreaks are one family, `jailbreak:<set>`.
+
+    Requests inside jailbreak templates are of rows that were not drawn for their own set: none is fitted on bare.
+    """
     rng, seen, lines, templates = random.Random(_SEED), set[str](), list[Line](), list[str]()  # noqa: S311 - a sample
+    spare: dict[str, list[str]] = {"harmful": [], "harmless": []}
     for name in (*HARMFUL, *MIXED, *HARMLESS, "in_the_wild_jailbreaks"):
         rows = [row for row in _rows(data / name / "prompts.jsonl") if row.get("category") not in POLICY_ONLY]
         templates += [row["prompt"] for row in rows if row.get("category") == "jailbreak_template"]
         rows = [row for row in rows if row.get("category") != "jailbreak_template" and _is_kept(name, row)]
-        for row in rng.sample(rows, min(len(rows), MOST.get(name, _MOST))):
-            key = " ".join(re.findall(r"[a-z0-9]+", row["prompt"].lower()))
-            if key and key not in seen:
-                seen.add(key)
-                lines.append(_line(_source(name), row["prompt"], row["label"], row.get("category")))
-    return [*lines, *_wrapped(lines, templates, rng)]
+        rng.shuffle(rows)
+        fresh = [row for row in rows if _is_new(row["prompt"], seen)]
+        most = MOST.get(name, _MOST)
+        lines += [_line(_source(name), row["prompt"], row["label"], row.get("category")) for row in fresh[:most]]
+        if name in TO_WRAP:
+            for row in fresh[most:]:
+                spare[row["label"]].append(row["prompt"])
+    return [*lines, *_wrapped(spare, templates, rng)]
+
+
+def _is_new(prompt: str, seen: set[str]) -> bool:
+    key = " ".join(re.findall(r"[a-z0-9]+", prompt.lower()))
+    if not key or key in seen:
+        return False
+    seen.add(key)
+    return True
 
 
 def _is_kept(name: str, row: Line) -> bool:
@@ -72,14 +88,10 @@ def _source(name: str) -> str:
     return {"in_the_wild_jailbreaks": "jailbreak:in_the_wild", "refusal_direction": "alpaca"}.get(name, name)
 
 
-def _wrapped(lines: list[Line], templates: list[str], rng: random.Random) -> Iterator[Line]:
+def _wrapped(spare: dict[str, list[str]], templates: list[str], rng: random.Random) -> Iterator[Line]:
     """Yield harmful requests in jailbreak templates, and harmless ones: the wrapper alone is no sign of harm."""
-    plain = {
-        "harmful": [line["prompt"] for line in lines if line["source"] in HARMFUL],
-        "harmless": [line["prompt"] for line in lines if line["source"] in ("alpaca", "truthfulqa")],
-    }
     for template in filter(_PLACE.search, templates):
-        for label, requests in plain.items():
+        for label, requests in spare.items():
             for request in rng.sample(requests, _WRAPPED):
                 yield _line("jailbreak:templates", _fill(template, request), label, None)
 

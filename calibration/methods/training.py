@@ -53,15 +53,9 @@ class TrainingSet:
         partner: ChatModel | None = None,
     ) -> "TrainingSet":
         """Set aside a quarter of each class, the same one each time."""
-        rng = np.random.default_rng(_SEED)
-        fit: list[int] = []
-        select: list[int] = []
-        for label in (False, True):
-            rows = rng.permutation(np.flatnonzero(prompts.harmful == label)).tolist()
-            cut = max(int(len(rows) * _SELECT_SHARE), 1)
-            select += rows[:cut]
-            fit += rows[cut:]
-        return cls(chat, prompts, recording, instruction_offset, np.sort(fit), np.sort(select), partner)
+        select = set_aside(prompts, np.arange(len(prompts.prompts)), _SELECT_SHARE)
+        fit = np.setdiff1d(np.arange(len(prompts.prompts)), select)
+        return cls(chat, prompts, recording, instruction_offset, fit, select, partner)
 
     def folds(self) -> list["TrainingSet"]:
         """Return the same prompts divided anew, up to four times; each prompt is in `select` of at most one fold.
@@ -78,8 +72,7 @@ class TrainingSet:
             divided = list(by_source.split(rows, labels, sources)) if len(set(sources)) >= _NUM_FOLDS else []
         usable = [fold for fold in divided if all(_has_both(labels[side]) for side in fold)]
         if not usable:
-            at_random = StratifiedKFold(_NUM_FOLDS, shuffle=True, random_state=_SEED)
-            usable = list(at_random.split(rows, labels))
+            usable = _at_random(self.prompts, rows)
         return [replace(self, fit=rows[fit], select=rows[select]) for fit, select in usable]
 
     @property
@@ -139,6 +132,30 @@ class TrainingSet:
         """Return at most `most` of `rows` with the given label, the same ones each time."""
         chosen = rows[self.harmful[rows] == harmful]
         return np.sort(np.random.default_rng(_SEED).permutation(chosen)[:most])
+
+
+def set_aside(prompts: EncodedPrompts, rows: Rows, share: float) -> Rows:
+    """Return a `share` of `rows` of each class, and at least one, the same ones each time; all copies of a prompt or none."""
+    rng, lines, chosen = np.random.default_rng(_SEED), _lines(prompts), []
+    for label in (False, True):
+        own = rows[prompts.harmful[rows] == label]
+        originals = np.unique(lines[own])
+        taken = rng.permutation(originals)[: max(int(len(originals) * share), 1)]
+        chosen.append(own[np.isin(lines[own], taken)])
+    return np.sort(np.concatenate(chosen))
+
+
+def _at_random(prompts: EncodedPrompts, rows: Rows) -> list[tuple[Rows, Rows]]:
+    """Return the places in `rows` to fit on and to choose by, fold by fold; all copies of a prompt on one side."""
+    originals, first, of = np.unique(_lines(prompts)[rows], return_index=True, return_inverse=True)
+    labels = prompts.harmful[rows[first]]
+    divided = StratifiedKFold(_NUM_FOLDS, shuffle=True, random_state=_SEED).split(originals, labels)
+    return [(np.flatnonzero(np.isin(of, fit)), np.flatnonzero(np.isin(of, select))) for fit, select in divided]
+
+
+def _lines(prompts: EncodedPrompts) -> npt.NDArray[np.int64]:
+    """Return each prompt's line in its file `[N]`: that of the original, where prompts were wrapped."""
+    return np.array([prompt.line for prompt in prompts.prompts])
 
 
 def _has_both(harmful: npt.NDArray[np.bool_]) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from brief import BRIEF
 from tiny import make_model, make_prompts, make_tokenizer, plant_refusal, write_prompts
 
 from calibration.model import ChatModel
@@ -64,3 +65,10 @@ def calibrated(planted, splits, tmp_path_factory):
     """A finished calibration and its folder."""
     out = tmp_path_factory.mktemp("out") / "artifact"
     return calibrate(planted.folder, *(splits[split] for split in SPLITS), out), out
+
+
+@pytest.fixture(scope="session")
+def brief(planted, splits, tmp_path_factory):
+    """A finished calibration by `BRIEF`, and its folder."""
+    out = tmp_path_factory.mktemp("brief") / "artifact"
+    return calibrate(planted.folder, *(splits[split] for split in SPLITS), out, BRIEF), out

@@ -11,11 +11,10 @@ from tiny import write_prompts
 from calibration.attacks.suffix_search import Effort
 from calibration.attacks.white_box import attack_artifact
 from calibration.batching import iterate_batches
-from calibration.catalogue import DIAGNOSTICS, METHODS
 from calibration.evidence import Evidence
 from calibration.intervention import since, steered
 from calibration.model import ChatModel
-from calibration.pipeline import SPLITS, calibrate
+from calibration.pipeline import SPLITS, Settings, calibrate
 from calibration.prompts import load_prompts
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.template import encode_prompts
@@ -25,14 +24,14 @@ from probes.steering import SteeringBank
 pytestmark = pytest.mark.timeout(900)
 
 LAB = Path(__file__).parents[2] / "examples" / "lab"
-ASKED = {
+ASKED = (
     "refusal_direction",
     "harmfulness_direction",
     "classifiers",
     "refusal_answers",
     "attribution",
     "subspace_illusion",
-}
+)
 MOST = {"train": (400, 600), "validation": (100, 320), "test": (150, 300)}
 
 
@@ -57,11 +56,9 @@ def thinned(split):
 def calibrated(files, tmp_path_factory):
     """The lab model, calibrated on few prompts by what these tests look at: all of it takes minutes."""
     out = tmp_path_factory.mktemp("out") / "artifact"
-    with pytest.MonkeyPatch.context() as patch:
-        for catalogue in (METHODS, DIAGNOSTICS):
-            for name in set(catalogue) - ASKED:
-                patch.delitem(catalogue, name)
-        return calibrate(LAB / "aligned", *(files[split] for split in SPLITS), out), Artifact.load(out)
+    return calibrate(LAB / "aligned", *(files[split] for split in SPLITS), out, Settings(only=ASKED)), Artifact.load(
+        out
+    )
 
 
 def test_probes_see_harm_in_prompts_of_other_seeds(calibrated):

@@ -6,9 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from brief import BRIEF
 from tiny import make_prompts, write_prompts
 
-from calibration.catalogue import METHODS
+from calibration.catalogue import METHODS, QUICK
 from calibration.evaluation_run import evaluate_artifact
 from calibration.evidence import Evidence
 from calibration.pipeline import SPLITS, WORK, Settings, calibrate
@@ -96,9 +97,7 @@ def test_categories_and_sources_are_reported(calibrated):
 
 
 @pytest.mark.parametrize("passes", [3, 12, 25, 38])
-def test_an_interrupted_calibration_goes_on_and_ends_the_same(
-    calibrated, planted, splits, tmp_path, monkeypatch, passes
-):
+def test_an_interrupted_calibration_goes_on_and_ends_the_same(brief, planted, splits, tmp_path, monkeypatch, passes):
     """Stopped in the middle of reading, judging or scoring, the same call ends with the same tensors and numbers."""
     from calibration.model import ChatModel
 
@@ -114,19 +113,19 @@ def test_an_interrupted_calibration_goes_on_and_ends_the_same(
     files = [splits[split] for split in SPLITS]
     monkeypatch.setattr(ChatModel, "last_logits", stopping)
     try:
-        calibrate(planted.folder, *files, tmp_path / "artifact")
+        calibrate(planted.folder, *files, tmp_path / "artifact", BRIEF)
     except KeyboardInterrupt:
         assert any((tmp_path / WORK).iterdir())
         assert not (tmp_path / "artifact").exists()
     else:
         pytest.fail("the run was not interrupted")
     monkeypatch.setattr(ChatModel, "last_logits", original)
-    done = calibrate(planted.folder, *files, tmp_path / "artifact")
-    whole, resumed = Artifact.load(calibrated[1]), Artifact.load(tmp_path / "artifact")
+    done = calibrate(planted.folder, *files, tmp_path / "artifact", BRIEF)
+    whole, resumed = Artifact.load(brief[1]), Artifact.load(tmp_path / "artifact")
     assert all(torch.equal(whole.tensors[name], tensor) for name, tensor in resumed.tensors.items())
     same = {"created": "", "digest": ""}
-    assert done.manifest.model_copy(update=same) == calibrated[0].manifest.model_copy(update=same)
-    assert done.report == calibrated[0].report
+    assert done.manifest.model_copy(update=same) == brief[0].manifest.model_copy(update=same)
+    assert done.report == brief[0].report
 
 
 def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, splits, tmp_path):
@@ -185,7 +184,7 @@ def test_a_model_that_changes_during_the_run_is_refused(planted, splits, tmp_pat
         (folder / "config.json").write_text((folder / "config.json").read_text().replace('"rms_norm_eps"', '"x"'))
         return read(training)
 
-    monkeypatch.setitem(METHODS, "harmfulness_direction", overwrite)
+    monkeypatch.setattr("calibration.pipeline.METHODS", METHODS | {"harmfulness_direction": overwrite})
     with pytest.raises(CalibrationError, match="changed while it was being read"):
         calibrate(folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
@@ -224,8 +223,18 @@ def test_thresholds_from_stored_scores_hold_in_simulation(calibrated):
 
 def test_a_quick_calibration_fits_less_and_asks_nothing(planted, splits, tmp_path):
     """Its probes are those of the quick methods, with their certified thresholds; the report has no causal studies."""
-    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", Settings(quick=True))
+    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", Settings(only=QUICK))
     assert [probe.name for probe in done.manifest.probes] == [name for name in NAMES if name not in SLOW]
     assert {vector.name for vector in done.manifest.steering} == {"refusal"}
     studies = {study.name for study in Evidence.of(Artifact.load(tmp_path / "artifact")).studies}
     assert not studies & {"neuron_patching", "safety_heads", "attribution"}
+
+
+def test_a_method_that_does_not_exist_is_refused_with_the_names_of_those_that_do(splits, tmp_path):
+    """Before any work: a wrong name is listed against the catalogue, and diagnostics alone would fit nothing."""
+    files = [splits[split] for split in SPLITS]
+    with pytest.raises(CalibrationError, match="no method or diagnostic 'classifier'") as caught:
+        calibrate(tmp_path / "none", *files, tmp_path / "a", Settings(only=("classifier",)))
+    assert "classifiers" in caught.value.remedy
+    with pytest.raises(CalibrationError, match="nothing would be fitted"):
+        calibrate(tmp_path / "none", *files, tmp_path / "a", Settings(only=("safety_heads",)))

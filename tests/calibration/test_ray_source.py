@@ -5,16 +5,18 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from brief import BRIEF
 from tiny import make_prompts, write_prompts
 
 from calibration import shards
 from calibration.activations import InProcess, record
-from calibration.pipeline import SPLITS, Settings, calibrate
+from calibration.pipeline import SPLITS, calibrate
 from calibration.prompts import load_prompts
 from calibration.ray_source import RayCluster, Replica
 from calibration.template import encode_prompts
@@ -115,15 +117,15 @@ def test_a_killed_worker_loses_nothing(cluster, source, planted_chat, prompts):
         assert all(torch.equal(found[index][name], tensor) for name, tensor in tensors.items())
 
 
-def test_the_artifact_is_the_one_process_artifact(cluster, calibrated, planted, splits, tmp_path):
+def test_the_artifact_is_the_one_process_artifact(cluster, brief, planted, splits, tmp_path):
     """A whole calibration with `ray` gives the tensors and the report of a calibration without."""
     out = tmp_path / "artifact"
-    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), out, Settings(ray=cluster.address))
-    alone, spread = Artifact.load(calibrated[1]), Artifact.load(out)
+    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), out, replace(BRIEF, ray=cluster.address))
+    alone, spread = Artifact.load(brief[1]), Artifact.load(out)
     assert alone.tensors.keys() == spread.tensors.keys()
     assert all(torch.equal(alone.tensors[name], tensor) for name, tensor in spread.tensors.items())
     same = {"created": "", "digest": ""}
-    assert done.manifest.model_copy(update=same) == calibrated[0].manifest.model_copy(update=same)
+    assert done.manifest.model_copy(update=same) == brief[0].manifest.model_copy(update=same)
 
 
 def test_a_machine_with_another_model_is_refused(cluster, planted, planted_chat, prompts):
