@@ -9,7 +9,7 @@ STAMP := $(VENV)/.foreguard-installed
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup check test demo bench lock clean
+.PHONY: help setup check test test-long demo bench lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ check: setup ## Lint, types, and the floors' import rules
 
 test: setup ## The test suite
 	$(BIN)/python -m pytest
+
+test-long: setup ## What `make test` leaves out: more modes and faults in real servers, about 10 minutes
+	$(BIN)/python -m pytest -m long
 
 demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
 	$(BIN)/foreguard demo

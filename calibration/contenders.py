@@ -4,10 +4,11 @@ Probes that are chosen by interventions on the model (the refusal direction) are
 whole selection.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from calibration.batching import iterate_batches
 from calibration.controls import tfidf_scores
 from calibration.left_out import LeftOut
 from calibration.methods.classifiers import fit_classifiers, fit_logistic
-from calibration.methods.fitted import FittedProbe
+from calibration.methods.fitted import FittedProbe, Method
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.token_level import fit_token_level, score_rows
 from calibration.methods.training import Rows, TrainingSet
@@ -29,7 +30,13 @@ from calibration.stage_file import written_whole
 from probes.errors import CalibrationError
 from probes.scoring import ProbeBank, score_of
 
-METHODS = (fit_harmfulness_direction, fit_classifiers, fit_token_level)
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "harmfulness_direction": fit_harmfulness_direction,
+        "classifiers": fit_classifiers,
+        "token_level": fit_token_level,
+    }
+)
 TFIDF, EMBEDDING, REFUSAL = "tfidf", "sentence_embedding", "first_token_refusal"
 CONTROLS = (TFIDF, EMBEDDING, REFUSAL)
 
@@ -61,11 +68,23 @@ class Beside:
         return cls(found.get("embeddings"), found.get("refusal"))
 
 
-def contenders(fold: LeftOut, beside: Beside) -> Iterator[tuple[str, Callable[[Rows], Scores]]]:
+def require_contender(methods: Collection[str]) -> None:
+    """Raise `CalibrationError` where none of the methods asked for is fitted without a source."""
+    if not METHODS.keys() & set(methods):
+        raise CalibrationError(
+            "sources can be left out of none of the methods asked for",
+            field="--leave-one-source-out",
+            remedy=f"add one of them with --only: {', '.join(METHODS)}",
+        )
+
+
+def contenders(
+    fold: LeftOut, beside: Beside, methods: Collection[str]
+) -> Iterator[tuple[str, Callable[[Rows], Scores]]]:
     """Yield each contender's name, and how it scores training prompts."""
     training = fold.training
-    for method in METHODS:
-        for probe in method(training).probes:
+    for name, method in METHODS.items():
+        for probe in method(training).probes if name in methods else ():
             recorded = probe.spec.readout.kind in ("last", "mean") and probe.spec.site == "resid_post"
             score: Callable[[Rows], Scores] = partial(score_rows, training, probe)
             yield probe.spec.name, recorded_scores(training, probe).__getitem__ if recorded else score

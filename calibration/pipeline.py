@@ -33,6 +33,8 @@ from safetensors.numpy import load_file, save_file
 from calibration.activations import Where, record
 from calibration.catalogue import DIAGNOSTICS, METHODS, require_known
 from calibration.causal.signature import signature_study
+from calibration.contenders import METHODS as CONTENDING
+from calibration.contenders import require_contender
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.dose_response import dose_response
 from calibration.engine_source import EngineSource, find_engine
@@ -139,6 +141,8 @@ def calibrate(
     _require_one_source(settings)
     if settings.only is not None:
         require_known(settings.only)
+    if settings.leave_one_source_out:
+        require_contender(list(filter(settings.runs, CONTENDING)))
     files = _read_files(train, validation, test)
     identity = fingerprint(model, dtype=None if settings.dtype == "auto" else settings.dtype)
     work = _work_folder(out, identity, files, settings)
@@ -161,7 +165,7 @@ def calibrate(
     found, scored = _in_logits(run, found, scored)
     report = _report(run, bank.names, scored, found)
     unseen = (
-        unseen_sources(training, run.work / "07-unseen", found.refusal_tokens)
+        unseen_sources(training, run.work / "07-unseen", found.refusal_tokens, list(filter(settings.runs, CONTENDING)))
         if settings.leave_one_source_out
         else None
     )

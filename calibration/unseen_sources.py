@@ -4,7 +4,7 @@ Each family of sources is left out in turn. Probes are fitted and chosen on the 
 prompts of the others that took no part in either, and the family left out is met with it, as new traffic would be.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from calibration.combination import FoldScores, choose_combination
-from calibration.contenders import CONTROLS, Beside, contenders
+from calibration.contenders import CONTROLS, METHODS, Beside, contenders
 from calibration.left_out import LeftOut, families, leave_out, require_families
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, cut_at, rate
@@ -48,8 +48,15 @@ class UnseenSources(Strict):
     the combination that did best over the others."""
 
 
-def unseen_sources(training: TrainingSet, folder: Path, refusal_tokens: Sequence[int] = ()) -> UnseenSources:
-    """Return the table over the training set's families. Finished ones are kept in `folder` and not done again.
+def unseen_sources(
+    training: TrainingSet,
+    folder: Path,
+    refusal_tokens: Sequence[int] = (),
+    methods: Collection[str] = tuple(METHODS),
+) -> UnseenSources:
+    """Return the table over the training set's families, of the probes of `methods` and of controls.
+
+    Finished families are kept in `folder` and not done again.
 
     Raises `CalibrationError` where there are not two families, or where one holds nearly all prompts of a class.
     """
@@ -60,12 +67,12 @@ def unseen_sources(training: TrainingSet, folder: Path, refusal_tokens: Sequence
     missing = [(name, path) for name, path in zip(names, paths, strict=True) if not path.exists()]
     beside = Beside.of(training, refusal_tokens, folder / "beside.safetensors") if missing else Beside(None, None)
     for name, path in track(missing, "leaving out one family of sources at a time"):
-        _save(_measure(leave_out(training, name), beside), path)
+        _save(_measure(leave_out(training, name), beside, methods), path)
     return _table(dict(zip(names, map(_load, paths), strict=True)))
 
 
-def _measure(fold: LeftOut, beside: Beside) -> tuple[FoldScores, tuple[str, ...]]:
-    columns = [(name, score(fold.judged), score(fold.left_out)) for name, score in contenders(fold, beside)]
+def _measure(fold: LeftOut, beside: Beside, methods: Collection[str]) -> tuple[FoldScores, tuple[str, ...]]:
+    columns = [(name, score(fold.judged), score(fold.left_out)) for name, score in contenders(fold, beside, methods)]
     names, judged, left_out = zip(*columns, strict=True)
     harmful = fold.training.harmful
     scores = FoldScores(

@@ -4,6 +4,7 @@ Goes on where it stopped.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,22 +12,25 @@ import numpy as np
 import typer
 
 from benchmarks.detection.document import document
-from benchmarks.detection.public_sets import assemble
+from benchmarks.detection.public_sets import JAILBREAK, assemble
 from calibration.activations import record
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
-from calibration.prompts import load_prompts
+from calibration.prompts import PromptFile, load_prompts
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
-from calibration.template import encode_prompts, template_suffix
+from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.unseen_sources import unseen_sources
+from calibration.wrapping import wrap_prompts
 
 _MOST_FOR_TOKENS = 128
+_MOST_TOKENS = 1024
 
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder of public sets, each with prompts.jsonl.")],
     model: Annotated[Path, typer.Option(help="Folder of the chat model.")],
     work: Annotated[Path, typer.Option(help="Folder for what is recorded and measured.")] = Path(".bench/detection"),
+    wrap: Annotated[float, typer.Option(min=0, max=1, help="Share of prompts to train on inside templates too.")] = 0.5,
     write: Annotated[Path | None, typer.Option(help="Write the table to this Markdown file.")] = None,
 ) -> None:
     """Fit without each public set in turn, and measure probes and controls on it."""
@@ -35,7 +39,7 @@ def main(
     if not prompts.exists():
         prompts.write_text("".join(f"{json.dumps(line)}\n" for line in assemble(data)))
     chat = ChatModel.load(model)
-    encoded = encode_prompts(chat.tokenizer, load_prompts(prompts), min(chat.context, 1024), skip_long=True)
+    encoded = _encode(chat, load_prompts(prompts), wrap)
     offset = len(template_suffix(chat.tokenizer))
     recording = record(chat, encoded, (*range(offset + 1), "mean"), work / "activations")
     training = TrainingSet.split(chat, encoded, recording, offset)
@@ -46,6 +50,15 @@ def main(
     if write is not None:
         write.write_text(text)
     typer.echo(text)
+
+
+def _encode(chat: ChatModel, file: PromptFile, share: float) -> EncodedPrompts:
+    """Return the prompts that fit, and wrapped copies of those that are no jailbreaks themselves."""
+    most = min(chat.context, _MOST_TOKENS)
+    own = encode_prompts(chat.tokenizer, file, most, skip_long=True)
+    bare = [prompt for prompt in own.prompts if prompt.source and not prompt.source.startswith(JAILBREAK)]
+    wrapped = replace(file, prompts=wrap_prompts(bare, share))
+    return own + encode_prompts(chat.tokenizer, wrapped, most, skip_long=True)
 
 
 if __name__ == "__main__":

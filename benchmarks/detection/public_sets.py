@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+JAILBREAK = "jailbreak"
 HARMFUL = (
     "advbench",
     "catqa",
@@ -85,7 +86,7 @@ def _is_kept(name: str, row: Line) -> bool:
 
 
 def _source(name: str) -> str:
-    return {"in_the_wild_jailbreaks": "jailbreak:in_the_wild", "refusal_direction": "alpaca"}.get(name, name)
+    return {"in_the_wild_jailbreaks": f"{JAILBREAK}:in_the_wild", "refusal_direction": "alpaca"}.get(name, name)
 
 
 def _wrapped(spare: dict[str, list[str]], templates: list[str], rng: random.Random) -> Iterator[Line]:
@@ -93,7 +94,7 @@ def _wrapped(spare: dict[str, list[str]], templates: list[str], rng: random.Rand
     for template in filter(_PLACE.search, templates):
         for label, requests in spare.items():
             for request in rng.sample(requests, _WRAPPED):
-                yield _line("jailbreak:templates", _fill(template, request), label, None)
+                yield _line(f"{JAILBREAK}:templates", _fill(template, request), label, None)
 
 
 def _fill(template: str, request: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,10 +134,10 @@ def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, split
     lines = [line | {"source": ("one", "two")[row % 2]} for row, line in enumerate(make_prompts(240, 5))]
     train = write_prompts(tmp_path / "train.jsonl", lines)
     files, out = (train, splits["validation"], splits["test"]), tmp_path / "artifact"
-    without = calibrate(planted.folder, *files, out, Settings(keep_work=True))
+    without = calibrate(planted.folder, *files, out, replace(BRIEF, keep_work=True))
     assert Evidence.of(Artifact.load(out)).unseen is None
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("02-activations/*")}
-    asked = calibrate(planted.folder, *files, out, Settings(keep_work=True, leave_one_source_out=True))
+    asked = calibrate(planted.folder, *files, out, replace(BRIEF, keep_work=True, leave_one_source_out=True))
     unseen = Evidence.of(Artifact.load(out)).unseen
     assert set(unseen.sources) == {"one", "two"}
     assert asked.manifest.combinations == {"combined": unseen.combination}
@@ -238,3 +239,14 @@ def test_a_method_that_does_not_exist_is_refused_with_the_names_of_those_that_do
     assert "classifiers" in caught.value.remedy
     with pytest.raises(CalibrationError, match="nothing would be fitted"):
         calibrate(tmp_path / "none", *files, tmp_path / "a", Settings(only=("safety_heads",)))
+
+
+def test_sources_are_left_out_of_methods_that_were_asked_for(splits, tmp_path):
+    """Where none of them can be fitted without a source, that is said before any work."""
+    files, settings = (
+        [splits[split] for split in SPLITS],
+        Settings(only=("refusal_direction",), leave_one_source_out=True),
+    )
+    with pytest.raises(CalibrationError, match="sources can be left out of none") as caught:
+        calibrate(tmp_path / "none", *files, tmp_path / "a", settings)
+    assert "classifiers" in caught.value.remedy

@@ -55,18 +55,19 @@ def test_the_source_left_out_takes_no_part(training):
 
 def test_a_run_that_was_stopped_does_finished_sources_no_more(training, tmp_path, monkeypatch):
     """Two sources are measured, the run dies, the next one measures the third only and gives the same table."""
-    whole, real, calls = unseen_sources(training, tmp_path / "whole"), module._measure, []
+    brief = {"methods": ("harmfulness_direction",)}
+    whole, real, calls = unseen_sources(training, tmp_path / "whole", **brief), module._measure, []
 
-    def dying(fold, beside):
+    def dying(fold, beside, methods):
         calls.append(fold)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(fold, beside)
+        return real(fold, beside, methods)
 
     monkeypatch.setattr(module, "_measure", dying)
     with pytest.raises(KeyboardInterrupt):
-        unseen_sources(training, tmp_path / "broken")
-    assert unseen_sources(training, tmp_path / "broken") == whole
+        unseen_sources(training, tmp_path / "broken", **brief)
+    assert unseen_sources(training, tmp_path / "broken", **brief) == whole
     assert len(calls) == 4
 
 

@@ -55,7 +55,9 @@ def test_the_same_prompts_are_wrapped_in_the_same_way_each_time(prompts):
 
 def test_braces_in_a_request_stay_as_they_are(tmp_path):
     """A request that talks of `{name}` or `{request}` is wrapped as it was written."""
-    lines = [{"prompt": "what does {request} mean beside {name}?", "label": label} for label in ("harmful", "harmless") * 40]
+    lines = [
+        {"prompt": "what does {request} mean beside {name}?", "label": label} for label in ("harmful", "harmless") * 40
+    ]
     for copy in wrap_prompts(load_prompts(write_prompts(tmp_path / "p.jsonl", lines)).prompts, 1.0):
         assert "what does {request} mean beside {name}?" in copy.text
 
@@ -83,7 +85,7 @@ def test_a_copy_and_its_original_are_never_on_two_sides(planted_chat, tmp_path):
     unnamed = TrainingSet.split(planted_chat, encoded_without_sources(planted_chat, lines, tmp_path), None, 1)
     pairs += [(each.fit, each.select) for each in unnamed.folds()]
     for first, second in pairs:
-        assert len(first) and len(second)
+        assert min(len(first), len(second)) > 0
         assert not {together.prompts[row].line for row in first} & {together.prompts[row].line for row in second}
 
 

@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
     ("part", "fault", "says"),
     [
         ("WORKER", "SilentTap", "tap_silent"),
-        ("WORKER", "FlickeringTap", "not_finite"),
-        ("WORKER", "LostScores", "missing"),
+        pytest.param("WORKER", "FlickeringTap", "not_finite", marks=pytest.mark.long),
+        pytest.param("WORKER", "LostScores", "missing", marks=pytest.mark.long),
         ("SCHEDULER", "LostVerdict", "no verdict"),
     ],
 )

@@ -39,15 +39,17 @@ def first_token(reference, artifact, messages, name=None):
     return reference.tokenizer.decode([int(best.indices)]), float(best.values)
 
 
-@pytest.fixture(scope="module", params=["eager", "compiled"])
+@pytest.fixture(scope="module", params=[pytest.param("eager", marks=pytest.mark.long), "compiled"])
 def unguarded(request, start):
-    """What a server without a guard answers, and the flags of its mode."""
+    """What a server without a guard answers, and the flags of its mode. Compiled is what is served unless told otherwise."""
     flags = ["--enforce-eager"] if request.param == "eager" else []
     with start(None, *flags) as server:
         return flags, {key(messages): answer(server.client(), messages) for messages in NEIGHBOURS}
 
 
-@pytest.mark.parametrize("name", STRENGTHS)
+@pytest.mark.parametrize(
+    "name", ["gated", "turn", *(pytest.param(each, marks=pytest.mark.long) for each in ("map", "swap"))]
+)
 def test_a_served_operator_is_the_offline_one_and_stays_in_its_row(unguarded, start, reference, artifact, name):
     """The steered request's first token is the offline operator's; its neighbours, follow-ups and shadows are untouched."""
     flags, expected = unguarded
