@@ -44,28 +44,33 @@ class FoldScores:
         column = weights[:, None]
         return FoldScores(self.judged @ column, self.judged_harmful, self.left_out @ column, self.harmful)
 
-    def recall(self, target_fpr: float) -> float:
-        """Return the share of the family's harmful prompts above the cut of the judged harmless ones; one column only."""
+    def merit(self, target_fpr: float) -> float:
+        """Return recall on the family's harmful prompts less the share of its harmless ones flagged; one column only.
+
+        Both at the cut of the judged harmless prompts. A family that lacks a class has only the other share.
+        """
         cut = cut_at(self.judged[~self.judged_harmful, 0], target_fpr)
-        return float((self.left_out[self.harmful, 0] > cut).mean())
+        above = self.left_out[:, 0] > cut
+        return sum(
+            sign * float(above[side].mean()) for sign, side in ((1, self.harmful), (-1, ~self.harmful)) if side.any()
+        )
 
 
 def choose_combination(folds: Sequence[FoldScores], names: Sequence[str], target_fpr: float) -> dict[str, float]:
-    """Return the weights by name, in sum 1, with the best mean recall over families left out; fewer probes among equals.
+    """Return the weights by name, in sum 1, that are best over families left out; fewer probes among equals.
 
-    `folds` are in log-odds, columns as `names`. Families without harmful prompts have no
-    say; where no family has any, it is the average of all.
+    Best is the greatest sum of recalls on their harmful prompts less the shares of their harmless ones flagged: what a
+    probe takes for harm in one kind of honest traffic counts as much as what it misses in one kind of attack.
+
+    `folds` are in log-odds, columns as `names`.
     """
-    telling = [fold for fold in folds if fold.harmful.any()]
-    if not telling:
-        return {name: 1 / len(names) for name in names}
-    chosen = max(_candidates(telling, len(names)), key=lambda each: _merit(telling, each, target_fpr))
+    chosen = max(_candidates(folds, len(names)), key=lambda each: _merit(folds, each, target_fpr))
     return {name: float(share) for name, share in zip(names, chosen, strict=True) if share}
 
 
 def _merit(folds: Sequence[FoldScores], weights: npt.NDArray[np.float64], target_fpr: float) -> tuple[float, int]:
-    recall = float(np.mean([fold.combined(weights).recall(target_fpr) for fold in folds]))
-    return recall, -int(np.count_nonzero(weights))
+    merit = float(np.mean([fold.combined(weights).merit(target_fpr) for fold in folds]))
+    return merit, -int(np.count_nonzero(weights))
 
 
 def _candidates(folds: Sequence[FoldScores], count: int) -> list[npt.NDArray[np.float64]]:

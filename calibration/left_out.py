@@ -24,9 +24,9 @@ class LeftOut:
     training: TrainingSet
     """The other families, to fit on and choose by."""
     judged: Rows
-    """Prompts of the other families that take no part in that: they set the cut."""
+    """Prompts of the other families that take no part in that: they set the cut. As they were given, no wrapped copies."""
     left_out: Rows
-    """The family's own prompts."""
+    """The family's own prompts, as they were given."""
 
 
 def families(prompts: EncodedPrompts) -> npt.NDArray[np.str_]:
@@ -62,7 +62,8 @@ def leave_out(training: TrainingSet, name: str) -> LeftOut:
     for label in (True, False):
         sizes = [int((training.harmful[rows] == label).sum()) for rows in (kept, select)]
         _require_enough(sizes[0] if sizes[1] else 0, name, harmful=label)
-    return LeftOut(replace(training, fit=kept, select=select), judged, np.flatnonzero(out))
+    as_given = np.array([not prompt.is_wrapped for prompt in training.prompts.prompts])
+    return LeftOut(replace(training, fit=kept, select=select), judged[as_given[judged]], np.flatnonzero(out & as_given))
 
 
 def _require_enough(count: int, name: str, *, harmful: bool) -> None:

@@ -66,6 +66,8 @@ class Prompt:
     source: str | None
     lang: str | None = None
     """As the file states it, in lower case."""
+    is_wrapped: bool = False
+    """Whether this is a copy inside a wrapper, made for training."""
 
     @property
     def text(self) -> str:

@@ -4,7 +4,9 @@ Each family of sources is left out in turn. Probes are fitted and chosen on the 
 prompts of the others that took no part in either, and the family left out is met with it, as new traffic would be.
 """
 
+import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +24,25 @@ from calibration.stage_file import Strict, written_whole
 from probes.manifest import Rate
 
 COMBINED = "combined"
+_TENSORS = ("judged", "judged_harmful", "left_out", "harmful")
 _TARGET = 0.01
 
 Scores = npt.NDArray[np.floating]
 
 
 class Unseen(Strict):
-    """One probe or control on one family that it did not see."""
+    """One probe or control on one source that it did not see."""
 
     auroc: float | None
-    """Of the family's harmful prompts against the other families' harmless ones."""
+    """Of the source's harmful prompts against the other families' harmless ones."""
     recall: Rate | None
-    """Share of the family's harmful prompts above the other families' 1 % cut."""
+    """Share of the source's harmful prompts above the other families' 1 % cut."""
     flagged: Rate | None
-    """Share of the family's harmless prompts above it."""
+    """Share of the source's harmless prompts above it."""
 
 
 class UnseenSources(Strict):
-    """The whole table: by family, then by probe, combination or control."""
+    """The whole table: by source, then by probe, combination or control. Sources of one family were left out together."""
 
     target_fpr: float
     sources: dict[str, dict[str, Unseen]]
@@ -67,51 +70,57 @@ def unseen_sources(
     missing = [(name, path) for name, path in zip(names, paths, strict=True) if not path.exists()]
     beside = Beside.of(training, refusal_tokens, folder / "beside.safetensors") if missing else Beside(None, None)
     for name, path in track(missing, "leaving out one family of sources at a time"):
-        _save(_measure(leave_out(training, name), beside, methods), path)
-    return _table(dict(zip(names, map(_load, paths), strict=True)))
+        _measure(leave_out(training, name), beside, methods).save(path)
+    return _table(dict(zip(names, map(_Measured.load, paths), strict=True)))
 
 
-def _measure(fold: LeftOut, beside: Beside, methods: Collection[str]) -> tuple[FoldScores, tuple[str, ...]]:
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What all contenders gave while one family was left out."""
+
+    scores: FoldScores
+    names: tuple[str, ...]
+    """Contenders: the scores' columns."""
+    sources: tuple[str, ...]
+    """The source of each prompt that was left out."""
+
+    def save(self, path: Path) -> None:
+        tensors = {name: np.ascontiguousarray(getattr(self.scores, name)) for name in _TENSORS}
+        with written_whole(path) as staging:
+            save_file(tensors, staging, {"names": json.dumps(self.names), "sources": json.dumps(self.sources)})
+
+    @classmethod
+    def load(cls, path: Path) -> "_Measured":
+        with safe_open(path, framework="np") as file:
+            scores = FoldScores(*(file.get_tensor(name) for name in _TENSORS))
+            names, sources = (tuple(json.loads(file.metadata()[key])) for key in ("names", "sources"))
+        return cls(scores, names, sources)
+
+
+def _measure(fold: LeftOut, beside: Beside, methods: Collection[str]) -> _Measured:
     columns = [(name, score(fold.judged), score(fold.left_out)) for name, score in contenders(fold, beside, methods)]
     names, judged, left_out = zip(*columns, strict=True)
     harmful = fold.training.harmful
     scores = FoldScores(
         np.stack(judged, axis=1), harmful[fold.judged], np.stack(left_out, axis=1), harmful[fold.left_out]
     )
-    return scores, names
+    return _Measured(scores, names, tuple(fold.training.sources[fold.left_out].tolist()))
 
 
-def _save(measured: tuple[FoldScores, tuple[str, ...]], path: Path) -> None:
-    scores, names = measured
-    tensors = {
-        "judged": scores.judged,
-        "judged_harmful": scores.judged_harmful,
-        "left_out": scores.left_out,
-        "harmful": scores.harmful,
-    }
-    content = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    with written_whole(path) as staging:
-        save_file(content, staging, {"names": ",".join(names)})
-
-
-def _load(path: Path) -> tuple[FoldScores, tuple[str, ...]]:
-    with safe_open(path, framework="np") as file:
-        scores = FoldScores(*(file.get_tensor(name) for name in ("judged", "judged_harmful", "left_out", "harmful")))
-        return scores, tuple(file.metadata()["names"].split(","))
-
-
-def _table(measured: dict[str, tuple[FoldScores, tuple[str, ...]]]) -> UnseenSources:
-    names = next(iter(measured.values()))[1]
+def _table(measured: dict[str, _Measured]) -> UnseenSources:
+    names = next(iter(measured.values())).names
     probes = [column for column, name in enumerate(names) if name not in CONTROLS]
     own = [names[column] for column in probes]
-    logits = {family: _columns(fold, probes).in_logits() for family, (fold, _) in measured.items()}
+    logits = {family: _columns(each.scores, probes).in_logits() for family, each in measured.items()}
     sources = {}
-    for family, (fold, _) in measured.items():
-        row = {name: _unseen(_columns(fold, [column])) for column, name in enumerate(names)}
-        others = [each for other, each in logits.items() if other != family]
+    for family, each in measured.items():
+        columns = {name: _columns(each.scores, [column]) for column, name in enumerate(names)}
+        others = [fold for other, fold in logits.items() if other != family]
         weights = choose_combination(others, own, _TARGET)
-        row[COMBINED] = _unseen(logits[family].combined(np.array([weights.get(name, 0.0) for name in own])))
-        sources[family] = row
+        columns[COMBINED] = logits[family].combined(np.array([weights.get(name, 0.0) for name in own]))
+        for source in sorted(set(each.sources)):
+            rows = np.array(each.sources) == source
+            sources[source] = {name: _unseen(fold, rows) for name, fold in columns.items()}
     return UnseenSources(
         target_fpr=_TARGET, sources=sources, combination=choose_combination(list(logits.values()), own, _TARGET)
     )
@@ -121,11 +130,11 @@ def _columns(fold: FoldScores, columns: Sequence[int]) -> FoldScores:
     return FoldScores(fold.judged[:, columns], fold.judged_harmful, fold.left_out[:, columns], fold.harmful)
 
 
-def _unseen(fold: FoldScores) -> Unseen:
-    """Return what one column did."""
+def _unseen(fold: FoldScores, rows: npt.NDArray[np.bool_]) -> Unseen:
+    """Return what one column did on `rows` of the prompts left out."""
     judged = fold.judged[~fold.judged_harmful, 0]
     cut = cut_at(judged, _TARGET)
-    above, below = fold.left_out[fold.harmful, 0], fold.left_out[~fold.harmful, 0]
+    above, below = fold.left_out[rows & fold.harmful, 0], fold.left_out[rows & ~fold.harmful, 0]
     return Unseen(
         auroc=auroc(above, judged) if len(above) else None,
         recall=rate(int((above > cut).sum()), len(above)) if len(above) else None,

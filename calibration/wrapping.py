@@ -36,7 +36,7 @@ def wrap_prompts(prompts: Sequence[Prompt], share: float) -> tuple[Prompt, ...]:
 
 def _wrapped(prompt: Prompt, fillers: Sequence[str], rng: np.random.Generator) -> Prompt:
     text = _wrap(prompt.messages[0].content, fillers, rng)
-    return replace(prompt, id=f"{prompt.id}, wrapped", messages=(Message(role="user", content=text),))
+    return replace(prompt, id=f"{prompt.id}, wrapped", messages=(Message(role="user", content=text),), is_wrapped=True)
 
 
 def _wrap(request: str, fillers: Sequence[str], rng: np.random.Generator) -> str:

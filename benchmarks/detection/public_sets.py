@@ -41,8 +41,10 @@ MOST = {
     "in_the_wild_jailbreaks": 300,
 }
 _MOST = 500
-TO_WRAP = ("harmfulqa", "safety_tuned_llamas", "refusal_direction", "truthfulqa")
-"""Sets with more rows than are drawn: the others are put into jailbreak templates."""
+TO_WRAP = ("refusal_direction", "truthfulqa")
+"""Harmless sets whose requests are put into jailbreak templates, beside those of all harmful ones."""
+_SPARE = 0.15
+"""Least share of those sets' rows that are kept for that."""
 _WRAPPED = 4
 """Harmful and harmless requests put into each jailbreak template."""
 _SEED = 20_260
@@ -54,21 +56,21 @@ Line = dict[str, Any]
 def assemble(data: Path) -> list[Line]:
     """Return prompt lines of all sets in `data`; jailbreaks are one family, `jailbreak:<set>`.
 
-    Requests inside jailbreak templates are of rows that were not drawn for their own set: none is fitted on bare.
+    Requests inside jailbreak templates are rows that are not drawn for their own set: none is fitted on bare.
     """
     rng, seen, lines, templates = random.Random(_SEED), set[str](), list[Line](), list[str]()  # noqa: S311 - a sample
-    spare: dict[str, list[str]] = {"harmful": [], "harmless": []}
+    spare: dict[str, list[list[str]]] = {"harmful": [], "harmless": []}
     for name in (*HARMFUL, *MIXED, *HARMLESS, "in_the_wild_jailbreaks"):
         rows = [row for row in _rows(data / name / "prompts.jsonl") if row.get("category") not in POLICY_ONLY]
         templates += [row["prompt"] for row in rows if row.get("category") == "jailbreak_template"]
         rows = [row for row in rows if row.get("category") != "jailbreak_template" and _is_kept(name, row)]
         rng.shuffle(rows)
         fresh = [row for row in rows if _is_new(row["prompt"], seen)]
-        most = MOST.get(name, _MOST)
-        lines += [_line(_source(name), row["prompt"], row["label"], row.get("category")) for row in fresh[:most]]
-        if name in TO_WRAP:
-            for row in fresh[most:]:
-                spare[row["label"]].append(row["prompt"])
+        wraps = name in HARMFUL or name in TO_WRAP
+        drawn = min(len(fresh) - round(_SPARE * len(fresh) if wraps else 0), MOST.get(name, _MOST))
+        lines += [_line(_source(name), row["prompt"], row["label"], row.get("category")) for row in fresh[:drawn]]
+        if wraps:
+            spare[fresh[0]["label"]].append([row["prompt"] for row in fresh[drawn:]])
     return [*lines, *_wrapped(spare, templates, rng)]
 
 
@@ -89,11 +91,12 @@ def _source(name: str) -> str:
     return {"in_the_wild_jailbreaks": f"{JAILBREAK}:in_the_wild", "refusal_direction": "alpaca"}.get(name, name)
 
 
-def _wrapped(spare: dict[str, list[str]], templates: list[str], rng: random.Random) -> Iterator[Line]:
+def _wrapped(spare: dict[str, list[list[str]]], templates: list[str], rng: random.Random) -> Iterator[Line]:
     """Yield harmful requests in jailbreak templates, and harmless ones: the wrapper alone is no sign of harm."""
     for template in filter(_PLACE.search, templates):
-        for label, requests in spare.items():
-            for request in rng.sample(requests, _WRAPPED):
+        for label, sets in spare.items():
+            for rows in rng.choices(sets, k=_WRAPPED):
+                request = rng.choice(rows)
                 yield _line(f"{JAILBREAK}:templates", _fill(template, request), label, None)
 
 

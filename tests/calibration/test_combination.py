@@ -32,12 +32,14 @@ def test_one_probe_is_enough_where_the_others_know_nothing():
     assert choose_combination([fold(seed, (9.0, 0.0, 0.0)) for seed in range(4)], NAMES, 0.01) == {"one": 1.0}
 
 
-def test_families_without_harmful_prompts_have_no_say():
-    """Nor do they break anything; with no other, all are averaged."""
-    telling, silent = fold(0, (9.0, 0.0, 0.0)), fold(1, (0.0, 9.0, 0.0))
-    silent = FoldScores(silent.judged, silent.judged_harmful, silent.left_out, np.zeros(600, dtype=bool))
-    assert choose_combination([telling, silent], NAMES, 0.01) == {"one": 1.0}
-    assert choose_combination([silent], NAMES, 0.01) == pytest.approx(dict.fromkeys(NAMES, 1 / 3))
+def test_a_probe_that_flags_one_kind_of_honest_traffic_loses_to_one_that_does_not():
+    """Both recall all harm; on a harmless family left out the first is sure of harm, and the second is chosen."""
+    telling, honest = fold(0, (9.0, 9.0, 0.0)), fold(1, (9.0, 9.0, 0.0))
+    shifted = honest.left_out[~honest.harmful] + np.array([9.0, 0.0, 0.0])
+    honest = FoldScores(honest.judged, honest.judged_harmful, shifted, np.zeros(len(shifted), dtype=bool))
+    weights = choose_combination([telling, honest], NAMES, 0.01)
+    assert "one" not in weights
+    assert weights["two"] >= 0.5
 
 
 def test_no_weight_is_negative():

@@ -1,6 +1,7 @@
 """Wrapped copies of training prompts: alike for both classes, whole, reproducible, and never apart from their originals."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -77,11 +78,13 @@ def test_a_copy_and_its_original_are_never_on_two_sides(planted_chat, tmp_path):
     lines = [line | {"source": ("one", "two", "three")[row % 3]} for row, line in enumerate(make_prompts(240, 5))]
     file = load_prompts(write_prompts(tmp_path / "p.jsonl", lines))
     originals = encode_prompts(planted_chat.tokenizer, file, 4096)
-    together = originals + originals.subset(np.arange(0, 240, 2))
+    together = originals + wrapped_copies(originals)
     training = TrainingSet.split(planted_chat, together, None, 1)
     fold = leave_out(training, "two")
     pairs = [(training.fit, training.select), (fold.training.fit, fold.judged), (fold.training.fit, fold.left_out)]
     pairs += [(each.fit, each.select) for each in training.folds()]
+    assert not any(together.prompts[row].is_wrapped for row in [*fold.judged, *fold.left_out])
+    assert any(together.prompts[row].is_wrapped for row in fold.training.fit)
     unnamed = TrainingSet.split(planted_chat, encoded_without_sources(planted_chat, lines, tmp_path), None, 1)
     pairs += [(each.fit, each.select) for each in unnamed.folds()]
     for first, second in pairs:
@@ -92,7 +95,13 @@ def test_a_copy_and_its_original_are_never_on_two_sides(planted_chat, tmp_path):
 def encoded_without_sources(chat, lines, folder):
     bare = [{key: value for key, value in line.items() if key != "source"} for line in lines]
     originals = encode_prompts(chat.tokenizer, load_prompts(write_prompts(folder / "bare.jsonl", bare)), 4096)
-    return originals + originals.subset(np.arange(0, 240, 2))
+    return originals + wrapped_copies(originals)
+
+
+def wrapped_copies(originals):
+    """Every second prompt as a copy, with the tokens of the original: how it reads does not matter here."""
+    copies = originals.subset(np.arange(0, 240, 2))
+    return replace(copies, prompts=tuple(replace(prompt, is_wrapped=True) for prompt in copies.prompts))
 
 
 def test_a_share_set_aside_is_of_either_class(planted_chat, tmp_path):
