@@ -4,9 +4,8 @@ Probes that are chosen by interventions on the model (the refusal direction) are
 whole selection.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -78,29 +77,39 @@ def require_contender(methods: Collection[str]) -> None:
         )
 
 
-def contenders(
-    fold: LeftOut, beside: Beside, methods: Collection[str]
-) -> Iterator[tuple[str, Callable[[Rows], Scores]]]:
-    """Yield each contender's name, and how it scores training prompts."""
+def contenders(fold: LeftOut, beside: Beside, methods: Collection[str], rows: Rows) -> Iterator[tuple[str, Scores]]:
+    """Yield each contender's name, and its scores `[N]` on the training prompts `rows`."""
     training = fold.training
     for name, method in METHODS.items():
-        for probe in method(training).probes if name in methods else ():
-            recorded = probe.spec.readout.kind in ("last", "mean") and probe.spec.site == "resid_post"
-            score: Callable[[Rows], Scores] = partial(score_rows, training, probe)
-            yield probe.spec.name, recorded_scores(training, probe).__getitem__ if recorded else score
+        if name in methods:
+            yield from _scored(training, method(training).probes, rows)
     learned = np.concatenate([training.fit, training.select])
-    yield TFIDF, lambda rows: tfidf_scores(training.prompts.subset(learned), training.prompts.subset(rows))
+    yield TFIDF, tfidf_scores(training.prompts.subset(learned), training.prompts.subset(rows))
     if beside.embeddings is not None:
         linear = fit_logistic(beside.embeddings[learned], training.harmful[learned])
-        yield EMBEDDING, linear(beside.embeddings).__getitem__
+        yield EMBEDDING, linear(beside.embeddings[rows])
     if beside.refusal is not None:
-        yield REFUSAL, beside.refusal.__getitem__
+        yield REFUSAL, beside.refusal[rows]
+
+
+def _scored(training: TrainingSet, probes: Sequence[FittedProbe], rows: Rows) -> Iterator[tuple[str, Scores]]:
+    """Yield probes' names and scores: from what is recorded, and those that need every token from one more pass."""
+    for probe in filter(_is_recorded, probes):
+        yield probe.spec.name, recorded_scores(training, probe)[rows]
+    others = [probe for probe in probes if not _is_recorded(probe)]
+    if others:
+        scores = score_rows(training, others, rows)
+        yield from ((probe.spec.name, column) for probe, column in zip(others, scores.T, strict=True))
+
+
+def _is_recorded(probe: FittedProbe) -> bool:
+    return probe.spec.readout.kind in ("last", "mean") and probe.spec.site == "resid_post"
 
 
 def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np.float64]:
     """Return a probe's scores `[N]` on all training prompts, from their recorded activations."""
     readout = probe.spec.readout
-    if readout.kind not in ("last", "mean") or probe.spec.site != "resid_post":
+    if not _is_recorded(probe):
         raise CalibrationError(
             f"readout {readout.kind} at {probe.spec.site} cannot be had from what is recorded",
             field=probe.spec.name,

@@ -56,8 +56,9 @@ def unseen_sources(
     folder: Path,
     refusal_tokens: Sequence[int] = (),
     methods: Collection[str] = tuple(METHODS),
+    only: Collection[str] | None = None,
 ) -> UnseenSources:
-    """Return the table over the training set's families, of the probes of `methods` and of controls.
+    """Return the table over the training set's families, or those in `only`, of the probes of `methods` and of controls.
 
     Finished families are kept in `folder` and not done again.
 
@@ -66,12 +67,14 @@ def unseen_sources(
     require_families(training.prompts)
     names = np.unique(families(training.prompts)).tolist()
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:03d}.safetensors" for number in range(len(names))]
-    missing = [(name, path) for name, path in zip(names, paths, strict=True) if not path.exists()]
+    paths = {
+        name: folder / f"{number:03d}.safetensors" for number, name in enumerate(names) if only is None or name in only
+    }
+    missing = [(name, path) for name, path in paths.items() if not path.exists()]
     beside = Beside.of(training, refusal_tokens, folder / "beside.safetensors") if missing else Beside(None, None)
     for name, path in track(missing, "leaving out one family of sources at a time"):
         _measure(leave_out(training, name), beside, methods).save(path)
-    return _table(dict(zip(names, map(_Measured.load, paths), strict=True)))
+    return _table({name: _Measured.load(path) for name, path in paths.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +101,11 @@ class _Measured:
 
 
 def _measure(fold: LeftOut, beside: Beside, methods: Collection[str]) -> _Measured:
-    columns = [(name, score(fold.judged), score(fold.left_out)) for name, score in contenders(fold, beside, methods)]
-    names, judged, left_out = zip(*columns, strict=True)
+    rows = np.concatenate([fold.judged, fold.left_out])
+    names, columns = zip(*contenders(fold, beside, methods, rows), strict=True)
+    judged, left_out = np.split(np.stack(columns, axis=1), [len(fold.judged)])
     harmful = fold.training.harmful
-    scores = FoldScores(
-        np.stack(judged, axis=1), harmful[fold.judged], np.stack(left_out, axis=1), harmful[fold.left_out]
-    )
+    scores = FoldScores(judged, harmful[fold.judged], left_out, harmful[fold.left_out])
     return _Measured(scores, names, tuple(fold.training.sources[fold.left_out].tolist()))
 
 

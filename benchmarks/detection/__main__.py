@@ -31,6 +31,10 @@ def main(
     model: Annotated[Path, typer.Option(help="Folder of the chat model.")],
     work: Annotated[Path, typer.Option(help="Folder for what is recorded and measured.")] = Path(".bench/detection"),
     wrap: Annotated[float, typer.Option(min=0, max=1, help="Share of prompts to train on inside templates too.")] = 0.5,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave out this family of sets; all in turn where none is named. Repeatable."),
+    ] = None,
     write: Annotated[Path | None, typer.Option(help="Write the table to this Markdown file.")] = None,
 ) -> None:
     """Fit without each public set in turn, and measure probes and controls on it."""
@@ -46,7 +50,7 @@ def main(
     sides = [training.sample(training.fit, harmful=label, most=_MOST_FOR_TOKENS) for label in (False, True)]
     sample = encoded.subset(np.concatenate(sides))
     tokens = find_refusal_tokens(first_token_log_probs(chat, sample), sample.harmful)
-    text = document(unseen_sources(training, work / "unseen", tokens), encoded)
+    text = document(unseen_sources(training, work / "unseen", tokens, only=leave_out), encoded)
     if write is not None:
         write.write_text(text)
     typer.echo(text)

@@ -17,7 +17,8 @@ from calibration.methods.choosing import Fit, Judges
 from calibration.methods.discriminant import fit_lda, fit_lda_held
 from calibration.methods.fitted import Fitted, FittedProbe
 from calibration.methods.linear import Linear
-from calibration.methods.training import TrainingSet
+from calibration.methods.training import Rows, TrainingSet
+from calibration.metrics import auroc, recall_at
 from calibration.progress import track
 from probes.manifest import Probe
 from probes.readout import Readout
@@ -27,6 +28,8 @@ _INVERSE_PENALTY = 0.1
 _STACK_DEPTHS = (0.25, 0.85)
 _MOST_STACKED = 12
 """Blocks between these depths, thinned to at most 12: earlier ones read words, later ones the next token."""
+_JOINT_FROM, _MOST_JOINT = 0.25, 4
+"""Blocks read at once: evenly from a quarter of the depth to the last block, which alone reads worse and adds most."""
 _LARGE = 1 << 24
 """Numbers in a feature matrix from which several threads help; below it they cost more than they save (30-fold at
 1,350 by 384 on two cores)."""
@@ -68,11 +71,12 @@ class _Choice:
 
 
 def fit_classifiers(training: TrainingSet) -> Fitted:
-    """Return probes `logistic`, `lda`, `stack` and `pooled`.
+    """Return probes `logistic`, `lda`, `stack`, `pooled`, `joint` and `joint_pooled`.
 
     The first two read the block and position (last token, or the instruction's) with the best recall at 1 % false positives,
     then AUROC, on sources left out of the fit (`choosing`). `stack` sums blocks at the position of `logistic`; `pooled`
-    averages over all tokens.
+    averages over all tokens. The `joint` ones are one regression on several blocks at once, at the prompt's last token and
+    over the mean: they are chosen by nothing.
     """
     judges = Judges.of(training)
     places: tuple[Where, ...] = (0, training.instruction_offset)
@@ -90,6 +94,8 @@ def fit_classifiers(training: TrainingSet) -> Fitted:
                 pooled,
                 _logistic(training, pooled.layer, pooled.where),
             ),
+            _joint(training, "joint", 0),
+            _joint(training, "joint_pooled", "mean"),
         ),
         notes=() if judges.by_source else (_BY_CHANCE,),
     )
@@ -153,6 +159,31 @@ def _stack(judges: Judges, choices: Sequence[_Choice]) -> FittedProbe:
         evidence={"selection_auroc": area, "selection_recall": recall},
     )
     return FittedProbe(spec, torch.from_numpy(weight.astype(np.float32)).unsqueeze(1))
+
+
+def _joint(training: TrainingSet, name: str, where: Where) -> FittedProbe:
+    """Fit one regression on the features of several blocks together; its evidence is of selection prompts."""
+    first, last = int(_JOINT_FROM * training.chat.num_layers), training.chat.num_layers - 1
+    layers = np.unique(np.linspace(min(first, last), last, _MOST_JOINT).round().astype(int)).tolist()
+
+    def read(rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        held = training.held(rows, blocks=len(layers))
+        features = [training.features(layer, where, held) for layer in layers]
+        return np.concatenate(features, axis=1), training.harmful[held]
+
+    linear = fit_logistic(*read(training.fit))
+    features, harmful = read(training.select)
+    above, below = linear(features[harmful]), linear(features[~harmful])
+    spec = Probe(
+        name=name,
+        method=f"L2 logistic regression on {len(layers)} blocks at once",
+        layers=tuple(layers),
+        readout=_readout(where),
+        bias=linear.bias,
+        evidence={"selection_auroc": auroc(above, below), "selection_recall": recall_at(above, below, 0.01)},
+    )
+    weight = linear.weight.astype(np.float32).reshape(len(layers), 1, -1)
+    return FittedProbe(spec, torch.from_numpy(weight))
 
 
 def _thinned(choices: Sequence[_Choice], num_layers: int) -> list[_Choice]:

@@ -9,6 +9,7 @@ A wrapper may leave no evidence at the prompt's last token (arXiv 2605.12726). T
 Each loss is in `token_losses`. Streams are read once for all three.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,11 +96,13 @@ def fit_token_level(training: TrainingSet) -> Fitted:
     return Fitted(probes=(tokens, attention, multimax))
 
 
-def score_rows(training: TrainingSet, probe: FittedProbe, rows: Rows) -> npt.NDArray[np.float64]:
-    """Return a probe's scores on training prompts `rows`, whatever its readout, by passing them through the model."""
-    bank = ProbeBank.of([probe.spec], probe.tensors())
-    scored = score_prompts(training.chat, bank, training.prompts.subset(rows), title="reading every token")
-    return scored.scores[:, 0].astype(np.float64)
+def score_rows(training: TrainingSet, probes: Sequence[FittedProbe], rows: Rows) -> npt.NDArray[np.float64]:
+    """Return the scores `[N, K]` of probes with any readout on training prompts `rows`, which pass through the model once."""
+    tensors = {name: tensor for probe in probes for name, tensor in probe.tensors().items()}
+    bank = ProbeBank.of([probe.spec for probe in probes], tensors)
+    return score_prompts(training.chat, bank, training.prompts.subset(rows), title="reading every token").scores.astype(
+        np.float64
+    )
 
 
 def _sample(training: TrainingSet) -> tuple[Rows, Rows]:

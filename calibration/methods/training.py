@@ -107,12 +107,13 @@ class TrainingSet:
         for read, values in self.recording.chunks(layer, where):
             yield values[wanted[read]], harmful[read[wanted[read]]]
 
-    def held(self, rows: Rows) -> Rows:
+    def held(self, rows: Rows, *, blocks: int = 1) -> Rows:
         """Return those of `rows` that a fit may hold in memory together: all, or a sample that keeps the classes' shares.
 
-        For fits that pass over their prompts again and again. A gigabyte in float64: 32,768 prompts of an 8B model.
+        For fits that pass over their prompts again and again, at so many blocks together. A gigabyte in float64: 32,768
+        prompts of an 8B model at one block.
         """
-        most = max(_MOST_BYTES // (8 * self.chat.hidden_size), 2)
+        most = max(_MOST_BYTES // (8 * self.chat.hidden_size * blocks), 2)
         if len(rows) <= most:
             return rows
         share = most / len(rows)

@@ -124,7 +124,7 @@ def test_classifiers_give_the_logits_that_they_fitted(planted_chat, tmp_path):
     """Folded weights separate the selection prompts, and `stack` sums several blocks at one position."""
     training = training_set(planted_chat, tmp_path, make_prompts(240, 0))
     probes = {probe.spec.name: probe for probe in fit_classifiers(training).probes}
-    assert set(probes) == {"logistic", "lda", "stack", "pooled"}
+    assert set(probes) == {"logistic", "lda", "stack", "pooled", "joint", "joint_pooled"}
     assert len(probes["stack"].spec.layers) > 1
     for probe in probes.values():
         where = "mean" if probe.spec.readout.kind == "mean" else probe.spec.readout.offset

@@ -28,6 +28,8 @@ NAMES = [
     "lda",
     "stack",
     "pooled",
+    "joint",
+    "joint_pooled",
     "svm",
     "mlp",
     "tokens",

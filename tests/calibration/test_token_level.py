@@ -160,7 +160,7 @@ def test_the_fitted_probes_serve_as_they_were_fitted(training, planted, monkeypa
         served, streams = scored[:, column], seen[each.spec.name]
         trained = request_values(streams.token_scores(each.weight), each.spec.readout) + each.spec.bias
         np.testing.assert_allclose(served[training.select], trained, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(score_rows(training, each, np.arange(9)), served[:9], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(score_rows(training, [each], np.arange(9))[:, 0], served[:9], rtol=1e-4, atol=1e-4)
         assert auroc(served[training.harmful], served[~training.harmful]) > 0.99
         assert each.spec.evidence["selection_auroc"] > 0.99
 
