@@ -28,6 +28,7 @@ from calibration.methods.weak_classifiers import fit_weak_classifiers
 from calibration.novelty.comparison import compare_novelty
 from calibration.patching_study import study_patching
 from calibration.refusal_by_category import category_study
+from calibration.toxification_reversal import reversal_study
 from probes.errors import CalibrationError
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -56,6 +57,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = MappingProxyType(
         "composition": composition_study,
         "damping": damping_study,
         "experts": expert_study,
+        "toxification_reversal": reversal_study,
         "novelty_scores": compare_novelty,
     }
 )

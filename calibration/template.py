@@ -1,6 +1,6 @@
 """Chat templates: a prompt's token ids as the served `/v1/chat/completions` would make them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -79,13 +79,7 @@ def template_suffix(tokenizer: Any) -> tuple[int, ...]:
 
     The instruction's last token is thus `len(template_suffix(tokenizer))` places before the prompt's last one.
     """
-    renderings = [
-        _render(tokenizer, (Message(role="user", content=content),), "chat template") for content in _CONTENTS
-    ]
-    token_ids = tokenizer(renderings, add_special_tokens=False).input_ids
-    from_the_end = zip(*map(reversed, token_ids), strict=False)
-    shared = takewhile(lambda tokens: len(set(tokens)) == 1, from_the_end)
-    suffix = tuple(tokens[0] for tokens in shared)[::-1]
+    suffix = _shared([reversed(ids) for ids in _rendered_contents(tokenizer)])[::-1]
     if not suffix:
         raise ModelError(
             "the chat template puts no token after the user's message",
@@ -93,6 +87,25 @@ def template_suffix(tokenizer: Any) -> tuple[int, ...]:
             remedy="use a chat template with a generation prompt: probes read at its positions",
         )
     return suffix
+
+
+def template_prefix(tokenizer: Any) -> tuple[int, ...]:
+    """Return the tokens that the chat template puts before the first word of a single user message; it may be none."""
+    return _shared(_rendered_contents(tokenizer))
+
+
+def _rendered_contents(tokenizer: Any) -> Sequence[Sequence[int]]:
+    renderings = [
+        _render(tokenizer, (Message(role="user", content=content),), "chat template") for content in _CONTENTS
+    ]
+    token_ids: Sequence[Sequence[int]] = tokenizer(renderings, add_special_tokens=False).input_ids
+    return token_ids
+
+
+def _shared(token_ids: Iterable[Iterable[int]]) -> tuple[int, ...]:
+    """Return the tokens that all begin with."""
+    shared = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*token_ids, strict=False))
+    return tuple(tokens[0] for tokens in shared)
 
 
 def _render(tokenizer: Any, messages: tuple[Message, ...], where: str) -> str:
