@@ -15,6 +15,7 @@ from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError
 
 _JUDGED_SHARE = 0.25
+SEED = 20_260
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,14 @@ def require_families(prompts: EncodedPrompts) -> None:
             _require_enough(int((prompts.harmful[labels != name] == label).sum()), name, harmful=label)
 
 
-def leave_out(training: TrainingSet, name: str) -> LeftOut:
-    """Leave family `name` out. Raises `CalibrationError` where too little is left to fit on."""
+def leave_out(training: TrainingSet, name: str, seed: int = SEED) -> LeftOut:
+    """Leave family `name` out; `seed` says which of the others set the cut.
+
+    Raises `CalibrationError` where too little is left to fit on.
+    """
     out = families(training.prompts) == name
     fit, select = training.fit[~out[training.fit]], training.select[~out[training.select]]
-    judged = set_aside(training.prompts, fit, _JUDGED_SHARE)
+    judged = set_aside(training.prompts, fit, _JUDGED_SHARE, seed)
     kept = np.setdiff1d(fit, judged)
     for label in (True, False):
         sizes = [int((training.harmful[rows] == label).sum()) for rows in (kept, select)]

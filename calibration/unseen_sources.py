@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from calibration.combination import FoldScores, choose_combination
 from calibration.contenders import CONTROLS, METHODS, Beside, contenders
-from calibration.left_out import LeftOut, families, leave_out, require_families
+from calibration.left_out import SEED, LeftOut, families, leave_out, require_families
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, cut_at, rate
 from calibration.progress import track
@@ -57,10 +57,12 @@ def unseen_sources(
     refusal_tokens: Sequence[int] = (),
     methods: Collection[str] = tuple(METHODS),
     only: Collection[str] | None = None,
+    seed: int = SEED,
 ) -> UnseenSources:
     """Return the table over the training set's families, or those in `only`, of the probes of `methods` and of controls.
 
-    Finished families are kept in `folder` and not done again.
+    `seed` says which prompts set the cut, and so which are fitted on. Finished families are kept in `folder`, which is
+    for one seed and one set of methods, and not done again; what controls need of all prompts is kept next to it.
 
     Raises `CalibrationError` where there are not two families, or where one holds nearly all prompts of a class.
     """
@@ -71,9 +73,11 @@ def unseen_sources(
         name: folder / f"{number:03d}.safetensors" for number, name in enumerate(names) if only is None or name in only
     }
     missing = [(name, path) for name, path in paths.items() if not path.exists()]
-    beside = Beside.of(training, refusal_tokens, folder / "beside.safetensors") if missing else Beside(None, None)
+    beside = (
+        Beside.of(training, refusal_tokens, folder.parent / "controls.safetensors") if missing else Beside(None, None)
+    )
     for name, path in track(missing, "leaving out one family of sources at a time"):
-        _measure(leave_out(training, name), beside, methods).save(path)
+        _measure(leave_out(training, name, seed), beside, methods).save(path)
     return _table({name: _Measured.load(path) for name, path in paths.items()})
 
 

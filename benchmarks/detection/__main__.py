@@ -14,8 +14,11 @@ import typer
 from benchmarks.detection.document import document
 from benchmarks.detection.public_sets import JAILBREAK, assemble
 from calibration.activations import record
+from calibration.contenders import METHODS
+from calibration.left_out import SEED
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
+from calibration.progress import track
 from calibration.prompts import PromptFile, load_prompts
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
@@ -35,6 +38,13 @@ def main(
         list[str] | None,
         typer.Option(help="Leave out this family of sets; all in turn where none is named. Repeatable."),
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Fit this method; all where none is named: {', '.join(METHODS)}. Repeatable."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat with so many choices of what is fitted on and sets the cut.")
+    ] = 1,
     write: Annotated[Path | None, typer.Option(help="Write the table to this Markdown file.")] = None,
 ) -> None:
     """Fit without each public set in turn, and measure probes and controls on it."""
@@ -50,7 +60,12 @@ def main(
     sides = [training.sample(training.fit, harmful=label, most=_MOST_FOR_TOKENS) for label in (False, True)]
     sample = encoded.subset(np.concatenate(sides))
     tokens = find_refusal_tokens(first_token_log_probs(chat, sample), sample.harmful)
-    text = document(unseen_sources(training, work / "unseen", tokens, only=leave_out), encoded)
+    methods = method or list(METHODS)
+    found = [
+        unseen_sources(training, work / f"{'-'.join(methods)}-{seed}", tokens, methods, leave_out, SEED + seed)
+        for seed in track(range(seeds), "choosing anew what sets the cut")
+    ]
+    text = document(found, encoded)
     if write is not None:
         write.write_text(text)
     typer.echo(text)

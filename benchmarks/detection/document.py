@@ -2,21 +2,30 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from calibration.left_out import families
 from calibration.template import EncodedPrompts
 from calibration.unseen_sources import Unseen, UnseenSources
 from probes.manifest import Rate
 
 
-def document(found: UnseenSources, prompts: EncodedPrompts) -> str:
-    """Return both tables: recall on harmful prompts, and the share of harmless ones flagged, set by set."""
-    names = list(next(iter(found.sources.values())))
-    weights = " + ".join(f"{weight:.2f} {name}" for name, weight in found.combination.items())
-    num_harmless = int((~prompts.harmful).sum())
+def document(found: Sequence[UnseenSources], prompts: EncodedPrompts) -> str:
+    """Return the tables, set by set, from one table a seed: recall, the share of harmless prompts flagged, AUROC.
+
+    Of several seeds there are the mean and the standard deviation.
+    """
+    first = found[0]
+    names = list(next(iter(first.sources.values())))
+    weights = " + ".join(f"{weight:.2f} {name}" for name, weight in first.combination.items())
+    given = [prompt for prompt in prompts.prompts if not prompt.is_wrapped]
     sections = [
-        f"{len(prompts.prompts)} prompts of {len(set(families(prompts)))} families, {num_harmless} of them harmless. Each "
-        f"family is left out in turn; the cut lets {found.target_fpr:.0%} of the other families' harmless prompts through. "
-        f"`combined` is for each family the combination that did best over the others; over all: {weights}.",
+        f"{len(given)} prompts of {len(set(families(prompts)))} families, {sum(not each.is_harmful for each in given)} of "
+        f"them harmless; {len(prompts.prompts) - len(given)} wrapped copies to train on. Each family is left out in turn; "
+        f"the cut lets {first.target_fpr:.0%} of the other families' harmless prompts through"
+        f"{f' ({len(found)} seeds)' if len(found) > 1 else ''}. `combined` is for each family the combination that did "
+        f"best over the others; over all: {weights}.",
         "### Recall on harmful prompts of sets never seen",
         _rates(found, names, "recall"),
         "### Share flagged of harmless prompts of sets never seen",
@@ -27,23 +36,32 @@ def document(found: UnseenSources, prompts: EncodedPrompts) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _areas(found: UnseenSources, names: Sequence[str]) -> str:
-    harmful = {source: row for source, row in found.sources.items() if _count(row, "recall")}
+def _areas(found: Sequence[UnseenSources], names: Sequence[str]) -> str:
+    harmful = [source for source, row in found[0].sources.items() if _count(row, "recall")]
     return _table(
         names,
-        [(source, _count(row, "recall"), [_area(row[name]) for name in names]) for source, row in harmful.items()],
+        [
+            (source, _count(found[0].sources[source], "recall"), [_area(_over(found, source, name)) for name in names])
+            for source in harmful
+        ],
     )
 
 
-def _rates(found: UnseenSources, names: Sequence[str], key: str) -> str:
-    rows = [
-        (source, _count(row, key), [_percent(getattr(row[name], key)) for name in names])
-        for source, row in found.sources.items()
-        if _count(row, key)
-    ]
-    kept = [row for row in found.sources.values() if _count(row, key)]
-    means = [sum(getattr(row[name], key).value for row in kept) / len(kept) for name in names]
-    return _table(names, [*rows, ("mean of sets", len(kept), [f"**{mean:.1%}**" for mean in means])])
+def _rates(found: Sequence[UnseenSources], names: Sequence[str], key: str) -> str:
+    kept = [source for source, row in found[0].sources.items() if _count(row, key)]
+    shares = {
+        (source, name): np.array([getattr(each, key).value for each in _over(found, source, name)])
+        for source in kept
+        for name in names
+    }
+    rows = [(s, _count(found[0].sources[s], key), [_percent(shares[s, name]) for name in names]) for s in kept]
+    means = [np.mean([shares[source, name] for source in kept], axis=0) for name in names]
+    return _table(names, [*rows, ("mean of sets", len(kept), [f"**{_percent(mean)}**" for mean in means])])
+
+
+def _over(found: Sequence[UnseenSources], source: str, name: str) -> list[Unseen]:
+    """Return what one contender did on one source, seed by seed."""
+    return [each.sources[source][name] for each in found]
 
 
 def _table(names: Sequence[str], rows: Sequence[tuple[str, int, Sequence[str]]]) -> str:
@@ -57,9 +75,10 @@ def _count(row: dict[str, Unseen], key: str) -> int:
     return rate.count if rate else 0
 
 
-def _percent(rate: Rate | None) -> str:
-    return f"{rate.value:.0%}" if rate else "–"
+def _percent(shares: npt.NDArray[np.float64]) -> str:
+    spread = f" ± {shares.std(ddof=1):.0%}" if len(shares) > 1 else ""
+    return f"{shares.mean():.0%}{spread}"
 
 
-def _area(found: Unseen) -> str:
-    return f"{found.auroc:.3f}" if found.auroc is not None else "–"
+def _area(found: Sequence[Unseen]) -> str:
+    return f"{np.mean([each.auroc for each in found if each.auroc is not None]):.3f}"

@@ -135,9 +135,9 @@ class TrainingSet:
         return np.sort(np.random.default_rng(_SEED).permutation(chosen)[:most])
 
 
-def set_aside(prompts: EncodedPrompts, rows: Rows, share: float) -> Rows:
-    """Return a `share` of `rows` of each class, and at least one, the same ones each time; all copies of a prompt or none."""
-    rng, lines, chosen = np.random.default_rng(_SEED), _lines(prompts), []
+def set_aside(prompts: EncodedPrompts, rows: Rows, share: float, seed: int = _SEED) -> Rows:
+    """Return a `share` of `rows` of each class, and at least one, as `seed` has it; all copies of a prompt or none."""
+    rng, lines, chosen = np.random.default_rng(seed), _lines(prompts), []
     for label in (False, True):
         own = rows[prompts.harmful[rows] == label]
         originals = np.unique(lines[own])

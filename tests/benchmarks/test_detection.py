@@ -1,0 +1,60 @@
+"""The detection benchmark: sets are put together without overlaps, and its table is of what was left out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.detection.__main__ import main
+from benchmarks.detection.public_sets import HARMFUL, HARMLESS, MIXED, TO_WRAP, assemble
+
+LAB = Path(__file__).parents[2] / "examples" / "lab"
+TEMPLATES = tuple(f"Wrapper number {number}. [INSERT PROMPT HERE] That was number {number}." for number in range(20))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of sets with the public ones' names, made of the lab's prompts: 40 rows each, half of each class if mixed."""
+    folder = tmp_path_factory.mktemp("sets")
+    lines = [json.loads(line) for line in (LAB / "prompts" / "train.jsonl").read_text().splitlines()]
+    plain = [line for line in lines if "prompt" in line and len(line["prompt"]) < 200]
+    spare = {label: iter([line for line in plain if line["label"] == label]) for label in ("harmful", "harmless")}
+    for name in (*HARMFUL, *MIXED, *HARMLESS, "in_the_wild_jailbreaks"):
+        labels = ("harmful", "harmless") if name in MIXED else ("harmless",) if name in HARMLESS else ("harmful",)
+        rows = [{"prompt": next(spare[label])["prompt"], "label": label} for label in labels for _ in range(40)]
+        if name == "gptfuzz":
+            rows += [{"prompt": each, "label": "harmful", "category": "jailbreak_template"} for each in TEMPLATES]
+        (folder / name).mkdir()
+        (folder / name / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+def test_wrapped_requests_stand_nowhere_bare(data):
+    """Of each set that is wrapped some rows are kept for that; templates get harmful and harmless requests alike."""
+    lines = assemble(data)
+    wrapped = [line for line in lines if line["source"] == "jailbreak:templates"]
+    bare = {line["prompt"] for line in lines if not line["source"].startswith("jailbreak")}
+    inside = {line["prompt"].split(". ", 1)[1].rsplit(" That was", 1)[0] for line in wrapped}
+    assert len(wrapped) == len(TEMPLATES) * 8
+    assert not inside & bare
+    assert sum(line["label"] == "harmful" for line in wrapped) == len(wrapped) / 2
+    for name in (*HARMFUL, *TO_WRAP):
+        source = {"refusal_direction": "alpaca"}.get(name, name)
+        assert sum(line["source"] == source for line in lines) >= 34
+
+
+def test_the_table_is_of_sets_left_out_seed_by_seed(data, tmp_path, capsys):
+    """A real run on the lab model: a row for each source of the families asked for, with the spread over two seeds."""
+    out = tmp_path / "table.md"
+    asked = {"leave_out": ["jailbreak", "truthfulqa"], "method": ["harmfulness_direction"], "seeds": 2}
+    main(data, LAB / "aligned", tmp_path / "work", 0.2, **asked, write=out)
+    text = out.read_text()
+    assert text in capsys.readouterr().out
+    for row in ("| jailbreak:templates |", "| jailbreak:in_the_wild |", "| truthfulqa |"):
+        assert row in text
+    assert "| advbench |" not in text
+    assert " ± " in text
+    assert {folder.name for folder in (tmp_path / "work").glob("harmfulness_direction-*")} == {
+        "harmfulness_direction-0",
+        "harmfulness_direction-1",
+    }
