@@ -77,19 +77,21 @@ def require_contender(methods: Collection[str]) -> None:
         )
 
 
-def contenders(fold: LeftOut, beside: Beside, methods: Collection[str], rows: Rows) -> Iterator[tuple[str, Scores]]:
-    """Yield each contender's name, and its scores `[N]` on the training prompts `rows`."""
-    training = fold.training
-    for name, method in METHODS.items():
-        if name in methods:
-            yield from _scored(training, method(training).probes, rows)
-    learned = np.concatenate([training.fit, training.select])
-    yield TFIDF, tfidf_scores(training.prompts.subset(learned), training.prompts.subset(rows))
+def probe_scores(fold: LeftOut, method: str, rows: Rows) -> dict[str, Scores]:
+    """Fit a method on what the fold leaves; return its probes' scores `[N]` on the training prompts `rows`, by name."""
+    return dict(_scored(fold.training, METHODS[method](fold.training).probes, rows))
+
+
+def control_scores(fold: LeftOut, beside: Beside, rows: Rows) -> dict[str, Scores]:
+    """Return the same of the controls."""
+    training, learned = fold.training, np.concatenate([fold.training.fit, fold.training.select])
+    scores: dict[str, Scores] = {TFIDF: tfidf_scores(training.prompts.subset(learned), training.prompts.subset(rows))}
     if beside.embeddings is not None:
         linear = fit_logistic(beside.embeddings[learned], training.harmful[learned])
-        yield EMBEDDING, linear(beside.embeddings[rows])
+        scores[EMBEDDING] = linear(beside.embeddings[rows])
     if beside.refusal is not None:
-        yield REFUSAL, beside.refusal[rows]
+        scores[REFUSAL] = beside.refusal[rows]
+    return scores
 
 
 def _scored(training: TrainingSet, probes: Sequence[FittedProbe], rows: Rows) -> Iterator[tuple[str, Scores]]:

@@ -6,7 +6,7 @@ prompts of the others that took no part in either, and the family left out is me
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from calibration.combination import FoldScores, choose_combination
-from calibration.contenders import CONTROLS, METHODS, Beside, contenders
+from calibration.contenders import CONTROLS, METHODS, Beside, control_scores, probe_scores
 from calibration.left_out import SEED, LeftOut, families, leave_out, require_families
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, cut_at, rate
@@ -24,6 +24,7 @@ from calibration.stage_file import Strict, written_whole
 from probes.manifest import Rate
 
 COMBINED = "combined"
+_CONTROLS = "controls"
 _TENSORS = ("judged", "judged_harmful", "left_out", "harmful")
 _TARGET = 0.01
 
@@ -61,35 +62,51 @@ def unseen_sources(
 ) -> UnseenSources:
     """Return the table over the training set's families, or those in `only`, of the probes of `methods` and of controls.
 
-    `seed` says which prompts set the cut, and so which are fitted on. Finished families are kept in `folder`, which is
-    for one seed and one set of methods, and not done again; what controls need of all prompts is kept next to it.
+    `seed` says which prompts set the cut, and so which are fitted on. Each family's scores by each method are a file in
+    `folder`, which is for one seed: they are not done again. What controls need of all prompts is kept next to it.
 
     Raises `CalibrationError` where there are not two families, or where one holds nearly all prompts of a class.
     """
     require_families(training.prompts)
-    names = np.unique(families(training.prompts)).tolist()
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {
-        name: folder / f"{number:03d}.safetensors" for number, name in enumerate(names) if only is None or name in only
+    tasks = {
+        (family, part): folder / f"{number:03d}-{part}.safetensors"
+        for number, family in enumerate(np.unique(families(training.prompts)).tolist())
+        for part in (*methods, _CONTROLS)
+        if only is None or family in only
     }
-    missing = [(name, path) for name, path in paths.items() if not path.exists()]
+    missing = [task for task, path in tasks.items() if not path.exists()]
+    asked = any(part == _CONTROLS for _, part in missing)
     beside = (
-        Beside.of(training, refusal_tokens, folder.parent / "controls.safetensors") if missing else Beside(None, None)
+        Beside.of(training, refusal_tokens, folder.parent / "controls.safetensors") if asked else Beside(None, None)
     )
-    for name, path in track(missing, "leaving out one family of sources at a time"):
-        _measure(leave_out(training, name, seed), beside, methods).save(path)
-    return _table({name: _Measured.load(path) for name, path in paths.items()})
+    for family, part in track(missing, "leaving out one family of sources at a time"):
+        _measure(leave_out(training, family, seed), part, beside).save(tasks[family, part])
+    found: dict[str, _Measured] = {}
+    for (family, _), path in tasks.items():
+        measured = _Measured.load(path)
+        found[family] = found[family].beside(measured) if family in found else measured
+    return _table(found)
 
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What all contenders gave while one family was left out."""
+    """What some contenders gave while one family was left out."""
 
     scores: FoldScores
     names: tuple[str, ...]
     """Contenders: the scores' columns."""
     sources: tuple[str, ...]
     """The source of each prompt that was left out."""
+
+    def beside(self, other: "_Measured") -> "_Measured":
+        """Return this with the columns of other contenders on the same prompts after its own."""
+        mine, theirs = self.scores, other.scores
+        judged, left_out = (
+            np.concatenate([getattr(each, name) for each in (mine, theirs)], axis=1) for name in ("judged", "left_out")
+        )
+        scores = replace(mine, judged=judged, left_out=left_out)
+        return replace(self, scores=scores, names=self.names + other.names)
 
     def save(self, path: Path) -> None:
         tensors = {name: np.ascontiguousarray(getattr(self.scores, name)) for name in _TENSORS}
@@ -104,13 +121,13 @@ class _Measured:
         return cls(scores, names, sources)
 
 
-def _measure(fold: LeftOut, beside: Beside, methods: Collection[str]) -> _Measured:
+def _measure(fold: LeftOut, part: str, beside: Beside) -> _Measured:
     rows = np.concatenate([fold.judged, fold.left_out])
-    names, columns = zip(*contenders(fold, beside, methods, rows), strict=True)
-    judged, left_out = np.split(np.stack(columns, axis=1), [len(fold.judged)])
+    scores = control_scores(fold, beside, rows) if part == _CONTROLS else probe_scores(fold, part, rows)
+    judged, left_out = np.split(np.stack(list(scores.values()), axis=1), [len(fold.judged)])
     harmful = fold.training.harmful
-    scores = FoldScores(judged, harmful[fold.judged], left_out, harmful[fold.left_out])
-    return _Measured(scores, names, tuple(fold.training.sources[fold.left_out].tolist()))
+    fold_scores = FoldScores(judged, harmful[fold.judged], left_out, harmful[fold.left_out])
+    return _Measured(fold_scores, tuple(scores), tuple(fold.training.sources[fold.left_out].tolist()))
 
 
 def _table(measured: dict[str, _Measured]) -> UnseenSources:

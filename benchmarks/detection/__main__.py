@@ -62,7 +62,7 @@ def main(
     tokens = find_refusal_tokens(first_token_log_probs(chat, sample), sample.harmful)
     methods = method or list(METHODS)
     found = [
-        unseen_sources(training, work / f"{'-'.join(methods)}-{seed}", tokens, methods, leave_out, SEED + seed)
+        unseen_sources(training, work / f"unseen-{seed}", tokens, methods, leave_out, SEED + seed)
         for seed in track(range(seeds), "choosing anew what sets the cut")
     ]
     text = document(found, encoded)

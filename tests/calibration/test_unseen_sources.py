@@ -53,22 +53,39 @@ def test_the_source_left_out_takes_no_part(training):
     assert (labels[fold.left_out] == "two").all()
 
 
-def test_a_run_that_was_stopped_does_finished_sources_no_more(training, tmp_path, monkeypatch):
-    """Two sources are measured, the run dies, the next one measures the third only and gives the same table."""
+def test_a_run_that_was_stopped_does_finished_parts_no_more(training, tmp_path, monkeypatch):
+    """Four of six parts are measured, the run dies, the next one measures the other two and gives the same table."""
     brief = {"methods": ("harmfulness_direction",)}
-    whole, real, calls = unseen_sources(training, tmp_path / "whole", **brief), module._measure, []
+    whole, real, calls = unseen_sources(training, tmp_path / "whole" / "unseen", **brief), module._measure, []
 
-    def dying(fold, beside, methods):
-        calls.append(fold)
-        if len(calls) == 3:
+    def dying(fold, part, beside):
+        calls.append(part)
+        if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(fold, beside, methods)
+        return real(fold, part, beside)
 
     monkeypatch.setattr(module, "_measure", dying)
     with pytest.raises(KeyboardInterrupt):
-        unseen_sources(training, tmp_path / "broken", **brief)
-    assert unseen_sources(training, tmp_path / "broken", **brief) == whole
-    assert len(calls) == 4
+        unseen_sources(training, tmp_path / "broken" / "unseen", **brief)
+    assert unseen_sources(training, tmp_path / "broken" / "unseen", **brief) == whole
+    assert len(calls) == 7
+
+
+def test_a_method_that_is_asked_for_later_is_all_that_is_done(training, tmp_path, monkeypatch):
+    """Scores by the others are read back; the table has both, and the combination may use both."""
+    first = unseen_sources(training, tmp_path / "unseen", methods=("harmfulness_direction",), only=("one", "liar"))
+    real, calls = module._measure, []
+
+    def counting(fold, part, beside):
+        calls.append(part)
+        return real(fold, part, beside)
+
+    monkeypatch.setattr(module, "_measure", counting)
+    both = ("harmfulness_direction", "classifiers")
+    found = unseen_sources(training, tmp_path / "unseen", methods=both, only=("one", "liar")).sources
+    assert calls == ["classifiers", "classifiers"]
+    assert found["one"]["harmfulness"] == first.sources["one"]["harmfulness"]
+    assert {"harmfulness", "lda", COMBINED, TFIDF} <= set(found["liar"])
 
 
 def test_members_of_a_family_are_left_out_together(training):
