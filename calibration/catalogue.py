@@ -21,6 +21,7 @@ from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.neuron_damping import damping_study
 from calibration.methods.out_of_distribution import fit_novelty
 from calibration.methods.refusal_direction import fit_refusal_direction
+from calibration.methods.refusal_readout import fit_refusal_readout
 from calibration.methods.safety_neurons import fit_safety_neurons
 from calibration.methods.steering import fit_steering
 from calibration.methods.token_level import fit_token_level
@@ -38,6 +39,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "classifiers": fit_classifiers,
         "weak_classifiers": fit_weak_classifiers,
         "token_level": fit_token_level,
+        "refusal_readout": fit_refusal_readout,
         "safety_neurons": fit_safety_neurons,
         "novelty": fit_novelty,
         "steering": fit_steering,

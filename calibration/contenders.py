@@ -14,16 +14,15 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from calibration.activations import Where
-from calibration.batching import iterate_batches
 from calibration.controls import tfidf_scores
 from calibration.left_out import LeftOut
 from calibration.methods.classifiers import fit_classifiers, fit_logistic
 from calibration.methods.fitted import FittedProbe, Method
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.refusal_readout import fit_refusal_readout
 from calibration.methods.token_level import fit_token_level, score_rows
 from calibration.methods.training import Rows, TrainingSet
-from calibration.progress import track
-from calibration.refusal_metric import refusal_metric
+from calibration.refusal_metric import refusal_metrics
 from calibration.sentence_embedding import SentenceEncoder
 from calibration.stage_file import written_whole
 from probes.errors import CalibrationError
@@ -34,6 +33,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "harmfulness_direction": fit_harmfulness_direction,
         "classifiers": fit_classifiers,
         "token_level": fit_token_level,
+        "refusal_readout": fit_refusal_readout,
     }
 )
 TFIDF, EMBEDDING, REFUSAL = "tfidf", "sentence_embedding", "first_token_refusal"
@@ -60,7 +60,7 @@ class Beside:
             if encoder:
                 asked["embeddings"] = encoder.encode([prompt.text for prompt in training.prompts.prompts])
             if refusal_tokens:
-                asked["refusal"] = _refusals(training, refusal_tokens)
+                asked["refusal"] = refusal_metrics(training.chat, training.prompts, refusal_tokens)
             with written_whole(path) as staging:
                 save_file(asked, staging)
         found = load_file(path)
@@ -124,11 +124,3 @@ def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np
     ]
     [head] = ProbeBank.of([probe.spec], probe.tensors()).heads
     return score_of(probe.spec, np.sum(parts, axis=0), head)
-
-
-def _refusals(training: TrainingSet, tokens: Sequence[int]) -> npt.NDArray[np.float64]:
-    metric = np.empty(len(training.prompts.prompts))
-    batches = list(iterate_batches(training.prompts.token_ids, training.chat.device))
-    for batch in track(batches, "asking the model itself"):
-        metric[batch.rows] = refusal_metric(training.chat.last_logits(batch).log_softmax(dim=-1).cpu(), tokens)
-    return metric

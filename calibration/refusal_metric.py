@@ -13,6 +13,7 @@ import torch
 
 from calibration.batching import Batch, iterate_batches
 from calibration.model import ChatModel
+from calibration.progress import track
 from calibration.template import EncodedPrompts
 
 Intervention = Callable[[Batch], AbstractContextManager[None]]
@@ -58,6 +59,14 @@ def refusal_metric(log_probs: torch.Tensor, refusal_tokens: Sequence[int]) -> np
     """Return `log P_R - log(1 - P_R)` `[N]`: positive where the model more likely refuses than not."""
     refusing = log_probs[:, list(refusal_tokens)].double().exp().sum(dim=-1)
     return np.asarray((torch.log(refusing + _EPSILON) - torch.log((1 - refusing).clamp(min=0) + _EPSILON)).numpy())
+
+
+def refusal_metrics(chat: ChatModel, prompts: EncodedPrompts, refusal_tokens: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return the refusal metric `[N]` of prompts, however many: no distribution is kept."""
+    metric = np.empty(len(prompts.prompts))
+    for batch in track(list(iterate_batches(prompts.token_ids, chat.device)), "asking the model itself"):
+        metric[batch.rows] = refusal_metric(chat.last_logits(batch).log_softmax(dim=-1).cpu(), refusal_tokens)
+    return metric
 
 
 def mean_kl(before: torch.Tensor, after: torch.Tensor) -> float:

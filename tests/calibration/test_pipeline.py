@@ -35,11 +35,12 @@ NAMES = [
     "tokens",
     "attention",
     "multimax",
+    "refusal_readout",
     "neurons",
     "novelty",
 ]
 CONTROLS = ("prompt_length", "random", "shuffled", "sentence_embedding", "tfidf", "first_token_refusal")
-SLOW = {"svm", "mlp", "neurons", "novelty"}
+SLOW = {"svm", "mlp", "refusal_readout", "neurons", "novelty"}
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):
