@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.paired import Spread, ratio
 from benchmarks.subjects import LAB
-from calibration.activations import record
 from calibration.batching import make_batch
 from calibration.model import ChatModel
 from calibration.prompts import load_prompts
-from calibration.shards import Where, plan_shards
+from calibration.reading.activations import record
+from calibration.reading.shards import Where, plan_shards
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 
 _PROMPTS = LAB.parent / "prompts" / "train.jsonl"

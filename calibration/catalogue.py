@@ -6,15 +6,12 @@ The order counts: methods' probes stand in the artifact in this order, so the ca
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
-from calibration.alignment_tax import study_alignment_tax
+from calibration.attacks.grafting_study import grafting
 from calibration.attention.safety_heads import safety_heads
 from calibration.causal.answers import answer_study
 from calibration.causal.attribution_study import attribution_study
 from calibration.causal.illusion import illusion_study
 from calibration.causal.sensitivity import sensitivity_study
-from calibration.dynamic_composition import composition_study
-from calibration.expert_bias import expert_study
-from calibration.grafting_study import grafting
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Diagnostic, Method
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
@@ -26,10 +23,13 @@ from calibration.methods.safety_neurons import fit_safety_neurons
 from calibration.methods.steering import fit_steering
 from calibration.methods.token_level import fit_token_level
 from calibration.methods.weak_classifiers import fit_weak_classifiers
+from calibration.neurons.alignment_tax import study_alignment_tax
+from calibration.neurons.patching_study import study_patching
 from calibration.novelty.comparison import compare_novelty
-from calibration.patching_study import study_patching
-from calibration.refusal_by_category import category_study
-from calibration.toxification_reversal import reversal_study
+from calibration.steering.dynamic_composition import composition_study
+from calibration.steering.expert_bias import expert_study
+from calibration.steering.refusal_by_category import category_study
+from calibration.steering.toxification_reversal import reversal_study
 from probes.errors import CalibrationError
 
 METHODS: Mapping[str, Method] = MappingProxyType(

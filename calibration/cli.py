@@ -277,8 +277,8 @@ def tune(
     """
     from calibration.model import resolve_model
     from calibration.prompts import load_prompts
-    from calibration.tune_display import tuning_tables
-    from calibration.tune_run import Request, tune_policy
+    from calibration.tuning.tune_display import tuning_tables
+    from calibration.tuning.tune_run import Request, tune_policy
     from probes.artifact import Artifact
 
     found = tune_policy(

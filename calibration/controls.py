@@ -8,12 +8,12 @@ import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from calibration.activations import Where
 from calibration.evaluate import ControlReport, control
 from calibration.methods.classifiers import fit_logistic
 from calibration.methods.fitted import FittedProbe
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc
+from calibration.reading.activations import Where
 from calibration.request_scores import RequestScores
 from calibration.sentence_embedding import SentenceEncoder
 from calibration.template import EncodedPrompts

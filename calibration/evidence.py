@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from calibration.dose_response import Dose
 from calibration.evaluate import Report
 from calibration.separation import SeparationMap
 from calibration.stage_file import Strict
+from calibration.steering.dose_response import Dose
 from calibration.study import Study
-from calibration.unseen_sources import UnseenSources
+from calibration.unseen.unseen_sources import UnseenSources
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
 

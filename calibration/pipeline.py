@@ -30,18 +30,12 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
-from calibration.activations import Where, record
 from calibration.catalogue import DIAGNOSTICS, METHODS, require_known
 from calibration.causal.signature import signature_study
-from calibration.contenders import METHODS as CONTENDING
-from calibration.contenders import require_contender
 from calibration.controls import random_probes, report_controls, shuffled_probes
-from calibration.dose_response import dose_response
-from calibration.engine_source import EngineSource, find_engine
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
-from calibration.left_out import require_families
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.fitted import Fitted, FittedProbe, load_fitted, merge, save_fitted
 from calibration.methods.training import TrainingSet
@@ -51,14 +45,20 @@ from calibration.near_duplicates import leakage_notes
 from calibration.partner import load_partner
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
+from calibration.reading.activations import Where, record
+from calibration.reading.engine_source import EngineSource, find_engine
+from calibration.reading.shards import ActivationSource
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
-from calibration.shards import ActivationSource
 from calibration.stage_file import room_for, write_whole, written_whole
-from calibration.steering_admission import KL_BUDGET, admit
+from calibration.steering.admission import KL_BUDGET, admit
+from calibration.steering.dose_response import dose_response
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
-from calibration.unseen_sources import COMBINED, unseen_sources
+from calibration.unseen.contenders import METHODS as CONTENDING
+from calibration.unseen.contenders import require_contender
+from calibration.unseen.left_out import require_families
+from calibration.unseen.unseen_sources import COMBINED, unseen_sources
 from calibration.wrapping import wrap_prompts
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
@@ -229,7 +229,7 @@ def _source(model: Path, identity: Fingerprint, work: Path, settings: Settings) 
         return EngineSource(find_engine(settings.engine), model, options, work)
     if settings.ray is None:
         return None
-    from calibration.ray_source import RayCluster, Replica
+    from calibration.reading.ray_source import RayCluster, Replica
 
     replica = Replica(str(model), settings.dtype, settings.device, identity, torch.get_num_threads())
     return RayCluster(settings.ray, replica)

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from calibration.activations import read_blocks, read_neurons
 from calibration.batching import Batch, make_batch, plan_batches
 from calibration.model import ChatModel
 from calibration.progress import track
+from calibration.reading.activations import read_blocks, read_neurons
 from calibration.refusal_metric import Intervention, refusal_metric
 from calibration.structure import neurons_of
 from calibration.template import EncodedPrompts

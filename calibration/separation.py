@@ -1,8 +1,8 @@
 """The separation map: where in the model harmful and harmless prompts come apart."""
 
-from calibration.activations import Where
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc
+from calibration.reading.activations import Where
 from calibration.stage_file import Strict
 from calibration.template import template_suffix
 

@@ -13,16 +13,16 @@ import typer
 
 from benchmarks.detection.document import document
 from benchmarks.detection.public_sets import JAILBREAK, assemble
-from calibration.activations import record
-from calibration.contenders import METHODS
-from calibration.left_out import SEED
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.prompts import PromptFile, load_prompts
+from calibration.reading.activations import record
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
-from calibration.unseen_sources import unseen_sources
+from calibration.unseen.contenders import METHODS
+from calibration.unseen.left_out import SEED
+from calibration.unseen.unseen_sources import unseen_sources
 from calibration.wrapping import wrap_prompts
 
 _MOST_FOR_TOKENS = 128

@@ -7,11 +7,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from calibration.activations import read_blocks, read_neurons
 from calibration.attention.heads import Attention, Head, all_heads, find_attentions
 from calibration.attention.ships import HeadScores
 from calibration.batching import Batch, iterate_batches
 from calibration.model import ChatModel
+from calibration.reading.activations import read_blocks, read_neurons
 from calibration.template import EncodedPrompts
 from probes.errors import ModelError
 

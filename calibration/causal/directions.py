@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from calibration.activations import Where
 from calibration.batching import Batch
 from calibration.methods.fitted import Fitted, FittedProbe
+from calibration.reading.activations import Where
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from calibration.activations import Where
 from calibration.methods.linear import Linear
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import auroc, recall_at
+from calibration.reading.activations import Where
 
 _MOST_JUDGED = 3000
 """Prompts per class to choose by: the standard error of a recall is then below one point."""

@@ -12,7 +12,6 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no annotations
 
-from calibration.activations import Where
 from calibration.methods.choosing import Fit, Judges
 from calibration.methods.discriminant import fit_lda, fit_lda_held
 from calibration.methods.fitted import Fitted, FittedProbe
@@ -20,6 +19,7 @@ from calibration.methods.linear import Linear
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import auroc, recall_at
 from calibration.progress import track
+from calibration.reading.activations import Where
 from probes.manifest import Probe
 from probes.readout import Readout
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.methods.linear import Linear
-from calibration.moments import Array, Moments
+from calibration.reading.moments import Array, Moments
 from probes.errors import CalibrationError
 
 Chunks = Callable[[], Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]]

@@ -15,11 +15,11 @@ import torch
 from scipy.stats import rankdata
 
 from calibration.batching import Batch, iterate_batches
-from calibration.dose_response import Trial
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import Rows, TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
+from calibration.steering.dose_response import Trial
 from calibration.study import Study, Table
 from probes.errors import ModelError
 

@@ -17,8 +17,8 @@ from calibration.methods.fitted import FittedProbe
 from calibration.methods.linear import Linear
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, recall_at
-from calibration.neuron_ranking import Ranking, matched_random
-from calibration.neurons import Neurons, Numbers, neurons_at_end
+from calibration.neurons.neurons import Neurons, Numbers, neurons_at_end
+from calibration.neurons.ranking import Ranking, matched_random
 from calibration.progress import track
 from calibration.study import Chart, Series, Study
 from probes.manifest import Probe

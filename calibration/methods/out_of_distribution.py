@@ -16,7 +16,7 @@ from calibration.novelty.distance import Distance, Space
 from calibration.novelty.massive import Mask, massive_in_recording, survey_tokens
 from calibration.novelty.massive_study import massive_study
 from calibration.progress import track
-from calibration.shards import Where
+from calibration.reading.shards import Where
 from probes.manifest import Probe
 from probes.readout import Readout
 

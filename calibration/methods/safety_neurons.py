@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibration.activation_contrast import rank_by_change
 from calibration.methods.fitted import Fitted
 from calibration.methods.neuron_probe import fit_neuron_probe
 from calibration.methods.training import Rows, TrainingSet
-from calibration.neuron_ranking import Ranking
-from calibration.neuron_separation import rank_by_separation
-from calibration.neurons import Neurons
+from calibration.neurons.activation_contrast import rank_by_change
+from calibration.neurons.neurons import Neurons
+from calibration.neurons.ranking import Ranking
+from calibration.neurons.separation import rank_by_separation
 from calibration.prompts import MINIMUM_PER_CLASS
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs, refusal_metric
 from calibration.study import Chart, Series, Study

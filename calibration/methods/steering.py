@@ -1,6 +1,6 @@
 """Steering by every family at one block: each is fitted here, and measured and admitted afterwards, all by one rule.
 
-What is fitted is a wish. `calibration.steering_admission` finds what each vector does to benign prompts, and keeps out
+What is fitted is a wish. `calibration.steering.admission` finds what each vector does to benign prompts, and keeps out
 of the artifact what costs them too much.
 """
 

@@ -11,11 +11,11 @@ import math
 
 import numpy as np
 
-from calibration.dose_response import Trial, served
 from calibration.methods.fitted import FittedSteering
 from calibration.methods.steering_conditional import calibrated_gate
 from calibration.methods.steering_contrast import Contrast, Streams
 from calibration.progress import track
+from calibration.steering.dose_response import Trial, served
 
 _ANGLES = tuple(math.radians(degrees) for degrees in range(-90, 91, 30))
 """Beyond a right angle from b1 the stream would be turned against refusal."""

@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from calibration.dose_response import Trial, served
 from calibration.methods.fitted import FittedSteering
 from calibration.methods.training import Rows, TrainingSet
 from calibration.progress import track
 from calibration.prompts import MINIMUM_PER_CLASS
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs, refusal_metric
+from calibration.steering.dose_response import Trial, served
 from probes.manifest import Gate, Operator, SteeringVector
 from probes.steering import displacement, moves_of
 

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from calibration.activations import read_blocks
 from calibration.batching import iterate_batches
 from calibration.model import ChatModel
 from calibration.progress import track
+from calibration.reading.activations import read_blocks
 from calibration.template import EncodedPrompts
 from probes.readout import Readout
 

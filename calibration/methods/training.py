@@ -14,9 +14,9 @@ import numpy.typing as npt
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from calibration.model import ChatModel
-from calibration.moments import Moments
-from calibration.recording import Recording
-from calibration.shards import Where
+from calibration.reading.moments import Moments
+from calibration.reading.recording import Recording
+from calibration.reading.shards import Where
 from calibration.template import EncodedPrompts
 
 _SELECT_SHARE = 0.25

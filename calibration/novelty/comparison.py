@@ -13,12 +13,12 @@ from calibration.methods.fitted import Fitted, FittedProbe
 from calibration.methods.out_of_distribution import NAME
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import auroc, cut_at, rate
-from calibration.neurons import Neurons, Numbers, neurons_at_end
+from calibration.neurons.neurons import Neurons, Numbers, neurons_at_end
 from calibration.novelty.distance import Distance, Space
 from calibration.novelty.likelihood import mean_log_probs
 from calibration.novelty.neuron_tests import Coverage, KeySpaceBox
 from calibration.novelty.parts import HARMFUL, UNSEEN_HARMFUL, Parts
-from calibration.shards import Where
+from calibration.reading.shards import Where
 from calibration.study import Study, Table
 from probes.errors import ModelError
 from probes.manifest import Rate

@@ -15,7 +15,7 @@ from sklearn.covariance import ledoit_wolf
 
 from calibration.methods.training import Rows, TrainingSet
 from calibration.novelty.massive import Mask
-from calibration.shards import Where
+from calibration.reading.shards import Where
 from probes.errors import CalibrationError
 from probes.head import apply_head
 

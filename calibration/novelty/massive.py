@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from calibration.activations import read_blocks
 from calibration.batching import iterate_batches
 from calibration.methods.training import Rows, TrainingSet
 from calibration.progress import track
-from calibration.shards import Where
+from calibration.reading.activations import read_blocks
+from calibration.reading.shards import Where
 from calibration.template import EncodedPrompts
 
 RATIO = 100.0

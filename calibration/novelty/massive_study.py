@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from calibration.methods.training import TrainingSet
 from calibration.novelty.massive import RATIO, Mask, Peak
-from calibration.shards import Where
+from calibration.reading.shards import Where
 from calibration.study import Chart, Series, Study, Table
 
 _MOST_NAMED = 8

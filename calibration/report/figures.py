@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from calibration.dose_response import Dose
 from calibration.evidence import SplitScores
 from calibration.metrics import rate
 from calibration.reliability import equal_bins
 from calibration.report.style import HARMFUL, HARMLESS, MUTED, canvas, line_style
 from calibration.separation import SeparationMap
+from calibration.steering.dose_response import Dose
 from calibration.study import Chart
 from probes.manifest import Platt
 

@@ -2,9 +2,9 @@
 
 from tiny import write_prompts
 
-from calibration.activations import record
 from calibration.methods.training import TrainingSet
 from calibration.prompts import load_prompts
+from calibration.reading.activations import record
 from calibration.template import encode_prompts, template_suffix
 
 

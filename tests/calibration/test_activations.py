@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny import HIDDEN, LAYERS, make_model, make_prompts, write_prompts
 
-from calibration import activations, shards
-from calibration.activations import read_blocks, record
 from calibration.batching import make_batch, plan_batches
 from calibration.model import ChatModel
 from calibration.prompts import load_prompts
+from calibration.reading import activations, shards
+from calibration.reading.activations import read_blocks, record
 from calibration.template import encode_prompts
 from probes.errors import CalibrationError
 

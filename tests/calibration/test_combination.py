@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibration.combination import FoldScores, choose_combination, stacking_weights
+from calibration.unseen.combination import FoldScores, choose_combination, stacking_weights
 
 NAMES = ["one", "two", "noise"]
 

@@ -6,15 +6,15 @@ import torch
 from recorded import training_set
 from tiny import LAYERS, make_prompts
 
-from calibration.activations import read_blocks
+from calibration.attacks.grafting import Arena
+from calibration.attacks.grafting_study import grafting
 from calibration.batching import make_batch
-from calibration.grafting import Arena
-from calibration.grafting_study import grafting
 from calibration.intervention import grafted
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.fitted import Fitted, FittedProbe, merge
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
+from calibration.reading.activations import read_blocks
 from probes.readout import Readout
 
 TOKENS = [[1, 2, 40, 50, 60, 3, 4], [1, 2, 70, 3, 4]]

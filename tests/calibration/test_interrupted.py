@@ -12,10 +12,10 @@ import pytest
 from safetensors import SafetensorError
 from tiny import HIDDEN, LAYERS, make_prompts, write_prompts
 
-from calibration import shards
-from calibration.activations import record
 from calibration.model import ChatModel
 from calibration.prompts import load_prompts
+from calibration.reading import shards
+from calibration.reading.activations import record
 from calibration.stage_file import room_for, write_whole
 from calibration.template import encode_prompts
 from probes.errors import CalibrationError
@@ -27,8 +27,8 @@ _VICTIM = """
 import os, signal, sys
 from pathlib import Path
 model, prompts, folder, moment, count = sys.argv[1:6]
-from calibration import shards
-from calibration.activations import record
+from calibration.reading import shards
+from calibration.reading.activations import record
 from calibration.model import ChatModel
 from calibration.prompts import load_prompts
 from calibration.template import encode_prompts

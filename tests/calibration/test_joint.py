@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from calibration.joint import Prompts, cut_grid, find_setting
-from calibration.limits import KINDS, parse_limits
-from calibration.tune import Sample, with_numbers
+from calibration.tuning.joint import Prompts, cut_grid, find_setting
+from calibration.tuning.limits import KINDS, parse_limits
+from calibration.tuning.tune import Sample, with_numbers
 from guard.decide import bind, score_columns
 from guard.policy_file import parse_policy
 from probes.errors import CalibrationError, PolicyError

@@ -10,7 +10,6 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 from tiny import make_prompts
 
-from calibration.contenders import recorded_scores
 from calibration.methods.fitted import Fitted
 from calibration.methods.out_of_distribution import fit_novelty
 from calibration.novelty.comparison import compare_novelty
@@ -19,8 +18,9 @@ from calibration.novelty.likelihood import mean_log_probs
 from calibration.novelty.massive import massive, massive_in_recording, survey_tokens
 from calibration.novelty.neuron_tests import Coverage, KeySpaceBox
 from calibration.novelty.parts import HARMFUL, UNSEEN_HARMFUL, UNSEEN_HARMLESS, Parts
-from calibration.recording import Recording
+from calibration.reading.recording import Recording
 from calibration.request_scores import score_prompts
+from calibration.unseen.contenders import recorded_scores
 from probes.errors import CalibrationError
 from probes.scoring import ProbeBank
 

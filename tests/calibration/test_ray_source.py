@@ -14,11 +14,11 @@ import torch
 from brief import BRIEF
 from tiny import make_prompts, write_prompts
 
-from calibration import shards
-from calibration.activations import InProcess, record
 from calibration.pipeline import SPLITS, calibrate
 from calibration.prompts import load_prompts
-from calibration.ray_source import RayCluster, Replica
+from calibration.reading import shards
+from calibration.reading.activations import InProcess, record
+from calibration.reading.ray_source import RayCluster, Replica
 from calibration.template import encode_prompts
 from probes.artifact import Artifact
 from probes.errors import CalibrationError, ModelError

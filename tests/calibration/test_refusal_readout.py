@@ -6,11 +6,11 @@ import torch
 from recorded import training_set
 from tiny import make_model, make_prompts
 
-from calibration.contenders import recorded_scores
 from calibration.methods.refusal_readout import fit_refusal_readout
 from calibration.methods.safety_neurons import refusal_tokens_of
 from calibration.model import ChatModel
 from calibration.refusal_metric import first_token_log_probs, refusal_metric, refusal_metrics
+from calibration.unseen.contenders import recorded_scores
 
 
 def test_the_probe_follows_the_models_own_log_odds(planted_chat, tmp_path):

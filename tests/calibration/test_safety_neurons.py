@@ -16,8 +16,8 @@ from calibration.methods.neuron_probe import fit_neuron_probe, mean_interval
 from calibration.methods.safety_neurons import fit_safety_neurons
 from calibration.metrics import auroc
 from calibration.model import ChatModel
-from calibration.neuron_ranking import Ranking
-from calibration.neurons import Neurons
+from calibration.neurons.neurons import Neurons
+from calibration.neurons.ranking import Ranking
 from calibration.pipeline import SPLITS, Settings, calibrate
 from calibration.request_scores import score_prompts
 from probes.artifact import Artifact
@@ -122,7 +122,7 @@ def test_a_mean_has_students_interval():
 
 def test_a_calibration_with_a_partner_carries_the_studies(tokenizer, splits, tmp_path, monkeypatch):
     """Probe and studies reach the artifact, patching among them."""
-    monkeypatch.setattr("calibration.patching_study.SHARES", (0.05, 1.0))
+    monkeypatch.setattr("calibration.neurons.patching_study.SHARES", (0.05, 1.0))
     folders = {"aligned": tmp_path / "aligned", "partner": tmp_path / "partner"}
     for folder, chat in zip(folders.values(), make_pair(tokenizer), strict=True):
         chat.model.save_pretrained(folder)

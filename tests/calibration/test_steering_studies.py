@@ -9,13 +9,13 @@ from sklearn.metrics import roc_auc_score
 from tiny import HARMFUL_WORDS, make_prompts
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from calibration.dynamic_composition import compose, composition_study, schedule_of, truncated_kl
-from calibration.expert_bias import Choice, biased, biased_scores, expert_study, find_routers, rate_differences
 from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.neuron_damping import damped, damping, damping_study
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.model import ChatModel
-from calibration.refusal_by_category import category_study, least_strength
+from calibration.steering.dynamic_composition import compose, composition_study, schedule_of, truncated_kl
+from calibration.steering.expert_bias import Choice, biased, biased_scores, expert_study, find_routers, rate_differences
+from calibration.steering.refusal_by_category import category_study, least_strength
 from probes.manifest import SteeringVector
 
 SIZES = {

@@ -5,8 +5,8 @@ from tiny import write_prompts
 
 from calibration.cli import Stratum
 from calibration.prompts import load_prompts
-from calibration.strata import KINDS, script_of, strata_of
 from calibration.template import encode_prompts
+from calibration.tuning.strata import KINDS, script_of, strata_of
 
 TURN = {"role": "user", "content": "bread"}
 

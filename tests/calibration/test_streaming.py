@@ -12,11 +12,11 @@ from recorded import training_set
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tiny import HIDDEN, make_prompts
 
-from calibration import shards
 from calibration.methods import training as training_module
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.discriminant import fit_lda
-from calibration.moments import Moments
+from calibration.reading import shards
+from calibration.reading.moments import Moments
 
 
 def clouds(count=300, width=12, offset=1000.0):
@@ -114,8 +114,8 @@ from pathlib import Path
 import numpy as np
 sys.path[:0] = [sys.argv[1]]
 from tiny import make_model, make_prompts, make_tokenizer
-from calibration import shards
-from calibration.activations import record
+from calibration.reading import shards
+from calibration.reading.activations import record
 from calibration.methods import training as bounded
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction

@@ -10,8 +10,8 @@ from calibration.attention.heads import find_attentions
 from calibration.methods.fitted import Fitted
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.refusal_metric import first_token_log_probs, refusal_metric
+from calibration.steering.toxification_reversal import reversal, reversal_study, turned_back
 from calibration.template import template_prefix, template_suffix
-from calibration.toxification_reversal import reversal, reversal_study, turned_back
 
 
 @pytest.fixture

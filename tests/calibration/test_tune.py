@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibration.outcome import outcomes
-from calibration.policy_edit import comments_of, policy_diff
-from calibration.tune import (
+from calibration.tuning.outcome import outcomes
+from calibration.tuning.policy_edit import comments_of, policy_diff
+from calibration.tuning.tune import (
     Sample,
     band_plan,
     certify_bands,

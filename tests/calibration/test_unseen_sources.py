@@ -7,13 +7,13 @@ import pytest
 from recorded import training_set
 from tiny import make_prompts
 
-from calibration import unseen_sources as module
-from calibration.contenders import TFIDF, recorded_scores
-from calibration.left_out import leave_out
 from calibration.methods.classifiers import fit_classifiers
 from calibration.pipeline import bank_of
 from calibration.request_scores import score_prompts
-from calibration.unseen_sources import COMBINED, unseen_sources
+from calibration.unseen import unseen_sources as module
+from calibration.unseen.contenders import TFIDF, recorded_scores
+from calibration.unseen.left_out import leave_out
+from calibration.unseen.unseen_sources import COMBINED, unseen_sources
 from probes.errors import CalibrationError
 from probes.fingerprint import fingerprint
 

@@ -8,11 +8,11 @@ import pytest
 from tiny import make_prompts, write_prompts
 
 from calibration import wrapping_texts
-from calibration.left_out import leave_out
 from calibration.methods.training import TrainingSet, set_aside
 from calibration.pipeline import SPLITS, Settings, calibrate
 from calibration.prompts import load_prompts
 from calibration.template import encode_prompts
+from calibration.unseen.left_out import leave_out
 from calibration.wrapping import wrap_prompts
 
 TEXTS = ("NAMES", "PERSONAS", "RULES", "FRAMES", "APPLICATIONS", "DEMANDS", "CLOSINGS")

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from calibration.activations import record
-from calibration.engine_source import EngineSource, find_engine
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc
 from calibration.model import ChatModel
 from calibration.prompts import load_prompts
+from calibration.reading.activations import record
+from calibration.reading.engine_source import EngineSource, find_engine
 from calibration.template import encode_prompts, template_suffix
 from probes.errors import CalibrationError, ServingError
 from serving.recording import vllm_engine

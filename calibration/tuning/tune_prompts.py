@@ -10,9 +10,9 @@ import numpy.typing as npt
 from calibration.evaluation_run import Loaded
 from calibration.prompts import PromptFile, load_prompts
 from calibration.request_scores import score_prompts
-from calibration.strata import strata_of
 from calibration.template import EncodedPrompts
-from calibration.tune import Sample
+from calibration.tuning.strata import strata_of
+from calibration.tuning.tune import Sample
 from guard.bound_rule import Columns
 from guard.decide import score_columns
 from guard.policy import Policy

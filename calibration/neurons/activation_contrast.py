@@ -14,8 +14,8 @@ import torch
 
 from calibration.batching import Batch, make_batch, plan_batches
 from calibration.generation import Tokens, generate
-from calibration.neuron_ranking import Ranking
-from calibration.neurons import Neurons, watched
+from calibration.neurons.neurons import Neurons, watched
+from calibration.neurons.ranking import Ranking
 from calibration.progress import track
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from calibration.activations import read_shard
 from calibration.model import ChatModel
-from calibration.shards import Shard, Tensors, Where
+from calibration.reading.activations import read_shard
+from calibration.reading.shards import Shard, Tensors, Where
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError, ModelError
 from probes.fingerprint import Fingerprint, fingerprint

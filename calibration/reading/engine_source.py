@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from calibration.shards import Shard, Tensors, Where
+from calibration.reading.shards import Shard, Tensors, Where
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError
 

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calibration.activation_contrast import rank_by_change
 from calibration.generation import generate
 from calibration.methods.fitted import Fitted
 from calibration.methods.safety_neurons import behaving_prompts, contrast_sample, refusal_tokens_of
 from calibration.methods.training import TrainingSet
-from calibration.neuron_patching import Answers, Effect, Openings, Values, answer, answer_patched, causal_effect
-from calibration.neuron_ranking import Ranking, matched_random
-from calibration.neuron_separation import rank_by_separation
-from calibration.neurons import Neurons, Numbers
+from calibration.neurons.activation_contrast import rank_by_change
+from calibration.neurons.neurons import Neurons, Numbers
+from calibration.neurons.patching import Answers, Effect, Openings, Values, answer, answer_patched, causal_effect
+from calibration.neurons.ranking import Ranking, matched_random
+from calibration.neurons.separation import rank_by_separation
 from calibration.progress import track
 from calibration.study import Chart, Series, Study, Table
 from calibration.template import EncodedPrompts

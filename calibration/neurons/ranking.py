@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calibration.neurons import Neurons, Numbers
+from calibration.neurons.neurons import Neurons, Numbers
 
 Scores = npt.NDArray[np.float64]
 

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from calibration.moments import Moments
-from calibration.shards import Where, tensor_name
+from calibration.reading.moments import Moments
+from calibration.reading.shards import Where, tensor_name
 from probes.errors import CalibrationError
 
 Rows = npt.NDArray[np.int64]

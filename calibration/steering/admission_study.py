@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calibration.dose_response import Dose
 from calibration.methods.fitted import FittedSteering
+from calibration.steering.dose_response import Dose
 from calibration.study import Chart, Series, Study, Table
 
 

@@ -18,8 +18,17 @@ from torch import nn
 from calibration.batching import Batch, make_batch
 from calibration.model import ChatModel
 from calibration.progress import track
-from calibration.recording import Recording
-from calibration.shards import ActivationSource, Shard, Tensors, Where, is_whole, plan_shards, save_shard, tensor_name
+from calibration.reading.recording import Recording
+from calibration.reading.shards import (
+    ActivationSource,
+    Shard,
+    Tensors,
+    Where,
+    is_whole,
+    plan_shards,
+    save_shard,
+    tensor_name,
+)
 from calibration.structure import stream_of
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError, ModelError

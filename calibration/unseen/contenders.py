@@ -13,18 +13,18 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
-from calibration.activations import Where
 from calibration.controls import tfidf_scores
-from calibration.left_out import LeftOut
 from calibration.methods.classifiers import fit_classifiers, fit_logistic
 from calibration.methods.fitted import FittedProbe, Method
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_readout import fit_refusal_readout
 from calibration.methods.token_level import fit_token_level, score_rows
 from calibration.methods.training import Rows, TrainingSet
+from calibration.reading.activations import Where
 from calibration.refusal_metric import refusal_metrics
 from calibration.sentence_embedding import SentenceEncoder
 from calibration.stage_file import written_whole
+from calibration.unseen.left_out import LeftOut
 from probes.errors import CalibrationError
 from probes.scoring import ProbeBank, score_of
 

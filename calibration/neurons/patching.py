@@ -16,7 +16,7 @@ import torch
 
 from calibration.batching import Batch
 from calibration.generation import Read, Reader, Tokens, plan_replies, reply
-from calibration.neurons import Neurons, Numbers, overwritten, rewritten, watched
+from calibration.neurons.neurons import Neurons, Numbers, overwritten, rewritten, watched
 from calibration.refusal_metric import refusal_metric
 from calibration.template import EncodedPrompts
 

@@ -17,12 +17,12 @@ import torch
 
 from calibration.attention.heads import Attention, find_attentions
 from calibration.batching import Batch, make_batch
-from calibration.dose_response import Dose, Trial
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.refusal_metric import Intervention
+from calibration.steering.dose_response import Dose, Trial
 from calibration.study import Chart, Series, Study, Table
 from calibration.template import EncodedPrompts, template_prefix
 from probes.errors import ModelError

@@ -8,12 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from calibration.display import percent, table_of
-from calibration.joint import Joint
-from calibration.limits import KINDS
 from calibration.metrics import rate
-from calibration.outcome import Outcome, precision
-from calibration.tune import Tuned
-from calibration.tune_run import Tuning
+from calibration.tuning.joint import Joint
+from calibration.tuning.limits import KINDS
+from calibration.tuning.outcome import Outcome, precision
+from calibration.tuning.tune import Tuned
+from calibration.tuning.tune_run import Tuning
 from guard.verdict import Action
 from probes.manifest import Rate
 

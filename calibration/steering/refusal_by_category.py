@@ -9,12 +9,12 @@ strength of the refusal vector under which nine in ten are refused.
 import numpy as np
 import numpy.typing as npt
 
-from calibration.dose_response import STRENGTHS, served
 from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import cut_at
 from calibration.progress import track
 from calibration.refusal_metric import Intervention, first_token_log_probs, refusal_metric
+from calibration.steering.dose_response import STRENGTHS, served
 from calibration.study import Study, Table
 
 _MOST, _FEWEST = 16, 8

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import yaml
 
-from calibration.outcome import Outcome
-from calibration.tune import Place, Plan, with_numbers
+from calibration.tuning.outcome import Outcome
+from calibration.tuning.tune import Place, Plan, with_numbers
 from guard.policy import Policy
 from guard.policy_file import parse_policy
 from probes.errors import PolicyError

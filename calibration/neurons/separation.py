@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from calibration.neuron_ranking import Ranking, Scores
-from calibration.neurons import HELD_BYTES, Neurons, Numbers, neurons_at_end
+from calibration.neurons.neurons import HELD_BYTES, Neurons, Numbers, neurons_at_end
+from calibration.neurons.ranking import Ranking, Scores
 from calibration.template import EncodedPrompts
 
 Features = npt.NDArray[np.float32]

@@ -14,13 +14,13 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from calibration.combination import FoldScores, choose_combination
-from calibration.contenders import CONTROLS, METHODS, Beside, control_scores, probe_scores
-from calibration.left_out import SEED, LeftOut, families, leave_out, require_families
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, cut_at, rate
 from calibration.progress import track
 from calibration.stage_file import Strict, written_whole
+from calibration.unseen.combination import FoldScores, choose_combination
+from calibration.unseen.contenders import CONTROLS, METHODS, Beside, control_scores, probe_scores
+from calibration.unseen.left_out import SEED, LeftOut, families, leave_out, require_families
 from probes.manifest import Rate
 
 COMBINED = "combined"

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.evaluation_run import load_for
-from calibration.joint import Joint, Prompts, find_setting
-from calibration.limits import Limit, parse_limits
-from calibration.outcome import Outcome, outcomes
-from calibration.policy_edit import comments_of, policy_diff
 from calibration.prompts import PromptFile
 from calibration.template import EncodedPrompts
-from calibration.tune import (
+from calibration.tuning.joint import Joint, Prompts, find_setting
+from calibration.tuning.limits import Limit, parse_limits
+from calibration.tuning.outcome import Outcome, outcomes
+from calibration.tuning.policy_edit import comments_of, policy_diff
+from calibration.tuning.tune import (
     Plan,
     Sample,
     Tuned,
@@ -22,7 +22,7 @@ from calibration.tune import (
     tune_scores,
     with_numbers,
 )
-from calibration.tune_prompts import TunePrompts, score_groups
+from calibration.tuning.tune_prompts import TunePrompts, score_groups
 from guard.decide import BoundPolicy, bind, score_columns
 from guard.policy import Policy
 from guard.policy_file import parse_policy
@@ -45,7 +45,7 @@ class Request:
     """Limits on the whole policy at once, such as `miss=0.2`."""
     confidence: float = 0.95
     strata: tuple[str, ...] = ()
-    """Kinds of `calibration.strata` in which every promise has to hold."""
+    """Kinds of `calibration.tuning.strata` in which every promise has to hold."""
     hard_benign: tuple[str, ...] = ()
     """Sources or categories among the prompts, or files: harmless requests that sound harmful."""
     prevalence: float | None = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibration.grafting import Arena, Trial
+from calibration.attacks.grafting import Arena, Trial
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
 from calibration.progress import track

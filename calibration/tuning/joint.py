@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from calibration.limits import KINDS, Kind, Limit
-from calibration.tune import Number, Place, Plan, Sample, conditions, with_numbers, written
+from calibration.tuning.limits import KINDS, Kind, Limit
+from calibration.tuning.tune import Number, Place, Plan, Sample, conditions, with_numbers, written
 from guard.bound_rule import Columns
 from guard.decide import BoundPolicy
 from guard.learn_then_test import Risk, explain, learn_then_test, p_values

@@ -7,12 +7,12 @@ how alike two rankings of the same thing are.
 import numpy as np
 from scipy.stats import spearmanr
 
-from calibration.activation_contrast import Contrast, contrast_prompts
 from calibration.methods.fitted import Fitted
 from calibration.methods.safety_neurons import contrast_sample
 from calibration.methods.training import TrainingSet
-from calibration.neuron_ranking import Ranking
-from calibration.neurons import Neurons
+from calibration.neurons.activation_contrast import Contrast, contrast_prompts
+from calibration.neurons.neurons import Neurons
+from calibration.neurons.ranking import Ranking
 from calibration.study import Study, Table
 from probes.errors import ModelError
 

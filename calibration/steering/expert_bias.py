@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from calibration.batching import iterate_batches
-from calibration.dose_response import Trial
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import Rows, TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
+from calibration.steering.dose_response import Trial
 from calibration.study import Study, Table
 
 _EPSILON = 0.1

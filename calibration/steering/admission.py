@@ -20,15 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from calibration.continuation import Continuations
-from calibration.dose_response import Dose, Trial, served, strengths_of
 from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.steering_contrast import mean_displacement
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import auroc
 from calibration.progress import track
 from calibration.refusal_metric import first_token_log_probs, mean_kl, refusal_metric
-from calibration.steering_study import Measured, steering_study
+from calibration.steering.admission_study import Measured, steering_study
+from calibration.steering.continuation import Continuations
+from calibration.steering.dose_response import Dose, Trial, served, strengths_of
 from calibration.template import EncodedPrompts
 
 KL_BUDGET = 0.1
