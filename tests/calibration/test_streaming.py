@@ -130,13 +130,14 @@ tokenizer = make_tokenizer()
 chat = ChatModel.wrap(make_model(len(tokenizer), hidden_size=128, num_attention_heads=4), tokenizer)
 
 class Labelled:
-    def __init__(self, harmful): self.is_harmful, self.id, self.source = harmful, "p", None
+    __slots__ = ("is_harmful", "line")
+    id, source = "p", None
+    def __init__(self, line): self.is_harmful, self.line = line % 2 == 1, line
 
 rng = np.random.default_rng(0)
 tokens = rng.integers(7, len(tokenizer), size=(64, 6))
-lines = [Labelled(False), Labelled(True)]
 ids = [tuple(row) for row in tokens.tolist()]
-chosen = tuple(lines[i % 2] for i in range(count)), tuple(ids[i % 64] for i in range(count))
+chosen = tuple(map(Labelled, range(count))), tuple(ids[i % 64] for i in range(count))
 encoded = EncodedPrompts(PromptFile("p", "", ()), *chosen)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 recording = record(chat, encoded, (0, 1, "mean"), folder)

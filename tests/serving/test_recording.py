@@ -48,7 +48,13 @@ def plain(chat, encoded, where, tmp_path_factory):
 
 @pytest.mark.engine
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("mode", [("--enforce-eager",), ("--max-num-batched-tokens", "256")], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(("--enforce-eager",), id="eager", marks=pytest.mark.long),
+        pytest.param(("--max-num-batched-tokens", "256"), id="compiled"),
+    ],
+)
 def test_the_engine_gives_the_models_own_activations(chat, encoded, where, plain, mode, tmp_path):
     """At every block and place, within bfloat16's rounding; long prompts in chunks too; and the same direction follows."""
     source = EngineSource(vllm_engine, MODEL, mode, tmp_path)

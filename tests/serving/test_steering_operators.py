@@ -48,7 +48,7 @@ def unguarded(request, start):
 
 
 @pytest.mark.parametrize(
-    "name", ["gated", "turn", *(pytest.param(each, marks=pytest.mark.long) for each in ("map", "swap"))]
+    "name", ["gated", *(pytest.param(each, marks=pytest.mark.long) for each in ("map", "swap", "turn"))]
 )
 def test_a_served_operator_is_the_offline_one_and_stays_in_its_row(unguarded, start, reference, artifact, name):
     """The steered request's first token is the offline operator's; its neighbours, follow-ups and shadows are untouched."""
