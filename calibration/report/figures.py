@@ -114,18 +114,18 @@ def reliability_points(split: SplitScores, platt: Platt) -> tuple[npt.NDArray[np
     return tuple(np.array(column) for column in zip(*points, strict=True))
 
 
-def dose(curve: Sequence[Dose]) -> Figure:
-    """Draw refusal and side effect against strength."""
+def dose(curve: Sequence[Dose], unit: str) -> Figure:
+    """Draw refusal and side effect against strength, whose axis says `unit`."""
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     strengths = [each.strength for each in curve]
     left.plot(strengths, [each.refusal_harmful for each in curve], color=HARMFUL, marker="o", label="harmful")
     left.plot(strengths, [each.refusal_harmless for each in curve], color=HARMLESS, marker="o", label="harmless")
     left.axhline(0, color=MUTED, linewidth=0.8)
-    left.set(xlabel="strength, in norms of the vector", ylabel="mean log-odds of refusal")
+    left.set(xlabel=unit, ylabel="mean log-odds of refusal")
     left.legend()
     right.plot(strengths, [each.kl_harmless for each in curve], color=HARMLESS, marker="o")
-    right.set(xlabel="strength, in norms of the vector", ylabel="KL on harmless prompts, nats")
+    right.set(xlabel=unit, ylabel="KL on harmless prompts, nats")
     return figure
 
 

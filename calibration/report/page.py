@@ -21,6 +21,7 @@ from probes.manifest import Rate
 
 PAGE = "report.html"
 _DPI = 160
+_MOST_LINES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +89,13 @@ def _pictures(artifact: Artifact, evidence: Evidence) -> Iterator[Picture]:
         "Calibration split, density by class. Flagged is what lies right of the dashed line.",
         figures.histograms(_calibration_scores(artifact), thresholds),
     )
+    shown = _best(report)
+    which = f" The {len(shown)} probes with the best recall at 1 %." if len(shown) < len(report.probes) else ""
     yield Picture(
         "roc",
         "Recall at low false-positive rates",
-        f"{split}. The axis begins at one false positive in all; the dotted line is 1 %.",
-        figures.roc(evidence.test_scores),
+        f"{split}. The axis begins at one false positive in all; the dotted line is 1 %.{which}",
+        figures.roc({name: evidence.test_scores[name] for name in shown}),
     )
     platt = {probe.name: probe.platt for probe in artifact.manifest.probes if probe.platt is not None}
     yield Picture(
@@ -100,16 +103,31 @@ def _pictures(artifact: Artifact, evidence: Evidence) -> Iterator[Picture]:
         "What a probability means",
         f"{split}, eight bins of equal size with exact 95 % intervals. Probabilities are for the calibration "
         "set's share of harmful prompts: where this split has more of them, points lie above the diagonal. The table tells "
-        "that from what is wrong with the map itself.",
-        figures.reliability({name: evidence.test_scores[name] for name in platt}, platt),
+        f"that from what is wrong with the map itself.{which}",
+        figures.reliability({name: evidence.test_scores[name] for name in shown if name in platt}, platt),
     )
+    operators = {vector.name: vector.operator for vector in artifact.manifest.steering}
     for name, curve in evidence.doses.items():
         yield Picture(
             f"dose_{name}",
             f"Steering: dose and response of “{name}”",
-            "Added at the prompt's last position, as served. Above 0 the answer more likely begins as a refusal.",
-            figures.dose(curve),
+            "From the prompt's last position on, as served. Above 0 the answer more likely begins as a refusal.",
+            figures.dose(
+                curve, "strength, in norms of the vector" if operators[name] == "add" else "strength, share of the way"
+            ),
         )
+
+
+def _best(report: Report) -> list[str]:
+    """Return the names of the probes to draw beside each other, in the report's order: more lines cannot be told apart."""
+
+    def merit(name: str) -> tuple[float, float]:
+        found = report.probes[name].evaluation
+        at_one = found.tpr_at_fpr.get("0.01")
+        return at_one.value if at_one else 0.0, found.auroc
+
+    chosen = set(sorted(report.probes, key=merit, reverse=True)[:_MOST_LINES])
+    return [name for name in report.probes if name in chosen]
 
 
 def _charts(study: Study) -> Iterator[Picture]:
