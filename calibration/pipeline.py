@@ -139,6 +139,10 @@ def calibrate(
     Raises `PromptError`, `ModelError` or `CalibrationError`; nothing is written to `out` unless all went well.
     """
     _require_one_source(settings)
+    if not 0 <= settings.wrap <= 1:
+        raise CalibrationError(
+            f"{settings.wrap} is no share of the training prompts", field="--wrap", remedy="give a number from 0 to 1"
+        )
     if settings.only is not None:
         require_known(settings.only)
     if settings.leave_one_source_out:
@@ -157,6 +161,7 @@ def calibrate(
     created = _write_inputs(run)
     training = _read_activations(run)
     found = _fit(run, training, settings)
+    _require_probes(found)
     controls = [*random_probes(found.probes[0].spec, chat.hidden_size), *_shuffled(found, training)]
     bank = bank_of(identity, [*found.probes, *controls])
     scored = {split: _score(run, bank, split, found.refusal_tokens) for split in ("validation", "test")}
@@ -221,6 +226,16 @@ def _require_one_source(settings: Settings) -> None:
             )
     elif settings.engine_args:
         raise CalibrationError("no engine was named", field="--engine-args", remedy="name it, as in --engine vllm")
+
+
+def _require_probes(found: Fitted) -> None:
+    """Raise `CalibrationError` where what was asked for gave steering vectors or notes only."""
+    if not found.probes:
+        raise CalibrationError(
+            "no probe was found" + "".join(f"; {note}" for note in found.notes),
+            field="--only",
+            remedy="ask for another method too: --only classifiers always finds some",
+        )
 
 
 def _source(model: Path, identity: Fingerprint, work: Path, settings: Settings) -> ActivationSource | None:

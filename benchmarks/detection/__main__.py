@@ -3,29 +3,29 @@
 Goes on where it stopped.
 """
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from benchmarks.detection.document import document
 from benchmarks.detection.public_sets import JAILBREAK, assemble
+from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.prompts import PromptFile, load_prompts
 from calibration.reading.activations import record
-from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.unseen.contenders import METHODS
 from calibration.unseen.left_out import SEED
 from calibration.unseen.unseen_sources import unseen_sources
 from calibration.wrapping import wrap_prompts
+from probes.fingerprint import fingerprint
 
-_MOST_FOR_TOKENS = 128
 _MOST_TOKENS = 1024
 
 
@@ -48,18 +48,19 @@ def main(
     write: Annotated[Path | None, typer.Option(help="Write the table to this Markdown file.")] = None,
 ) -> None:
     """Fit without each public set in turn, and measure probes and controls on it."""
+    lines = "".join(f"{json.dumps(line)}\n" for line in assemble(data))
+    # Named for all that decides what is recorded: another model, other sets or another share never meet this one's files.
+    key = hashlib.sha256(json.dumps([fingerprint(model).model_dump(), wrap, lines]).encode()).hexdigest()[:16]
+    work = work / key
     work.mkdir(parents=True, exist_ok=True)
     prompts = work / "train.jsonl"
-    if not prompts.exists():
-        prompts.write_text("".join(f"{json.dumps(line)}\n" for line in assemble(data)))
+    prompts.write_text(lines)
     chat = ChatModel.load(model)
     encoded = _encode(chat, load_prompts(prompts), wrap)
     offset = len(template_suffix(chat.tokenizer))
     recording = record(chat, encoded, (*range(offset + 1), "mean"), work / "activations")
     training = TrainingSet.split(chat, encoded, recording, offset)
-    sides = [training.sample(training.fit, harmful=label, most=_MOST_FOR_TOKENS) for label in (False, True)]
-    sample = encoded.subset(np.concatenate(sides))
-    tokens = find_refusal_tokens(first_token_log_probs(chat, sample), sample.harmful)
+    tokens = refusal_tokens_of(training)
     methods = method or list(METHODS)
     found = [
         unseen_sources(training, work / f"unseen-{seed}", tokens, methods, leave_out, SEED + seed)

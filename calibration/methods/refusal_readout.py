@@ -10,7 +10,7 @@ import torch
 from sklearn.linear_model import RidgeCV
 
 from calibration.methods.fitted import Fitted, FittedProbe
-from calibration.methods.safety_neurons import refusal_tokens_of
+from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.methods.training import Rows, TrainingSet
 from calibration.refusal_metric import refusal_metrics
 from probes.manifest import Probe

@@ -10,13 +10,14 @@ import numpy as np
 
 from calibration.methods.fitted import Fitted
 from calibration.methods.neuron_probe import fit_neuron_probe
+from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.methods.training import Rows, TrainingSet
 from calibration.neurons.activation_contrast import rank_by_change
 from calibration.neurons.neurons import Neurons
 from calibration.neurons.ranking import Ranking
 from calibration.neurons.separation import rank_by_separation
 from calibration.prompts import MINIMUM_PER_CLASS
-from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs, refusal_metric
+from calibration.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.study import Chart, Series, Study
 from calibration.template import EncodedPrompts
 from probes.errors import ModelError
@@ -25,8 +26,6 @@ MOST_CONTRAST = 200
 """Harmful prompts on which the pair is contrasted; the paper's number."""
 _MOST_SEPARATED = 500
 """Prompts per class by which single neurons are ranked."""
-_MOST_ASKED = 128
-"""Prompts per class from which the refusal's first tokens are learned, as for the refusal direction."""
 _MOST_DRAWN, _MOST_BLOCKS = 60, 8
 """Points of a curve of sorted scores, and curves of a chart."""
 
@@ -57,12 +56,6 @@ def fit_safety_neurons(training: TrainingSet) -> Fitted:
 def contrast_sample(training: TrainingSet, *, harmful: bool) -> EncodedPrompts:
     """Return the fit prompts of a class on which models are contrasted."""
     return training.prompts.subset(training.sample(training.fit, harmful=harmful, most=MOST_CONTRAST))
-
-
-def refusal_tokens_of(training: TrainingSet) -> tuple[int, ...]:
-    """Return the tokens that start the model's refusals, from fit prompts; empty where it does not refuse."""
-    asked = training.prompts.subset(_sample(training, _MOST_ASKED))
-    return find_refusal_tokens(first_token_log_probs(training.chat, asked), asked.harmful)
 
 
 def _sample(training: TrainingSet, most: int) -> Rows:

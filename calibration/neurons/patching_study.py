@@ -12,7 +12,8 @@ import numpy as np
 
 from calibration.generation import generate
 from calibration.methods.fitted import Fitted
-from calibration.methods.safety_neurons import behaving_prompts, contrast_sample, refusal_tokens_of
+from calibration.methods.refusal_tokens import refusal_tokens_of
+from calibration.methods.safety_neurons import behaving_prompts, contrast_sample
 from calibration.methods.training import TrainingSet
 from calibration.neurons.activation_contrast import rank_by_change
 from calibration.neurons.neurons import Neurons, Numbers

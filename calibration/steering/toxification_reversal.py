@@ -38,7 +38,7 @@ Outputs = list[torch.Tensor]
 
 
 def reversal_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-    """Return what the reversal does to refusals and to harmless answers; nothing without refusals or separate heads."""
+    """Return what the reversal does to refusals and to harmless answers; nothing where that cannot be asked."""
     chat = training.chat
     if not found.refusal_tokens:
         return ()
@@ -47,7 +47,10 @@ def reversal_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     except ModelError:
         return ()
     prefixes = [tuple(chat.tokenizer(text, add_special_tokens=False).input_ids) for text in (ASTRAY, OPPOSITE)]
-    trial = Trial.on(chat, found.refusal_tokens, *_that_fit(training, max(map(len, prefixes))))
+    sides = _that_fit(training, max(map(len, prefixes)))
+    if not all(side.prompts for side in sides):
+        return ()
+    trial = Trial.on(chat, found.refusal_tokens, *sides)
     doses = [
         trial.dose(strength, reversal(chat, attentions, prefixes, strength))
         for strength in track(STRENGTHS, "toxification reversal")
@@ -79,11 +82,12 @@ def turned_back(outputs: torch.Tensor, turns: torch.Tensor, strength: float) -> 
 
 
 def _that_fit(training: TrainingSet, longer: int) -> tuple[EncodedPrompts, EncodedPrompts]:
-    """Return harmful and harmless selection prompts that the model's context holds behind a prefix."""
-    fits = training.select[training.prompts.lengths[training.select] + longer <= training.chat.context]
-    harmful, harmless = (
-        training.prompts.subset(training.sample(fits, harmful=label, most=_MOST)) for label in (True, False)
-    )
+    """Return harmful and harmless selection prompts that a prefix can stand before: one user message, and room for it."""
+    prompts = training.prompts
+    single = np.array([len(prompt.messages) == 1 for prompt in prompts.prompts])
+    able = single & (prompts.lengths + longer <= training.chat.context)
+    fits = training.select[able[training.select]]
+    harmful, harmless = (prompts.subset(training.sample(fits, harmful=label, most=_MOST)) for label in (True, False))
     return harmful, harmless
 
 

@@ -21,6 +21,7 @@ from calibration.stage_file import Strict, written_whole
 from calibration.unseen.combination import FoldScores, choose_combination
 from calibration.unseen.contenders import CONTROLS, METHODS, Beside, control_scores, probe_scores
 from calibration.unseen.left_out import SEED, LeftOut, families, leave_out, require_families
+from probes.errors import CalibrationError
 from probes.manifest import Rate
 
 COMBINED = "combined"
@@ -65,7 +66,8 @@ def unseen_sources(
     `seed` says which prompts set the cut, and so which are fitted on. Each family's scores by each method are a file in
     `folder`, which is for one seed: they are not done again. What controls need of all prompts is kept next to it.
 
-    Raises `CalibrationError` where there are not two families, or where one holds nearly all prompts of a class.
+    Probes that were not found in every fold are left out of the table. Raises `CalibrationError` where there are not two
+    families, where one holds nearly all prompts of a class, or where no probe was found in every fold.
     """
     require_families(training.prompts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,11 @@ class _Measured:
     sources: tuple[str, ...]
     """The source of each prompt that was left out."""
 
+    def columns(self, names: Sequence[str]) -> FoldScores:
+        """Return the scores of some contenders, in the order of `names`."""
+        places = [self.names.index(name) for name in names]
+        return replace(self.scores, judged=self.scores.judged[:, places], left_out=self.scores.left_out[:, places])
+
     def beside(self, other: "_Measured") -> "_Measured":
         """Return this with the columns of other contenders on the same prompts after its own."""
         mine, theirs = self.scores, other.scores
@@ -124,20 +131,28 @@ class _Measured:
 def _measure(fold: LeftOut, part: str, beside: Beside) -> _Measured:
     rows = np.concatenate([fold.judged, fold.left_out])
     scores = control_scores(fold, beside, rows) if part == _CONTROLS else probe_scores(fold, part, rows)
-    judged, left_out = np.split(np.stack(list(scores.values()), axis=1), [len(fold.judged)])
+    # A method may find nothing: a fold on which the model does not refuse has no refusal readout.
+    columns = np.stack(list(scores.values()), axis=1) if scores else np.empty((len(rows), 0))
+    judged, left_out = np.split(columns, [len(fold.judged)])
     harmful = fold.training.harmful
     fold_scores = FoldScores(judged, harmful[fold.judged], left_out, harmful[fold.left_out])
     return _Measured(fold_scores, tuple(scores), tuple(fold.training.sources[fold.left_out].tolist()))
 
 
 def _table(measured: dict[str, _Measured]) -> UnseenSources:
-    names = next(iter(measured.values())).names
-    probes = [column for column, name in enumerate(names) if name not in CONTROLS]
-    own = [names[column] for column in probes]
-    logits = {family: _columns(each.scores, probes).in_logits() for family, each in measured.items()}
+    first = next(iter(measured.values())).names
+    names = [name for name in first if all(name in each.names for each in measured.values())]
+    own = [name for name in names if name not in CONTROLS]
+    if not own:
+        raise CalibrationError(
+            "no probe was found in every fold",
+            field="--leave-one-source-out",
+            remedy=f"ask for more of {', '.join(METHODS)}",
+        )
+    logits = {family: each.columns(own).in_logits() for family, each in measured.items()}
     sources = {}
     for family, each in measured.items():
-        columns = {name: _columns(each.scores, [column]) for column, name in enumerate(names)}
+        columns = {name: each.columns([name]) for name in names}
         others = [fold for other, fold in logits.items() if other != family]
         weights = choose_combination(others, own, _TARGET)
         columns[COMBINED] = logits[family].combined(np.array([weights.get(name, 0.0) for name in own]))
@@ -147,10 +162,6 @@ def _table(measured: dict[str, _Measured]) -> UnseenSources:
     return UnseenSources(
         target_fpr=_TARGET, sources=sources, combination=choose_combination(list(logits.values()), own, _TARGET)
     )
-
-
-def _columns(fold: FoldScores, columns: Sequence[int]) -> FoldScores:
-    return FoldScores(fold.judged[:, columns], fold.judged_harmful, fold.left_out[:, columns], fold.harmful)
 
 
 def _unseen(fold: FoldScores, rows: npt.NDArray[np.bool_]) -> Unseen:

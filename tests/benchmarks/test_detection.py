@@ -54,4 +54,4 @@ def test_the_table_is_of_sets_left_out_seed_by_seed(data, tmp_path, capsys):
         assert row in text
     assert "| advbench |" not in text
     assert " ± " in text
-    assert len(list((tmp_path / "work").glob("unseen-[01]/*-harmfulness_direction.safetensors"))) == 4
+    assert len(list((tmp_path / "work").glob("*/unseen-[01]/*-harmfulness_direction.safetensors"))) == 4

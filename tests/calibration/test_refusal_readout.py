@@ -7,7 +7,7 @@ from recorded import training_set
 from tiny import make_model, make_prompts
 
 from calibration.methods.refusal_readout import fit_refusal_readout
-from calibration.methods.safety_neurons import refusal_tokens_of
+from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.model import ChatModel
 from calibration.refusal_metric import first_token_log_probs, refusal_metric, refusal_metrics
 from calibration.unseen.contenders import recorded_scores
