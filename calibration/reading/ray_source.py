@@ -8,7 +8,7 @@ Ray restarts a worker that dies and gives its shards to another.
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,13 @@ class RayCluster:
             finished = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
                 _Worker, batch_size=1, fn_constructor_args=(self.replica,), **_resources(ray, self.replica, len(shards))
             )
-            for row in finished.iter_rows():
-                if row["error"]:
-                    raise ModelError(**json.loads(row["error"]))
-                shard = by_index[int(row["index"])]
-                yield shard, load(row["content"]) | {"rows": torch.tensor(shard.rows)}
+            # Closed before Ray is left: an iterator collected afterwards stops its workers through a connection of its own.
+            with closing(iter(finished.iter_rows())) as rows:
+                for row in rows:
+                    if row["error"]:
+                        raise ModelError(**json.loads(row["error"]))
+                    shard = by_index[int(row["index"])]
+                    yield shard, load(row["content"]) | {"rows": torch.tensor(shard.rows)}
 
 
 class _Worker:
@@ -131,6 +133,7 @@ def _resources(ray: Any, replica: Replica, most: int) -> dict[str, Any]:
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is to leave the cluster
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # nothing connects by itself, to a cluster nobody named
     try:
         import ray
         import ray.data

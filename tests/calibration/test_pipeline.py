@@ -253,3 +253,19 @@ def test_sources_are_left_out_of_methods_that_were_asked_for(splits, tmp_path):
     with pytest.raises(CalibrationError, match="sources can be left out of none") as caught:
         calibrate(tmp_path / "none", *files, tmp_path / "a", settings)
     assert "classifiers" in caught.value.remedy
+
+
+def test_methods_that_find_no_probe_end_in_an_error_that_names_another(planted, splits, tmp_path):
+    """Steering alone gives vectors and no probe: an artifact without one would guard nothing."""
+    files = [splits[split] for split in SPLITS]
+    with pytest.raises(CalibrationError, match="no probe was found") as caught:
+        calibrate(planted.folder, *files, tmp_path / "a", Settings(only=("steering",)))
+    assert "--only classifiers" in caught.value.remedy
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_to_wrap_that_is_none_is_refused(splits, tmp_path, share):
+    """Before any work, also where it is no number."""
+    with pytest.raises(CalibrationError, match="no share of the training prompts"):
+        calibrate(tmp_path / "none", *(splits[split] for split in SPLITS), tmp_path / "a", Settings(wrap=share))

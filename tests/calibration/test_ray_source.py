@@ -1,5 +1,6 @@
 """A Ray cluster of two workers records what one process records, byte for byte, and a killed worker loses nothing."""
 
+import gc
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ WHERE = (0, 2, "mean")
 @pytest.fixture(scope="module")
 def cluster():
     """Two machines of one CPU each, and a head that computes nothing."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}  # read when Ray is imported
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -50,6 +51,14 @@ def source(cluster, planted):
 def replica_of(folder, **changes):
     settings = {"dtype": "auto", "device": "cpu", "identity": fingerprint(folder), "threads": torch.get_num_threads()}
     return Replica(str(folder), **(settings | changes))
+
+
+def connected():
+    """Whether this process has a connection to a cluster, once everything left behind is collected."""
+    import ray
+
+    gc.collect()
+    return ray.is_initialized()
 
 
 @pytest.fixture
@@ -135,6 +144,17 @@ def test_a_machine_with_another_model_is_refused(cluster, planted, planted_chat,
     plan = shards.plan_shards(prompts.lengths.tolist(), planted_chat.num_layers * 32 * len(WHERE))
     with pytest.raises(ModelError, match="another model under this name"):
         list(source.read(prompts, WHERE, plan))
+    assert not connected()
+
+
+def test_a_reading_that_is_given_up_leaves_no_connection(source, planted_chat, prompts):
+    """Whoever stops after the first shard can connect again at once, to this cluster or to another."""
+    plan = shards.plan_shards(prompts.lengths.tolist(), planted_chat.num_layers * 32 * len(WHERE))
+    for _ in range(2):
+        reading = source.read(prompts, WHERE, plan)
+        next(reading)
+        reading.close()
+        assert not connected()
 
 
 def test_without_ray_or_without_a_cluster_the_error_says_what_to_do(
@@ -149,5 +169,6 @@ def test_without_ray_or_without_a_cluster_the_error_says_what_to_do(
     monkeypatch.undo()
     with pytest.raises(CalibrationError, match="no Ray cluster answers"):
         next(RayCluster("auto:nonsense", replica_of(planted.folder)).read(prompts, WHERE, plan))
+    assert not connected()
     with pytest.raises(CalibrationError, match="has no GPU"):
         next(RayCluster(cluster.address, replica_of(planted.folder, device="cuda")).read(prompts, WHERE, plan))

@@ -1,5 +1,7 @@
 """Toxification reversal: heads are pushed away from where a prefix leads them, at their norms, and only at the last token."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +88,10 @@ def test_the_study_names_its_price_and_is_silent_where_nothing_refuses(training,
     assert study.tables[0].rows[0][0] == 0.0
     assert "two more passes" in study.finding
     assert reversal_study(training, Fitted()) == ()
+
+
+def test_conversations_have_no_one_place_for_a_prefix(training, tokens):
+    """Where every prompt has several turns there is nothing to measure, and no error."""
+    turns = [replace(prompt, messages=prompt.messages * 2) for prompt in training.prompts.prompts]
+    several = replace(training, prompts=replace(training.prompts, prompts=tuple(turns)))
+    assert reversal_study(several, Fitted(refusal_tokens=tokens)) == ()

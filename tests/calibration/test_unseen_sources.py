@@ -88,6 +88,23 @@ def test_a_method_that_is_asked_for_later_is_all_that_is_done(training, tmp_path
     assert {"harmfulness", "lda", COMBINED, TFIDF} <= set(found["liar"])
 
 
+@pytest.mark.parametrize("missing", [("one", "two", "liar"), ("two",)])
+def test_a_probe_that_is_not_found_in_every_fold_is_not_in_the_table(training, tmp_path, monkeypatch, missing):
+    """A model may refuse in one fold and not in another: columns stay with their names, and the others are shown."""
+    real, plain = module.probe_scores, ("harmfulness_direction",)
+    expected = unseen_sources(training, tmp_path / "plain" / "unseen", methods=plain)
+
+    def without(fold, method, rows):
+        left_out = training.prompts.prompts[fold.left_out[0]].source
+        return {} if method == "refusal_readout" and left_out in missing else real(fold, method, rows)
+
+    monkeypatch.setattr(module, "probe_scores", without)
+    both = ("refusal_readout", *plain)
+    assert unseen_sources(training, tmp_path / "both" / "unseen", methods=both) == expected
+    with pytest.raises(CalibrationError, match="no probe was found in every fold"):
+        unseen_sources(training, tmp_path / "both" / "unseen", methods=both[:1])
+
+
 def test_members_of_a_family_are_left_out_together(training):
     """What stands before a colon names the family: no wrapper is met by a probe that has seen its siblings."""
     names = {"one": "jailbreak:one", "two": "plain", "liar": "jailbreak:liar"}
