@@ -7,6 +7,7 @@ Ray restarts a worker that dies and gives its shards to another.
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from calibration.reading.shards import Shard, Tensors, Where
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError, ModelError
 from probes.fingerprint import Fingerprint, fingerprint
+
+_OUTLIVING = {"iter_threaded": 30, "Prefetcher": 0.2}
+"""Threads that outlive a closed iterator, and seconds to wait for each: the one that asks soon ends, the one that is asked
+stays parked for ever and needs only to have parked (ray/data/_internal/block_batching/util.py, Ray 2.60)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,4 +158,12 @@ def _connected(address: str) -> Iterator[Any]:
     try:
         yield ray
     finally:
+        _wait_for_prefetching()
         ray.shutdown()
+
+
+def _wait_for_prefetching() -> None:
+    """Wait for the threads that fetch rows ahead: Ray ends the whole process when one of them finds it disconnected."""
+    for name, seconds in _OUTLIVING.items():
+        for thread in [thread for thread in threading.enumerate() if thread.name == name]:
+            thread.join(seconds)
