@@ -75,7 +75,8 @@ def calibrate(
             min=0,
             max=1,
             help="Share of training prompts to add once more inside templates and jailbreak wrappers, harmful and harmless "
-            "alike: for probes that shall meet wrapped requests.",
+            "alike: for probes that shall meet wrapped requests. With --leave-one-source-out, copies also say which "
+            "combination sees through a wrapper.",
         ),
     ] = 0.0,
     kl_budget: Annotated[
@@ -93,13 +94,14 @@ def calibrate(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Read activations on this Ray cluster (host:port, auto or local): a model replica per GPU or machine.",
+            help="Read and score prompts on this Ray cluster (host:port, auto or local): a model replica per GPU or machine.",
         ),
     ] = None,
     engine: Annotated[
         str,
         typer.Option(
-            help="Who computes the training activations: hf (Transformers), or vllm as it will serve: quantised, compiled."
+            help="Who computes the training activations, and the scores that thresholds are certified by: hf (Transformers), "
+            "or vllm as it will serve: quantised, compiled."
         ),
     ] = "hf",
     engine_args: Annotated[

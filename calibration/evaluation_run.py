@@ -74,7 +74,8 @@ def evaluate_artifact(
     require_classes(prompts.harmful, file.name)
     training = loaded.encode(train) if train else None
     probes = _probes(artifact)
-    bank = bank_of(artifact.manifest.fingerprint, [*probes, *random_probes(probes[0].spec, loaded.chat.hidden_size)])
+    controls = random_probes(probes[0].spec, loaded.chat.hidden_size)
+    bank = bank_of(artifact.manifest.fingerprint, [*probes, *controls])
     tokens = _refusal_tokens(loaded.chat, training) if training else ()
     scored = score_prompts(loaded.chat, bank, prompts, refusal_tokens=tokens)
     names = bank.names[: len(probes)]

@@ -47,7 +47,7 @@ from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.reading.activations import Where, record
 from calibration.reading.engine_source import EngineSource, find_engine
-from calibration.reading.shards import ActivationSource
+from calibration.reading.ray_source import RayCluster, Replica
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
 from calibration.stage_file import room_for, write_whole, written_whole
@@ -127,8 +127,8 @@ class _Run:
     work: Path
     tools: dict[str, str]
     partner: ChatModel | None
-    source: ActivationSource | None
-    """Who reads the training prompts' activations, where it is not this process."""
+    source: EngineSource | RayCluster | None
+    """Who reads the training prompts' activations and scores the others, where it is not this process."""
 
 
 def calibrate(
@@ -154,7 +154,7 @@ def calibrate(
     partner = (
         load_partner(chat, settings.partner, dtype=settings.dtype, device=settings.device) if settings.partner else None
     )
-    source = _source(model, identity, work, settings)
+    source = _source(chat, model, identity, work, settings)
     run = _Run(chat, identity, files, _encode(chat, files, settings), work, _tools(settings), partner, source)
     if settings.leave_one_source_out:
         require_families(run.encoded["train"])
@@ -163,12 +163,12 @@ def calibrate(
     found = _fit(run, training, settings)
     _require_probes(found)
     controls = [*random_probes(found.probes[0].spec, chat.hidden_size), *_shuffled(found, training)]
-    bank = bank_of(identity, [*found.probes, *controls])
-    scored = {split: _score(run, bank, split, found.refusal_tokens) for split in ("validation", "test")}
+    scoring = uncertified(identity, [*found.probes, *controls])
+    scored = {split: _score(run, scoring, split, found.refusal_tokens) for split in ("validation", "test")}
     _require_unchanged(run, model, settings)
     found = _admitted(run, training, found, scored["validation"], settings)
     found, scored = _in_logits(run, found, scored)
-    report = _report(run, bank.names, scored, found)
+    report = _report(run, [probe.name for probe in scoring.manifest.probes], scored, found)
     unseen = (
         unseen_sources(training, run.work / "07-unseen", found.refusal_tokens, list(filter(settings.runs, CONTENDING)))
         if settings.leave_one_source_out
@@ -186,8 +186,14 @@ def calibrate(
 
 def bank_of(identity: Fingerprint, probes: Sequence[FittedProbe]) -> ProbeBank:
     """Lay out fitted probes as serving does."""
-    manifest = Manifest(name="fitted", created="", fingerprint=identity, probes=tuple(probe.spec for probe in probes))
-    return ProbeBank.from_artifact(Artifact(manifest, _tensors(probes)))
+    return ProbeBank.from_artifact(uncertified(identity, probes))
+
+
+def uncertified(identity: Fingerprint, probes: Sequence[FittedProbe]) -> Artifact:
+    """Return an artifact of these probes that no validation scores stand behind: it can score, and nothing else."""
+    manifest = Manifest(name="uncertified", created="", fingerprint=identity, probes=tuple(p.spec for p in probes))
+    none = torch.empty(0, len(probes))
+    return Artifact(manifest, _tensors(probes) | {BENIGN_SCORES: none, HARMFUL_SCORES: none.clone()})
 
 
 def _tensors(probes: Sequence[FittedProbe]) -> dict[str, torch.Tensor]:
@@ -238,14 +244,14 @@ def _require_probes(found: Fitted) -> None:
         )
 
 
-def _source(model: Path, identity: Fingerprint, work: Path, settings: Settings) -> ActivationSource | None:
+def _source(
+    chat: ChatModel, model: Path, identity: Fingerprint, work: Path, settings: Settings
+) -> EngineSource | RayCluster | None:
     if settings.engine != "hf":
         options = ("--dtype", settings.dtype, *settings.engine_args)
-        return EngineSource(find_engine(settings.engine), model, options, work)
+        return EngineSource(find_engine(settings.engine), model, options, work, chat)
     if settings.ray is None:
         return None
-    from calibration.reading.ray_source import RayCluster, Replica
-
     replica = Replica(str(model), settings.dtype, settings.device, identity, torch.get_num_threads())
     return RayCluster(settings.ray, replica)
 
@@ -268,8 +274,6 @@ def _encode(chat: ChatModel, files: dict[str, PromptFile], settings: Settings) -
 
 def _wrapped(chat: ChatModel, train: EncodedPrompts, share: float) -> EncodedPrompts:
     """Return wrapped copies of training prompts, but for those that are then longer than the model's context."""
-    if not share:
-        return train.subset([])
     return encode_prompts(
         chat.tokenizer, replace(train.file, prompts=wrap_prompts(train.prompts, share)), chat.context, skip_long=True
     )
@@ -350,12 +354,15 @@ def _shuffled(found: Fitted, training: TrainingSet) -> list[FittedProbe]:
     return shuffled_probes(logistic, training) if logistic else []
 
 
-def _score(run: _Run, bank: ProbeBank, split: str, refusal_tokens: Sequence[int]) -> RequestScores:
+def _score(run: _Run, probes: Artifact, split: str, refusal_tokens: Sequence[int]) -> RequestScores:
     path = run.work / f"04-scores-{split}.safetensors"
     if not path.exists():
-        scored = score_prompts(
-            run.chat, bank, run.encoded[split], refusal_tokens=refusal_tokens, title=f"scoring {split} prompts"
-        )
+        prompts, title = run.encoded[split], f"scoring {split} prompts"
+        if run.source is not None:
+            scored = run.source.score(prompts, probes, refusal_tokens, title)
+        else:
+            bank = ProbeBank.from_artifact(probes)
+            scored = score_prompts(run.chat, bank, prompts, refusal_tokens=refusal_tokens, title=title)
         with written_whole(path) as staging:
             save_file({"scores": scored.scores, "refusal": scored.refusal}, staging)
     content = load_file(path)

@@ -31,6 +31,25 @@ class RequestScores:
     refusal: npt.NDArray[np.float64]
     """The model's own refusal metric `[N]`, NaN where its refusal tokens are not known."""
 
+    @classmethod
+    def empty(cls, num_prompts: int, num_probes: int) -> "RequestScores":
+        """Return room for the scores of so many prompts, all NaN."""
+        return cls(np.full((num_prompts, num_probes), np.nan, dtype=np.float32), np.full(num_prompts, np.nan))
+
+    def put(self, rows: Sequence[int], part: "RequestScores") -> None:
+        """Fill in the scores of the prompts `rows`."""
+        self.scores[rows], self.refusal[rows] = part.scores, part.refusal
+
+    def require_finite(self, prompts: EncodedPrompts) -> None:
+        """Raise `CalibrationError` naming the first prompt whose score is not a number."""
+        bad = np.flatnonzero(~np.isfinite(self.scores).all(axis=1))
+        if len(bad):
+            raise CalibrationError(
+                "a score is NaN or infinite",
+                field=f"prompt {prompts.prompts[int(bad[0])].id}",
+                remedy="load the model in the precision it was trained in (float16 overflows where bfloat16 does not)",
+            )
+
 
 def score_prompts(
     chat: ChatModel,
@@ -46,21 +65,39 @@ def score_prompts(
     Raises `CalibrationError` naming a prompt whose score is not a number,
     and `ModelError` where the bank reads neurons that the model does not have.
     """
-    lengths = prompts.lengths.tolist()
-    scores = np.empty((len(lengths), len(bank.names)), dtype=np.float32)
-    refusal = np.full(len(lengths), np.nan)
+    found = RequestScores.empty(len(prompts.prompts), len(bank.names))
+    plan = plan_scoring(prompts)
+    scored = score_batches(chat, bank, prompts.token_ids, plan, refusal_tokens, intervention)
+    for rows, part in track(scored, title, total=len(plan)):
+        found.put(rows, part)
+    found.require_finite(prompts)
+    return found
+
+
+def plan_scoring(prompts: EncodedPrompts) -> list[list[int]]:
+    """Return the batches in which prompts are scored, wherever that is: rows of the prompts."""
+    return plan_batches(prompts.lengths.tolist(), max_tokens=_BATCH_TOKENS, max_prompts=_BATCH_PROMPTS)
+
+
+def score_batches(
+    chat: ChatModel,
+    bank: ProbeBank,
+    token_ids: Sequence[Sequence[int]],
+    plan: Sequence[Sequence[int]],
+    refusal_tokens: Sequence[int] = (),
+    intervention: Intervention = lambda _: nullcontext(),
+) -> Iterator[tuple[Sequence[int], RequestScores]]:
+    """Yield each batch's rows with their scores. Raises `ModelError` as `score_prompts` does."""
     projections = _projections(chat, bank)
-    plan = plan_batches(lengths, max_tokens=_BATCH_TOKENS, max_prompts=_BATCH_PROMPTS)
-    for rows in track(plan, title):
-        batch = make_batch(prompts.token_ids, rows, chat.device)
+    for rows in plan:
+        batch = make_batch(token_ids, rows, chat.device)
         # The intervention first: what it puts into a block's stream, the taps then read.
         with intervention(batch), _read_taps(chat, bank, projections, batch) as read:
             logits = chat.last_logits(batch)
-        scores[rows] = _score_batch(bank, batch, read)
+        part = RequestScores(_score_batch(bank, batch, read), np.full(len(rows), np.nan))
         if refusal_tokens:
-            refusal[rows] = refusal_metric(logits.log_softmax(dim=-1).cpu(), refusal_tokens)
-    _require_finite(scores, prompts)
-    return RequestScores(scores, refusal)
+            part.refusal[:] = refusal_metric(logits.log_softmax(dim=-1).cpu(), refusal_tokens)
+        yield rows, part
 
 
 def _projections(chat: ChatModel, bank: ProbeBank) -> dict[int, nn.Module]:
@@ -116,13 +153,3 @@ def _score_batch(bank: ProbeBank, batch: Batch, read: Mapping[Tap, torch.Tensor]
             for end, each, length in zip(ends, positions, lengths, strict=True)
         ]
     )
-
-
-def _require_finite(scores: npt.NDArray[np.float32], prompts: EncodedPrompts) -> None:
-    bad = np.flatnonzero(~np.isfinite(scores).all(axis=1))
-    if len(bad):
-        raise CalibrationError(
-            "a score is NaN or infinite",
-            field=f"prompt {prompts.prompts[int(bad[0])].id}",
-            remedy="load the model in the precision it was trained in (float16 overflows where bfloat16 does not)",
-        )

@@ -60,7 +60,7 @@ def encode_prompts(tokenizer: Any, file: PromptFile, max_tokens: int, *, skip_lo
     """
     texts = [_render(tokenizer, prompt.messages, f"{file.name}:{prompt.line}") for prompt in file.prompts]
     # As vLLM does for chat: the template has written the special tokens, so the tokenizer adds none (no second BOS).
-    token_ids = tokenizer(texts, add_special_tokens=False).input_ids
+    token_ids = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     fits = [len(ids) <= max_tokens for ids in token_ids]
     if not all(fits) and not skip_long:
         longest = fits.index(False)

@@ -1,8 +1,8 @@
-"""Recording through vLLM: the engine of entry point group `foreguard.engines`, in a process of its own.
+"""Recording and scoring through vLLM: the engine of entry point group `foreguard.engines`, in a process of its own.
 
-`python -m serving.recording MODEL [vLLM's arguments]` reads orders as JSON lines, `{"prompts": [[token id, ...], ...],
-"where": [...], "path": "..."}`, and answers each with an empty line when the file at `path` is written. Its own process,
-so that its memory is free again for whatever follows.
+`python -m serving.recording MODEL [--score-by ARTIFACT] [vLLM's arguments]` reads orders as JSON lines, `{"prompts": [[token
+id, ...], ...], "where": [...], "path": "..."}`, and answers each with an empty line when the file at `path` is written. Its
+own process, so that its memory is free again for whatever follows.
 """
 
 import json
@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from probes.artifact import Artifact
 from probes.errors import ServingError
+from serving.config import GuardConfig
 from serving.engine.wire import EXTRA
 from serving.process import SMALL
 from serving.server import require_tested_vllm
 
-WORKER = "serving.engine.recorder.RecordingWorker"
+RECORDER = "serving.engine.recorder.RecordingWorker"
+SCORER = "serving.engine.scorer.ScoringWorker"
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -28,19 +31,26 @@ _ENVIRONMENT = {
 _BATCHED_TOKENS = 2048
 """Streams of all blocks are kept for so many tokens: a gigabyte for an 8B model."""
 _LAST_LINES = 12
+_SCORE_BY = "--score-by"
 
 Read = Callable[[Sequence[Sequence[int]], Sequence[int | str], Path], None]
-"""Passes prompts through the engine and writes `<place>.<layer>` `[N, D]` (float32) to a safetensors file."""
+"""Passes prompts through the engine and writes `<place>.<layer>` `[N, D]`, or `scores` `[N, K]` (float32), to a safetensors
+file."""
 
 
 @contextmanager
-def vllm_engine(model: Path, max_tokens: int, options: Sequence[str], log: Path) -> Iterator[Read]:
+def vllm_engine(
+    model: Path, max_tokens: int, options: Sequence[str], log: Path, artifact: Path | None = None
+) -> Iterator[Read]:
     """Run vLLM on `model` for prompts of at most `max_tokens` tokens, with further `options` of `vllm serve`.
 
-    Its output goes to the file `log`. Raises `ServingError` with the end of it where the engine stops.
+    With an `artifact` it is guarded by that one's probes, and gives their scores; without, activations. Its output goes to
+    the file `log`. Raises `ServingError` with the end of it where the engine stops.
     """
     require_tested_vllm()
-    command = [sys.executable, "-m", "serving.recording", str(model), "--max-model-len", str(max_tokens + 1), *options]
+    probes = [_SCORE_BY, str(artifact)] if artifact else []
+    longest = ["--max-model-len", str(max_tokens + 1)]
+    command = [sys.executable, "-m", "serving.recording", str(model), *probes, *longest, *options]
     environment = {**SMALL, **os.environ, **_ENVIRONMENT}
     with (
         log.open("w") as errors,
@@ -94,12 +104,23 @@ def _engine(arguments: Sequence[str]) -> Any:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+    parser.add_argument(_SCORE_BY, type=Path)
     args: Namespace = parser.parse_args(["--model", *arguments])
-    args.worker_cls, args.async_scheduling = WORKER, False
-    # A cached prefix would not pass through the model. The key keeps untapped graphs out of vLLM's compile cache.
-    args.enable_prefix_caching, args.additional_config = False, {EXTRA: "recorder"}
+    args.async_scheduling = False
+    # The key keeps untapped graphs out of vLLM's compile cache.
+    if args.score_by:
+        args.worker_cls, args.additional_config = SCORER, _guarded_by(args.score_by).to_vllm()
+    else:
+        args.worker_cls, args.additional_config = RECORDER, {EXTRA: "recorder"}
+    args.enable_prefix_caching = False  # a cached prefix would not pass through the model
     args.max_num_batched_tokens = args.max_num_batched_tokens or _BATCHED_TOKENS
     return LLMEngine.from_engine_args(EngineArgs.from_cli_args(args))
+
+
+def _guarded_by(artifact: Path) -> GuardConfig:
+    # Nothing is decided here, so there is no policy to read: no file has this name.
+    digest = Artifact.load(artifact).manifest.digest
+    return GuardConfig(artifact=artifact, artifact_digest=digest, policy=artifact / "none.yaml")
 
 
 def _pass(engine: Any, prompts: Sequence[Sequence[int]]) -> None:

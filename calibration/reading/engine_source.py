@@ -1,28 +1,41 @@
-"""Activations through a serving engine, so that probes are fitted on the numbers that serving will give them.
+"""Activations and scores through a serving engine: probes are fitted on the numbers that serving will give them, and
+thresholds are set on the scores that its guard will.
 
 Calibration knows no engine: whoever has one registers it under the entry point group `foreguard.engines`.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from calibration.model import ChatModel
+from calibration.progress import track
 from calibration.reading.shards import Shard, Tensors, Where
+from calibration.refusal_metric import refusal_metrics
+from calibration.request_scores import RequestScores
 from calibration.template import EncodedPrompts
+from probes.artifact import Artifact
 from probes.errors import CalibrationError
 
 GROUP = "foreguard.engines"
 
-Read = Callable[[Sequence[Sequence[int]], Sequence[Where], Path], None]
-"""Passes prompts, as token ids, through the engine and writes `<place>.<layer>` `[N, D]` to a safetensors file."""
+_AT_A_TIME = 256
+"""Prompts handed to the engine together, for a bar to move."""
 
-OpenEngine = Callable[[Path, int, Sequence[str], Path], AbstractContextManager[Read]]
-"""What an entry point names: from a model folder, the longest prompt's tokens, the engine's own arguments, and a log."""
+Read = Callable[[Sequence[Sequence[int]], Sequence[Where], Path], None]
+"""Passes prompts, as token ids, through the engine and writes a safetensors file: `<place>.<layer>` `[N, D]`, or `scores`
+`[N, K]` where the engine was opened with an artifact."""
+
+OpenEngine = Callable[[Path, int, Sequence[str], Path, Path | None], AbstractContextManager[Read]]
+"""What an entry point names: from a model folder, the longest prompt's tokens, the engine's own arguments, a log, and the
+folder of an artifact whose probes are to score, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +46,9 @@ class EngineSource:
     model: Path
     options: tuple[str, ...]
     folder: Path
-    """For the engine's log, and for the file through which it answers."""
+    """For the engine's log, for the file through which it answers, and for the probes that it scores by."""
+    chat: ChatModel
+    """The same model in this process."""
 
     def read(
         self, prompts: EncodedPrompts, where: Sequence[Where], shards: Sequence[Shard]
@@ -41,13 +56,45 @@ class EngineSource:
         """Yield the shards in their order. The engine makes its own batches of a shard's prompts."""
         if not shards:
             return
-        answer, log = self.folder / "engine.partial", self.folder / "engine.log"
-        with self.open_engine(self.model, int(prompts.lengths.max()), self.options, log) as read:
+        with self._opened(prompts, None) as answered:
             for shard in shards:
-                read([prompts.token_ids[row] for row in shard.rows], where, answer)
-                tensors = load_file(answer)
+                yield shard, answered(shard.rows, where) | {"rows": torch.tensor(shard.rows)}
+
+    def score(
+        self, prompts: EncodedPrompts, probes: Artifact, refusal_tokens: Sequence[int], title: str
+    ) -> RequestScores:
+        """Score the prompts by the guard's own sensor. The model's refusal metric is Transformers': nothing is cut by it.
+
+        Raises `CalibrationError` naming a prompt whose score is not a number.
+        """
+        found = RequestScores.empty(len(prompts.prompts), len(probes.manifest.probes))
+        folder = self.folder / "engine-probes"
+        shutil.rmtree(folder, ignore_errors=True)
+        probes.save(folder)
+        order = np.argsort(prompts.lengths, kind="stable")
+        with self._opened(prompts, folder) as answered:
+            for rows in track(np.array_split(order, -(-len(order) // _AT_A_TIME)), title):
+                found.scores[rows] = answered(rows.tolist(), ())["scores"].numpy()
+        found.require_finite(prompts)
+        if refusal_tokens:
+            found.refusal[:] = refusal_metrics(self.chat, prompts, refusal_tokens)
+        return found
+
+    @contextmanager
+    def _opened(
+        self, prompts: EncodedPrompts, probes: Path | None
+    ) -> Iterator[Callable[[Sequence[int], Sequence[Where]], Tensors]]:
+        """Run the engine, for as long as the block lasts, to answer for rows of the prompts."""
+        answer, log = self.folder / "engine.partial", self.folder / "engine.log"
+        with self.open_engine(self.model, int(prompts.lengths.max()), self.options, log, probes) as read:
+
+            def answered(rows: Sequence[int], where: Sequence[Where]) -> Tensors:
+                read([prompts.token_ids[row] for row in rows], where, answer)
+                tensors: Tensors = load_file(answer)
                 answer.unlink()
-                yield shard, tensors | {"rows": torch.tensor(shard.rows)}
+                return tensors
+
+            yield answered
 
 
 def find_engine(name: str) -> OpenEngine:

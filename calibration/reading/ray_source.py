@@ -1,7 +1,8 @@
-"""Past one machine: shards read by Ray Data actors, one model replica each, and written by the process that asked.
+"""Past one machine: shards read, and prompts scored, by Ray Data actors, one model replica each, for the process that asked.
 
 The plan of shards is made before anyone reads, each shard is read by one replica with as many threads as this process has,
 and its content goes into the file of its number: on machines of one kind the files are those of one process, byte for byte.
+Scores are, too: they are had from the same batches.
 Ray restarts a worker that dies and gives its shards to another.
 """
 
@@ -19,12 +20,20 @@ import torch
 from safetensors.torch import load, save
 
 from calibration.model import ChatModel
+from calibration.progress import track
 from calibration.reading.activations import read_shard
 from calibration.reading.shards import Shard, Tensors, Where
+from calibration.request_scores import RequestScores, plan_scoring, score_batches
 from calibration.template import EncodedPrompts
+from probes.artifact import Artifact
 from probes.errors import CalibrationError, ModelError
 from probes.fingerprint import Fingerprint, fingerprint
+from probes.scoring import ProbeBank
 
+Order = dict[str, Any]
+
+_BATCHES = 4
+"""Batches that a worker scores before it answers."""
 _OUTLIVING = {"iter_threaded": 30, "Prefetcher": 0.2}
 """Threads that outlive a closed iterator, and seconds to wait for each: the one that asks soon ends, the one that is asked
 stays parked for ever and needs only to have parked (ray/data/_internal/block_batching/util.py, Ray 2.60)."""
@@ -66,56 +75,88 @@ class RayCluster:
         self, prompts: EncodedPrompts, where: Sequence[Where], shards: Sequence[Shard]
     ) -> Iterator[tuple[Shard, Tensors]]:
         """Yield the shards as they are finished. Raises `CalibrationError` where Ray is missing or not reached."""
-        if not shards:
-            return
         by_index = {shard.index: shard for shard in shards}
+        orders = [_order(shard.index, prompts, shard.batches, where=list(where)) for shard in shards]
+        for index, tensors in self._carried_out(orders, None):
+            yield by_index[index], tensors | {"rows": torch.tensor(by_index[index].rows)}
+
+    def score(
+        self, prompts: EncodedPrompts, probes: Artifact, refusal_tokens: Sequence[int], title: str
+    ) -> RequestScores:
+        """Score the prompts in the batches of one process, a worker some of them at a time.
+
+        Raises `CalibrationError` where Ray is missing or not reached, or a score is not a number.
+        """
+        found = RequestScores.empty(len(prompts.prompts), len(probes.manifest.probes))
+        plan = plan_scoring(prompts)
+        pieces = [plan[first : first + _BATCHES] for first in range(0, len(plan), _BATCHES)]
+        orders = [_order(i, prompts, piece, tokens=list(refusal_tokens)) for i, piece in enumerate(pieces)]
+        for index, part in track(self._carried_out(orders, probes), title, total=len(orders)):
+            rows = [row for batch in pieces[index] for row in batch]
+            found.put(rows, RequestScores(part["scores"].numpy(), part["refusal"].numpy()))
+        found.require_finite(prompts)
+        return found
+
+    def _carried_out(self, orders: Sequence[Order], probes: Artifact | None) -> Iterator[tuple[int, Tensors]]:
+        """Yield each order's number and what a worker answered, as they are finished."""
+        if not orders:
+            return
         with _connected(self.address) as ray:
-            # One block for each shard, made here: an operator that cut them up would wait for CPUs that the workers hold.
-            orders = [_order(prompts, where, shard) for shard in shards]
-            finished = ray.data.from_items(orders, override_num_blocks=len(orders)).map_batches(
-                _Worker, batch_size=1, fn_constructor_args=(self.replica,), **_resources(ray, self.replica, len(shards))
+            # One block for each order, made here: an operator that cut them up would wait for CPUs that the workers hold.
+            finished = ray.data.from_items(list(orders), override_num_blocks=len(orders)).map_batches(
+                _Worker,
+                batch_size=1,
+                fn_constructor_args=(self.replica, probes),
+                **_resources(ray, self.replica, len(orders)),
             )
             # Closed before Ray is left: an iterator collected afterwards stops its workers through a connection of its own.
             with closing(iter(finished.iter_rows())) as rows:
                 for row in rows:
                     if row["error"]:
                         raise ModelError(**json.loads(row["error"]))
-                    shard = by_index[int(row["index"])]
-                    yield shard, load(row["content"]) | {"rows": torch.tensor(shard.rows)}
+                    yield int(row["index"]), load(row["content"])
 
 
 class _Worker:
-    """A Ray Data actor: loads the model once, then reads the shards that it is given."""
+    """A Ray Data actor: loads the model once, then reads or scores the prompts that it is given."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, probes: Artifact | None) -> None:
         self._replica = replica
+        self._bank = ProbeBank.from_artifact(probes) if probes else None
         self._chat: ChatModel | None = None
 
     def __call__(self, orders: dict[str, Any]) -> dict[str, Any]:
         content, problem = np.empty(1, dtype=object), ""
         try:
-            content[0] = save(self._read(json.loads(str(orders["order"][0]))))
+            content[0] = save(self._carry_out(json.loads(str(orders["order"][0]))))
         except ModelError as error:
             # Sent as data: of an exception Ray hands on the text, and the person would get a page of Ray's own frames.
             content[0] = b""
             problem = json.dumps({"problem": error.problem, "field": error.field, "remedy": error.remedy})
         return {"index": orders["index"], "content": content, "error": np.array([problem])}
 
-    def _read(self, order: dict[str, Any]) -> Tensors:
+    def _carry_out(self, order: dict[str, Any]) -> Tensors:
         if self._chat is None:
             self._chat = self._replica.load()
-        return read_shard(self._chat, order["token_ids"], order["where"], Shard(0, tuple(map(tuple, order["batches"]))))
+        token_ids, batches = order["token_ids"], tuple(map(tuple, order["batches"]))
+        if self._bank is None:
+            return read_shard(self._chat, token_ids, order["where"], Shard(0, batches))
+        parts = [part for _, part in score_batches(self._chat, self._bank, token_ids, batches, order["tokens"])]
+        return {
+            name: torch.from_numpy(np.concatenate([getattr(part, name) for part in parts]))
+            for name in ("scores", "refusal")
+        }
 
 
-def _order(prompts: EncodedPrompts, where: Sequence[Where], shard: Shard) -> dict[str, Any]:
-    """Return what a worker needs to know of a shard: its own prompts only, numbered from 0."""
-    rows = iter(range(len(shard.rows)))
-    batches = [[next(rows) for _ in batch] for batch in shard.batches]
-    token_ids = [prompts.token_ids[row] for row in shard.rows]
-    return {
-        "index": shard.index,
-        "order": json.dumps({"batches": batches, "token_ids": token_ids, "where": list(where)}),
+def _order(index: int, prompts: EncodedPrompts, batches: Sequence[Sequence[int]], **what: Any) -> Order:
+    """Return what a worker needs to know of some batches: their own prompts only, numbered from 0."""
+    rows = [row for batch in batches for row in batch]
+    places = iter(range(len(rows)))
+    order = {
+        "batches": [[next(places) for _ in batch] for batch in batches],
+        "token_ids": [prompts.token_ids[row] for row in rows],
     }
+    return {"index": index, "order": json.dumps(order | what)}
 
 
 def _resources(ray: Any, replica: Replica, most: int) -> dict[str, Any]:

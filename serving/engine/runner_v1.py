@@ -41,6 +41,11 @@ class RunnerV1:
         self._slots = torch.empty(0)
         runner._prepare_inputs = self._steering_after(runner._prepare_inputs)
 
+    @property
+    def num_probes(self) -> int:
+        """K: how many scores a request has."""
+        return len(self._probes.names)
+
     def allocate(self, kv_cache: KVCacheConfig) -> None:
         """Make room for the scores of every KV-cache slot; a slot never written reads as NaN."""
         groups = [

@@ -3,21 +3,30 @@
 import numpy as np
 import pytest
 
+from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.safety_neurons import fit_safety_neurons
+from calibration.methods.token_level import fit_token_level
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc
 from calibration.model import ChatModel
+from calibration.pipeline import uncertified
 from calibration.prompts import load_prompts
 from calibration.reading.activations import record
 from calibration.reading.engine_source import EngineSource, find_engine
+from calibration.request_scores import score_prompts
 from calibration.template import encode_prompts, template_suffix
 from probes.errors import CalibrationError, ServingError
+from probes.fingerprint import fingerprint
+from probes.scoring import ProbeBank
 from serving.recording import vllm_engine
 from tests.serving.lab import LAB, MODEL
 
 ROWS = 400
 # bfloat16 keeps 8 bits, and six blocks add their roundings. Measured: medians up to 0.6 %, the worst prompt 3.3 %.
 MEDIAN, WORST = 0.01, 0.05
+# In standard deviations of the probe. Measured: medians up to 0.0034, the worst prompt 0.015.
+MEDIAN_SCORE, WORST_SCORE = 0.01, 0.05
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +66,7 @@ def plain(chat, encoded, where, tmp_path_factory):
 )
 def test_the_engine_gives_the_models_own_activations(chat, encoded, where, plain, mode, tmp_path):
     """At every block and place, within bfloat16's rounding; long prompts in chunks too; and the same direction follows."""
-    source = EngineSource(vllm_engine, MODEL, mode, tmp_path)
+    source = EngineSource(vllm_engine, MODEL, mode, tmp_path, chat)
     served = record(chat, encoded, where, tmp_path / "shards", source=source)
     for layer in range(chat.num_layers):
         for place in where:
@@ -79,11 +88,40 @@ def test_the_engine_gives_the_models_own_activations(chat, encoded, where, plain
     assert theirs.spec.evidence["selection_auroc"] == pytest.approx(ours.spec.evidence["selection_auroc"], abs=0.01)
 
 
+@pytest.fixture(scope="module")
+def artifact(chat, encoded, plain):
+    """Probes of several readouts and of both sites, as a calibration has them before any threshold."""
+    offset = len(template_suffix(chat.tokenizer))
+    training = TrainingSet.split(chat, encoded, plain, offset)
+    probes = [
+        probe
+        for fit in (fit_harmfulness_direction, fit_classifiers, fit_safety_neurons, fit_token_level)
+        for probe in fit(training).probes
+    ]
+    return uncertified(fingerprint(MODEL), probes)
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+def test_the_engine_gives_the_scores_that_the_guard_will_see(chat, encoded, artifact, tmp_path):
+    """Every probe's score within bfloat16's rounding of Transformers', chunked prompts too, and the same order of prompts."""
+    options = ("--enforce-eager", "--max-num-batched-tokens", "256")
+    source = EngineSource(vllm_engine, MODEL, options, tmp_path, chat)
+    served = source.score(encoded, artifact, (), "scoring")
+    names = [probe.name for probe in artifact.manifest.probes]
+    plain = score_prompts(chat, ProbeBank.from_artifact(artifact), encoded)
+    assert np.isnan(served.refusal).all()
+    for name, ours, theirs in zip(names, plain.scores.T, served.scores.T, strict=True):
+        spread = np.abs(ours - theirs) / ours.std()
+        assert np.median(spread) < MEDIAN_SCORE, name
+        assert spread.max() < WORST_SCORE, name
+
+
 @pytest.mark.engine
 @pytest.mark.timeout(300)
 def test_an_engine_that_does_not_start_shows_the_end_of_its_log(chat, encoded, where, tmp_path):
     """Arguments that vLLM does not know are named, with where to read more."""
-    source = EngineSource(vllm_engine, MODEL, ("--no-such-argument",), tmp_path)
+    source = EngineSource(vllm_engine, MODEL, ("--no-such-argument",), tmp_path, chat)
     with pytest.raises(ServingError, match="no-such-argument") as caught:
         record(chat, encoded, where, tmp_path / "shards", source=source)
     assert "engine.log" in caught.value.remedy

@@ -1,0 +1,46 @@
+"""The scorer: the guarded worker of a calibration, which keeps its scores instead of sending them to a gate.
+
+Sensor, slots and readouts are those that serve. It overrides, of `vllm/v1/worker/gpu_worker.py`: `execute_model`; and
+reads, of the V1 model runner, `requests`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from vllm.v1.core.sched.output import SchedulerOutput
+
+from probes.errors import ModelError
+from serving.engine.wire import EXTRA
+from serving.engine.worker import GuardedWorker
+
+
+class ScoringWorker(GuardedWorker):
+    """A worker that scores the prompts that pass through it, by the artifact that it was configured with."""
+
+    foreguard_scored: torch.Tensor
+
+    def foreguard_begin(self, num_prompts: int, _where: Sequence[int | str]) -> None:
+        """Make room for `num_prompts` prompts, which say in their `extra_args` which row they are."""
+        self.foreguard_scored = torch.full((num_prompts, self.foreguard.num_probes), torch.nan)
+
+    def foreguard_write(self, path: str) -> None:
+        """Write `scores` `[N, K]`, float32, to the safetensors file `path`, by the first worker alone: all hold the same."""
+        if self.rank == 0:
+            save_file({"scores": self.foreguard_scored}, path)
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
+        """Run the model, and keep the scores of the prompts that it finished."""
+        output = super().execute_model(scheduler_output)
+        for request, scores in self.foreguard_scores.items():
+            if isinstance(scores, str):
+                raise ModelError(
+                    f"a prompt could not be scored: {scores}",
+                    field="engine",
+                    remedy="remove vLLM's compile cache, or calibrate with --engine-args=--enforce-eager",
+                )
+            row = self.model_runner.requests[request].sampling_params.extra_args[EXTRA]["row"]
+            self.foreguard_scored[row] = torch.tensor(scores)
+        self.foreguard_scores = {}
+        return output
