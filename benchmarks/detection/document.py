@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.template import EncodedPrompts
-from calibration.unseen.left_out import families
+from calibration.unseen.left_out import WRAPPED, families
 from calibration.unseen.unseen_sources import Unseen, UnseenSources
 from probes.manifest import Rate
 
@@ -25,7 +25,7 @@ def document(found: Sequence[UnseenSources], prompts: EncodedPrompts) -> str:
         f"them harmless; {len(prompts.prompts) - len(given)} wrapped copies to train on. Each family is left out in turn; "
         f"the cut lets {first.target_fpr:.0%} of the other families' harmless prompts through"
         f"{f' ({len(found)} seeds)' if len(found) > 1 else ''}. `combined` is for each family the combination that did "
-        f"best over the others; over all: {weights}.",
+        f"best over the others, wrapped copies counted like all sets together; over all: {weights}.",
         "### Recall on harmful prompts of sets never seen",
         _rates(found, names, "recall"),
         "### Share flagged of harmless prompts of sets never seen",
@@ -55,8 +55,9 @@ def _rates(found: Sequence[UnseenSources], names: Sequence[str], key: str) -> st
         for name in names
     }
     rows = [(s, _count(found[0].sources[s], key), [_percent(shares[s, name]) for name in names]) for s in kept]
-    means = [np.mean([shares[source, name] for source in kept], axis=0) for name in names]
-    return _table(names, [*rows, ("mean of sets", len(kept), [f"**{_percent(mean)}**" for mean in means])])
+    sets = [source for source in kept if source != WRAPPED]
+    means = [np.mean([shares[source, name] for source in sets], axis=0) for name in names]
+    return _table(names, [*rows, ("mean of sets", len(sets), [f"**{_percent(mean)}**" for mean in means])])
 
 
 def _over(found: Sequence[UnseenSources], source: str, name: str) -> list[Unseen]:

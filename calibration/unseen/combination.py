@@ -56,21 +56,28 @@ class FoldScores:
         )
 
 
-def choose_combination(folds: Sequence[FoldScores], names: Sequence[str], target_fpr: float) -> dict[str, float]:
+def choose_combination(
+    folds: Sequence[FoldScores], names: Sequence[str], target_fpr: float, wrapped: FoldScores | None = None
+) -> dict[str, float]:
     """Return the weights by name, in sum 1, that are best over families left out; fewer probes among equals.
 
     Best is the greatest sum of recalls on their harmful prompts less the shares of their harmless ones flagged: what a
-    probe takes for harm in one kind of honest traffic counts as much as what it misses in one kind of attack.
+    probe takes for harm in one kind of honest traffic counts as much as what it misses in one kind of attack. Where there
+    is a fold of `wrapped` copies it weighs as much as all families together: an attacker chooses his wrapper, and no family
+    of plain requests tells which probes see through one.
 
     `folds` are in log-odds, columns as `names`.
     """
-    chosen = max(_candidates(folds, len(names)), key=lambda each: _merit(folds, each, target_fpr))
+    groups = [folds, [wrapped]] if wrapped else [folds]
+    chosen = max(_candidates(folds, len(names)), key=lambda each: _merit(groups, each, target_fpr))
     return {name: float(share) for name, share in zip(names, chosen, strict=True) if share}
 
 
-def _merit(folds: Sequence[FoldScores], weights: npt.NDArray[np.float64], target_fpr: float) -> tuple[float, int]:
-    merit = float(np.mean([fold.combined(weights).merit(target_fpr) for fold in folds]))
-    return merit, -int(np.count_nonzero(weights))
+def _merit(
+    groups: Sequence[Sequence[FoldScores]], weights: npt.NDArray[np.float64], target_fpr: float
+) -> tuple[float, int]:
+    merits = [np.mean([fold.combined(weights).merit(target_fpr) for fold in folds]) for folds in groups]
+    return float(np.mean(merits)), -int(np.count_nonzero(weights))
 
 
 def _candidates(folds: Sequence[FoldScores], count: int) -> list[npt.NDArray[np.float64]]:

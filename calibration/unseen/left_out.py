@@ -1,7 +1,8 @@
 """One family of sources left out: the others to fit on, some of theirs to set the cut by, and the family's own.
 
 A family is what stands before the first colon of a source's name: `jailbreak:fiction` and `jailbreak:persona` are left out
-together, since whoever has seen the one has half seen the other.
+together, since whoever has seen the one has half seen the other. Wrapped copies (`calibration.wrapping`) can be left out,
+too: the one kind of attack that can be made of any prompts.
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from probes.errors import CalibrationError
 
 _JUDGED_SHARE = 0.25
 SEED = 20_260
+WRAPPED = "wrapped copies"
+"""Left out like a family: nothing is fitted on a wrapper, and what is met are copies of prompts that took no part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,13 @@ class LeftOut:
     judged: Rows
     """Prompts of the other families that take no part in that: they set the cut. As they were given, no wrapped copies."""
     left_out: Rows
-    """The family's own prompts, as they were given."""
+    """The family's own prompts, as they were given; of wrapped copies, those of the judged."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The source of each prompt that was left out; copies have one of their own."""
+        prompts = self.training.prompts.prompts
+        return tuple(WRAPPED if prompts[row].is_wrapped else prompts[row].source or "" for row in self.left_out)
 
 
 def families(prompts: EncodedPrompts) -> npt.NDArray[np.str_]:
@@ -54,20 +63,28 @@ def require_families(prompts: EncodedPrompts) -> None:
             _require_enough(int((prompts.harmful[labels != name] == label).sum()), name, harmful=label)
 
 
+def kinds_to_leave_out(prompts: EncodedPrompts) -> list[str]:
+    """Return the families in their order, and wrapped copies after them where there are any."""
+    wrapped = [WRAPPED] if any(prompt.is_wrapped for prompt in prompts.prompts) else []
+    return [*np.unique(families(prompts)).tolist(), *wrapped]
+
+
 def leave_out(training: TrainingSet, name: str, seed: int = SEED) -> LeftOut:
-    """Leave family `name` out; `seed` says which of the others set the cut.
+    """Leave family `name` out, or `WRAPPED` copies; `seed` says which of the others set the cut.
 
     Raises `CalibrationError` where too little is left to fit on.
     """
-    out = families(training.prompts) == name
+    wrapped = np.array([prompt.is_wrapped for prompt in training.prompts.prompts])
+    out = wrapped if name == WRAPPED else families(training.prompts) == name
     fit, select = training.fit[~out[training.fit]], training.select[~out[training.select]]
-    judged = set_aside(training.prompts, fit, _JUDGED_SHARE, seed)
+    # Copies are set aside with their originals, so those of the judged are what no fit has seen in any form.
+    judged = set_aside(training.prompts, training.fit if name == WRAPPED else fit, _JUDGED_SHARE, seed)
     kept = np.setdiff1d(fit, judged)
     for label in (True, False):
         sizes = [int((training.harmful[rows] == label).sum()) for rows in (kept, select)]
         _require_enough(sizes[0] if sizes[1] else 0, name, harmful=label)
-    as_given = np.array([not prompt.is_wrapped for prompt in training.prompts.prompts])
-    return LeftOut(replace(training, fit=kept, select=select), judged[as_given[judged]], np.flatnonzero(out & as_given))
+    met = judged[wrapped[judged]] if name == WRAPPED else np.flatnonzero(out & ~wrapped)
+    return LeftOut(replace(training, fit=kept, select=select), judged[~wrapped[judged]], met)
 
 
 def _require_enough(count: int, name: str, *, harmful: bool) -> None:

@@ -1,11 +1,12 @@
 """Leave one source out: what probes are worth on prompts of a kind that they never saw.
 
 Each family of sources is left out in turn. Probes are fitted and chosen on the others, a 1 % threshold is set on harmless
-prompts of the others that took no part in either, and the family left out is met with it, as new traffic would be.
+prompts of the others that took no part in either, and the family left out is met with it, as new traffic would be. Where
+prompts were wrapped, too, wrapped copies are left out once like a family: they tell the combination what wrappers do.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from calibration.progress import track
 from calibration.stage_file import Strict, written_whole
 from calibration.unseen.combination import FoldScores, choose_combination
 from calibration.unseen.contenders import CONTROLS, METHODS, Beside, control_scores, probe_scores
-from calibration.unseen.left_out import SEED, LeftOut, families, leave_out, require_families
+from calibration.unseen.left_out import SEED, WRAPPED, LeftOut, kinds_to_leave_out, leave_out, require_families
 from probes.errors import CalibrationError
 from probes.manifest import Rate
 
@@ -44,7 +45,10 @@ class Unseen(Strict):
 
 
 class UnseenSources(Strict):
-    """The whole table: by source, then by probe, combination or control. Sources of one family were left out together."""
+    """The whole table: by source, then by probe, combination or control. Sources of one family were left out together.
+
+    Source `wrapped copies` is of prompts that the project wrapped itself, met by what was fitted on none of them.
+    """
 
     target_fpr: float
     sources: dict[str, dict[str, Unseen]]
@@ -73,7 +77,7 @@ def unseen_sources(
     folder.mkdir(parents=True, exist_ok=True)
     tasks = {
         (family, part): folder / f"{number:03d}-{part}.safetensors"
-        for number, family in enumerate(np.unique(families(training.prompts)).tolist())
+        for number, family in enumerate(kinds_to_leave_out(training.prompts))
         for part in (*methods, _CONTROLS)
         if only is None or family in only
     }
@@ -136,7 +140,7 @@ def _measure(fold: LeftOut, part: str, beside: Beside) -> _Measured:
     judged, left_out = np.split(columns, [len(fold.judged)])
     harmful = fold.training.harmful
     fold_scores = FoldScores(judged, harmful[fold.judged], left_out, harmful[fold.left_out])
-    return _Measured(fold_scores, tuple(scores), tuple(fold.training.sources[fold.left_out].tolist()))
+    return _Measured(fold_scores, tuple(scores), fold.sources)
 
 
 def _table(measured: dict[str, _Measured]) -> UnseenSources:
@@ -153,15 +157,17 @@ def _table(measured: dict[str, _Measured]) -> UnseenSources:
     sources = {}
     for family, each in measured.items():
         columns = {name: each.columns([name]) for name in names}
-        others = [fold for other, fold in logits.items() if other != family]
-        weights = choose_combination(others, own, _TARGET)
+        weights = _chosen({other: fold for other, fold in logits.items() if other != family}, own)
         columns[COMBINED] = logits[family].combined(np.array([weights.get(name, 0.0) for name in own]))
         for source in sorted(set(each.sources)):
             rows = np.array(each.sources) == source
             sources[source] = {name: _unseen(fold, rows) for name, fold in columns.items()}
-    return UnseenSources(
-        target_fpr=_TARGET, sources=sources, combination=choose_combination(list(logits.values()), own, _TARGET)
-    )
+    return UnseenSources(target_fpr=_TARGET, sources=sources, combination=_chosen(logits, own))
+
+
+def _chosen(folds: Mapping[str, FoldScores], names: Sequence[str]) -> dict[str, float]:
+    plain = [fold for family, fold in folds.items() if family != WRAPPED]
+    return choose_combination(plain, names, _TARGET, folds.get(WRAPPED))
 
 
 def _unseen(fold: FoldScores, rows: npt.NDArray[np.bool_]) -> Unseen:

@@ -1,16 +1,22 @@
 """Training sets of the tiny models: prompt lines, encoded and passed through the model once."""
 
+from dataclasses import replace
+
 from tiny import write_prompts
 
 from calibration.methods.training import TrainingSet
 from calibration.prompts import load_prompts
 from calibration.reading.activations import record
 from calibration.template import encode_prompts, template_suffix
+from calibration.wrapping import wrap_prompts
 
 
-def training_set(chat, folder, lines):
-    """Recorded prompts for the model."""
-    prompts = encode_prompts(chat.tokenizer, load_prompts(write_prompts(folder / "train.jsonl", lines)), chat.context)
+def training_set(chat, folder, lines, wrap=0.0):
+    """Recorded prompts for the model, and wrapped copies of a share of them."""
+    file = load_prompts(write_prompts(folder / "train.jsonl", lines))
+    copies = replace(file, prompts=wrap_prompts(file.prompts, wrap))
+    prompts = encode_prompts(chat.tokenizer, file, chat.context)
+    prompts += encode_prompts(chat.tokenizer, copies, chat.context, skip_long=True)
     offset = len(template_suffix(chat.tokenizer))
     recording = record(chat, prompts, (*range(offset + 1), "mean"), folder / "activations")
     return TrainingSet.split(chat, prompts, recording, offset)

@@ -42,6 +42,14 @@ def test_a_probe_that_flags_one_kind_of_honest_traffic_loses_to_one_that_does_no
     assert weights["two"] >= 0.5
 
 
+def test_a_probe_that_sees_through_wrappers_is_worth_as_much_as_all_families_together():
+    """Five families prefer the first a little; wrapped copies that only the second recalls turn the choice."""
+    plain, wrapped = [fold(seed, (9.0, 4.0, 0.0)) for seed in range(5)], fold(7, (-9.0, 9.0, 0.0))
+    assert choose_combination(plain, NAMES, 0.01)["one"] > 0.5
+    assert choose_combination([*plain, wrapped], NAMES, 0.01).get("one", 0.0) > 0.1
+    assert choose_combination(plain, NAMES, 0.01, wrapped) == {"two": 1.0}
+
+
 def test_no_weight_is_negative():
     """A probe that points the wrong way is left out, not subtracted: it could let a request pass."""
     weights = stacking_weights([fold(3, (3.0, 2.0, -2.0))])

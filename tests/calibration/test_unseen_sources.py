@@ -12,7 +12,7 @@ from calibration.pipeline import bank_of
 from calibration.request_scores import score_prompts
 from calibration.unseen import unseen_sources as module
 from calibration.unseen.contenders import TFIDF, recorded_scores
-from calibration.unseen.left_out import leave_out
+from calibration.unseen.left_out import WRAPPED, leave_out
 from calibration.unseen.unseen_sources import COMBINED, unseen_sources
 from probes.errors import CalibrationError
 from probes.fingerprint import fingerprint
@@ -113,6 +113,40 @@ def test_members_of_a_family_are_left_out_together(training):
     fold = leave_out(renamed, "jailbreak")
     assert {prompts[row].source for row in fold.left_out} == {"jailbreak:one", "jailbreak:liar"}
     assert {prompts[row].source for row in np.concatenate([fold.training.fit, fold.judged])} == {"plain"}
+
+
+@pytest.fixture
+def wrapped(planted_chat, tmp_path):
+    """Two sources of 300 prompts each, all wrapped once more; long copies do not fit."""
+    lines = [line | {"source": ("one", "two")[index % 2]} for index, line in enumerate(make_prompts(600, 2))]
+    return training_set(planted_chat, tmp_path, lines, wrap=1.0)
+
+
+def test_wrapped_copies_are_left_out_like_a_family(wrapped):
+    """No fit has seen a wrapper, nor any form of the requests whose copies are met; no copy sets the cut."""
+    prompts = wrapped.prompts.prompts
+    fold = leave_out(wrapped, WRAPPED)
+    learned = np.concatenate([fold.training.fit, fold.training.select])
+    assert len(fold.left_out) >= 40
+    assert all(prompts[row].is_wrapped for row in fold.left_out)
+    assert not any(prompts[row].is_wrapped for row in [*learned, *fold.judged])
+    assert not {prompts[row].line for row in fold.left_out} & {prompts[row].line for row in learned}
+    assert set(fold.sources) == {WRAPPED}
+
+
+def test_what_wrappers_do_has_a_row_and_a_say(wrapped, tmp_path, monkeypatch):
+    """Copies are a row of the table; they help to choose every combination but the one that they judge."""
+    real, given = module.choose_combination, []
+
+    def asked(folds, names, target, copies=None):
+        given.append((len(folds), copies is not None))
+        return real(folds, names, target, copies)
+
+    monkeypatch.setattr(module, "choose_combination", asked)
+    found = unseen_sources(wrapped, tmp_path / "unseen", methods=("harmfulness_direction",))
+    assert list(found.sources) == ["one", "two", WRAPPED]
+    assert found.sources[WRAPPED]["harmfulness"].recall.count >= 20
+    assert given == [(1, True), (1, True), (2, False), (2, True)]
 
 
 def test_recorded_scores_are_the_scores_that_serve(training, planted):
