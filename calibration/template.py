@@ -79,7 +79,7 @@ def template_suffix(tokenizer: Any) -> tuple[int, ...]:
 
     The instruction's last token is thus `len(template_suffix(tokenizer))` places before the prompt's last one.
     """
-    suffix = _shared([reversed(ids) for ids in _rendered_contents(tokenizer)])[::-1]
+    suffix = common_start([reversed(ids) for ids in _rendered_contents(tokenizer)])[::-1]
     if not suffix:
         raise ModelError(
             "the chat template puts no token after the user's message",
@@ -91,7 +91,7 @@ def template_suffix(tokenizer: Any) -> tuple[int, ...]:
 
 def template_prefix(tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens that the chat template puts before the first word of a single user message; it may be none."""
-    return _shared(_rendered_contents(tokenizer))
+    return common_start(_rendered_contents(tokenizer))
 
 
 def _rendered_contents(tokenizer: Any) -> Sequence[Sequence[int]]:
@@ -102,7 +102,7 @@ def _rendered_contents(tokenizer: Any) -> Sequence[Sequence[int]]:
     return token_ids
 
 
-def _shared(token_ids: Iterable[Iterable[int]]) -> tuple[int, ...]:
+def common_start(token_ids: Iterable[Iterable[int]]) -> tuple[int, ...]:
     """Return the tokens that all begin with."""
     shared = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*token_ids, strict=False))
     return tuple(tokens[0] for tokens in shared)

@@ -172,7 +172,7 @@ def _random(trials: Sequence[_Trial], name: str) -> Series:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean with its 95 % interval by Student's t over the draws."""
+    """Return the mean of shares with its 95 % interval by Student's t over the draws, within what a share can be."""
     mean = float(np.mean(values))
     half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean, mean - half, mean + half
+    return mean, max(mean - half, 0.0), min(mean + half, 1.0)

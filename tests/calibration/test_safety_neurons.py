@@ -120,6 +120,12 @@ def test_a_mean_has_students_interval():
     assert mean - low == pytest.approx(high - mean)
 
 
+def test_no_interval_of_shares_leaves_their_range():
+    """Recalls near one, or near nothing: the interval ends there."""
+    assert mean_interval([1.0, 1.0, 0.7])[2] == 1.0
+    assert mean_interval([0.0, 0.0, 0.3])[1] == 0.0
+
+
 def test_a_calibration_with_a_partner_carries_the_studies(tokenizer, splits, tmp_path, monkeypatch):
     """Probe and studies reach the artifact, patching among them."""
     monkeypatch.setattr("calibration.neurons.patching_study.SHARES", (0.05, 1.0))
