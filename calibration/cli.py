@@ -22,6 +22,10 @@ _SkipLong = Annotated[
     bool, typer.Option("--skip-long", help="Leave out prompts longer than the model's context, and count them.")
 ]
 
+_EngineArgs = Annotated[
+    str, typer.Option(help='The engine\'s own arguments, in quotes: "--quantization fp8 --enforce-eager".')
+]
+
 
 class Stratum(StrEnum):
     """What `tune --by` can divide traffic by."""
@@ -104,9 +108,7 @@ def calibrate(
             "or vllm as it will serve: quantised, compiled."
         ),
     ] = "hf",
-    engine_args: Annotated[
-        str, typer.Option(help='The engine\'s own arguments, in quotes: "--quantization fp8 --enforce-eager".')
-    ] = "",
+    engine_args: _EngineArgs = "",
     quick: Annotated[
         bool,
         typer.Option(
@@ -265,6 +267,11 @@ def tune(
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
     skip_long: _SkipLong = False,
+    engine: Annotated[
+        str,
+        typer.Option(help="Who scores the prompts: hf (Transformers), or vllm as it will serve: quantised, compiled."),
+    ] = "hf",
+    engine_args: _EngineArgs = "",
 ) -> None:
     """Find thresholds on your own benign traffic, and print them as a diff of the policy.
 
@@ -302,6 +309,8 @@ def tune(
         dtype=dtype,
         device=device,
         skip_long=skip_long,
+        engine=engine,
+        engine_args=tuple(shlex.split(engine_args)),
     )
     # The diff alone goes to standard output, so that it can be redirected into `patch`.
     Console(stderr=True).print(tuning_tables(found))

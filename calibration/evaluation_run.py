@@ -1,8 +1,8 @@
 """An artifact met with new prompts: the model is loaded, its fingerprint required, and the prompts scored."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,14 @@ from calibration.methods.fitted import FittedProbe
 from calibration.model import ChatModel
 from calibration.pipeline import bank_of
 from calibration.prompts import PromptFile, require_classes
+from calibration.reading.engine_source import IN_PROCESS, EngineSource
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.request_scores import score_prompts
 from calibration.template import EncodedPrompts, encode_prompts
 from probes.artifact import BENIGN_SCORES, Artifact
 from probes.errors import ArtifactError
 from probes.fingerprint import fingerprint
+from probes.scoring import ProbeBank
 
 _MOST_FOR_TOKENS = 128
 """Prompts per class by which the model's refusal tokens are found, as in calibration."""
@@ -33,10 +35,25 @@ class Loaded:
     chat: ChatModel
     artifact: Artifact
     skip_long: bool
+    engine: EngineSource | None = None
+    """Who scores, where it is not this process."""
 
     def encode(self, file: PromptFile) -> EncodedPrompts:
         """Render and tokenise a file's prompts as the model is served them."""
         return encode_prompts(self.chat.tokenizer, file, self.chat.context, skip_long=self.skip_long)
+
+    def through(self, engine: str, arguments: Sequence[str], *, model: Path, dtype: str, folder: Path) -> "Loaded":
+        """Return this with the engine of that name to score, whose log and files go to `folder`."""
+        if engine == IN_PROCESS:
+            return self
+        source = EngineSource.named(engine, arguments, model=model, dtype=dtype, folder=folder, chat=self.chat)
+        return replace(self, engine=source)
+
+    def score(self, prompts: EncodedPrompts, title: str) -> npt.NDArray[np.float32]:
+        """Return the scores `[N, K]` of the artifact's probes."""
+        if self.engine is not None:
+            return self.engine.score(prompts, self.artifact, (), title).scores
+        return score_prompts(self.chat, ProbeBank.from_artifact(self.artifact), prompts, title=title).scores
 
 
 @dataclass(frozen=True, slots=True)

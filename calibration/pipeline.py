@@ -46,7 +46,7 @@ from calibration.partner import load_partner
 from calibration.platt import fit_platt
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.reading.activations import Where, record
-from calibration.reading.engine_source import EngineSource, find_engine
+from calibration.reading.engine_source import IN_PROCESS, EngineSource, require_engine
 from calibration.reading.ray_source import RayCluster, Replica
 from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
@@ -224,14 +224,9 @@ def _work_folder(out: Path, identity: Fingerprint, files: dict[str, PromptFile],
 
 
 def _require_one_source(settings: Settings) -> None:
-    if settings.engine != "hf":
-        find_engine(settings.engine)
-        if settings.ray is not None:
-            raise CalibrationError(
-                "an engine is not spread over Ray", field="--ray", remedy="leave out --ray, or --engine"
-            )
-    elif settings.engine_args:
-        raise CalibrationError("no engine was named", field="--engine-args", remedy="name it, as in --engine vllm")
+    require_engine(settings.engine, settings.engine_args)
+    if settings.engine != IN_PROCESS and settings.ray is not None:
+        raise CalibrationError("an engine is not spread over Ray", field="--ray", remedy="leave out --ray, or --engine")
 
 
 def _require_probes(found: Fitted) -> None:
@@ -247,9 +242,9 @@ def _require_probes(found: Fitted) -> None:
 def _source(
     chat: ChatModel, model: Path, identity: Fingerprint, work: Path, settings: Settings
 ) -> EngineSource | RayCluster | None:
-    if settings.engine != "hf":
-        options = ("--dtype", settings.dtype, *settings.engine_args)
-        return EngineSource(find_engine(settings.engine), model, options, work, chat)
+    if settings.engine != IN_PROCESS:
+        arguments = settings.engine_args
+        return EngineSource.named(settings.engine, arguments, model=model, dtype=settings.dtype, folder=work, chat=chat)
     if settings.ray is None:
         return None
     replica = Replica(str(model), settings.dtype, settings.device, identity, torch.get_num_threads())

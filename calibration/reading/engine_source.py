@@ -25,6 +25,8 @@ from probes.artifact import Artifact
 from probes.errors import CalibrationError
 
 GROUP = "foreguard.engines"
+IN_PROCESS = "hf"
+"""Transformers in this process: no engine."""
 
 _AT_A_TIME = 256
 """Prompts handed to the engine together, for a bar to move."""
@@ -49,6 +51,13 @@ class EngineSource:
     """For the engine's log, for the file through which it answers, and for the probes that it scores by."""
     chat: ChatModel
     """The same model in this process."""
+
+    @classmethod
+    def named(
+        cls, engine: str, arguments: Sequence[str], *, model: Path, dtype: str, folder: Path, chat: ChatModel
+    ) -> "EngineSource":
+        """Return the source that asks the engine registered as `engine`, with its own `arguments`."""
+        return cls(find_engine(engine), model, ("--dtype", dtype, *arguments), folder, chat)
 
     def read(
         self, prompts: EncodedPrompts, where: Sequence[Where], shards: Sequence[Shard]
@@ -97,12 +106,22 @@ class EngineSource:
             yield answered
 
 
+def require_engine(name: str, arguments: Sequence[str]) -> None:
+    """Raise `CalibrationError` where `name` is neither `hf` nor an engine, or where `hf` is given an engine's arguments."""
+    if name != IN_PROCESS:
+        find_engine(name)
+    elif arguments:
+        raise CalibrationError("no engine was named", field="--engine-args", remedy="name it, as in --engine vllm")
+
+
 def find_engine(name: str) -> OpenEngine:
     """Return the engine registered as `name`. Raises `CalibrationError` that names those there are."""
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in found:
         raise CalibrationError(
-            f"{name!r} is no engine", field="--engine", remedy=f"choose one of {', '.join(['hf', *sorted(found)])}"
+            f"{name!r} is no engine",
+            field="--engine",
+            remedy=f"choose one of {', '.join([IN_PROCESS, *sorted(found)])}",
         )
     engine: OpenEngine = found[name].load()
     return engine

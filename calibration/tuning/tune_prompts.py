@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from calibration.evaluation_run import Loaded
 from calibration.prompts import PromptFile, load_prompts
-from calibration.request_scores import score_prompts
 from calibration.template import EncodedPrompts
 from calibration.tuning.strata import strata_of
 from calibration.tuning.tune import Sample
@@ -18,7 +17,6 @@ from guard.decide import score_columns
 from guard.policy import Policy
 from probes.artifact import HARMFUL_SCORES
 from probes.errors import PromptError
-from probes.scoring import ProbeBank
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,6 @@ class TunePrompts:
 
 def score_groups(
     loaded: Loaded,
-    bank: ProbeBank,
     policy: Policy,
     file: PromptFile,
     harmful: PromptFile | None,
@@ -58,39 +55,39 @@ def score_groups(
         raise PromptError(
             "holds no harmless prompts", field=file.name, remedy='give your own traffic with "label": "harmless"'
         )
-    scored = score_prompts(loaded.chat, bank, prompts, title="scoring your prompts").scores
+    names = [probe.name for probe in loaded.artifact.manifest.probes]
+    scored = loaded.score(prompts, "scoring your prompts")
     harmful_scores = scored[prompts.harmful]
     if harmful is not None:
-        harmful_scores = _side(loaded, bank, harmful, is_harmful=True)
+        harmful_scores = _side(loaded, harmful, is_harmful=True)
     elif not len(harmful_scores):
         harmful_scores = loaded.artifact.tensors[HARMFUL_SCORES].numpy()
-    hard = [_hard(loaded, bank, prompts, scored, each) for each in hard_benign]
-    sample = Sample(score_columns(policy, bank.names, scored[benign]), strata_of(prompts, strata)[benign])
+    hard = [_hard(loaded, prompts, scored, each) for each in hard_benign]
+    sample = Sample(score_columns(policy, names, scored[benign]), strata_of(prompts, strata)[benign])
     return (
         TunePrompts(
             sample,
-            score_columns(policy, bank.names, harmful_scores),
-            score_columns(policy, bank.names, np.concatenate(hard)) if hard else None,
+            score_columns(policy, names, harmful_scores),
+            score_columns(policy, names, np.concatenate(hard)) if hard else None,
         ),
         prompts,
     )
 
 
-def _side(loaded: Loaded, bank: ProbeBank, file: PromptFile, *, is_harmful: bool) -> npt.NDArray[np.float32]:
+def _side(loaded: Loaded, file: PromptFile, *, is_harmful: bool) -> npt.NDArray[np.float32]:
     prompts = loaded.encode(file)
     rows, label = prompts.harmful == is_harmful, "harmful" if is_harmful else "harmless"
     if not rows.any():
         raise PromptError(f"holds no {label} prompts", field=file.name, remedy=f'give prompts with "label": "{label}"')
-    scores = score_prompts(loaded.chat, bank, prompts, title=f"scoring {label} prompts").scores
-    return np.asarray(scores[rows])
+    return np.asarray(loaded.score(prompts, f"scoring {label} prompts")[rows])
 
 
 def _hard(
-    loaded: Loaded, bank: ProbeBank, prompts: EncodedPrompts, scored: npt.NDArray[np.float32], name: str
+    loaded: Loaded, prompts: EncodedPrompts, scored: npt.NDArray[np.float32], name: str
 ) -> npt.NDArray[np.float32]:
     """Return the scores of hard benign prompts: a file of their own, or a source or category of the operator's."""
     if Path(name).is_file():
-        return _side(loaded, bank, load_prompts(Path(name)), is_harmful=False)
+        return _side(loaded, load_prompts(Path(name)), is_harmful=False)
     benign = [(row, prompt) for row, prompt in enumerate(prompts.prompts) if not prompt.is_harmful]
     rows = [row for row, prompt in benign if name in (prompt.source, prompt.category)]
     if not rows:

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from calibration.evaluation_run import load_for
 from calibration.prompts import PromptFile
+from calibration.reading.engine_source import IN_PROCESS, require_engine
 from calibration.template import EncodedPrompts
 from calibration.tuning.joint import Joint, Prompts, find_setting
 from calibration.tuning.limits import Limit, parse_limits
@@ -29,7 +31,6 @@ from guard.policy_file import parse_policy
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError, PolicyError, PromptError
 from probes.manifest import Platt
-from probes.scoring import ProbeBank
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,16 @@ def tune_policy(
     dtype: str = "auto",
     device: str = "cpu",
     skip_long: bool = False,
+    engine: str = IN_PROCESS,
+    engine_args: Sequence[str] = (),
 ) -> Tuning:
     """Set the thresholds of `policy` on the benign prompts of `file`; nothing is written.
 
+    `engine` scores the prompts: this process, or one that is registered, with its own `engine_args`.
     Recall is measured on `harmful`, on the harmful prompts of `file`, or on the artifact's own, whichever there are first.
     Raises `PolicyError`, `PromptError`, `CalibrationError` (also `TooFewNegatives`), `ArtifactMismatch` or `ModelError`.
     """
+    require_engine(engine, engine_args)
     text = _read_policy(policy)
     written = parse_policy(text, policy.name)
     parsed = written.beside(artifact.manifest.combinations)
@@ -104,13 +109,15 @@ def tune_policy(
     platt = _platt_at(artifact, request.prevalence)
     _require_usable(artifact, file, harmful, limits)
     loaded = load_for(model, artifact, dtype, device, skip_long)
-    bank = ProbeBank.from_artifact(artifact)
-    groups, prompts = score_groups(loaded, bank, parsed, file, harmful, request.strata, request.hard_benign)
+    names = [probe.name for probe in artifact.manifest.probes]
+    with TemporaryDirectory(prefix="foreguard-") as folder:
+        scoring = loaded.through(engine, engine_args, model=model, dtype=dtype, folder=Path(folder))
+        groups, prompts = score_groups(scoring, parsed, file, harmful, request.strata, request.hard_benign)
 
     def bound(tuned: Policy) -> BoundPolicy:
         return bind(
             tuned,
-            bank.names,
+            names,
             artifact.tensors[BENIGN_SCORES].numpy(),
             escalating=artifact.manifest.escalating,
             steering=_vectors(artifact),
@@ -119,7 +126,7 @@ def tune_policy(
     scores: tuple[Tuned, ...] = ()
     joint = None
     if limits:
-        reference = _reference(artifact, bank.names, parsed)
+        reference = _reference(artifact, names, parsed)
         asked = Prompts(groups.benign, groups.harmful, groups.hard)
         joint = find_setting(parsed, limits, asked, reference, request.confidence, bound)
         plan: Plan = joint.plan

@@ -162,6 +162,8 @@ def test_tune_keeps_joint_limits(tune):
         (0, ("--at-most", "hard=0.2"), "no prompts to measure"),
         (0, ("--hard-benign", "nowhere"), "is named 'nowhere'"),
         (0, ("--prevalence", 2), "not between 0 and 1"),
+        (0, ("--engine", "tensorrt"), "'tensorrt' is no engine"),
+        (0, ("--engine-args", "--enforce-eager"), "no engine was named"),
     ],
 )
 def test_tune_refuses_what_makes_no_sense(tune, harmful_share, options, words):

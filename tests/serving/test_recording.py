@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from calibration.evaluation_run import Loaded
 from calibration.methods.classifiers import fit_classifiers
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.safety_neurons import fit_safety_neurons
@@ -14,11 +15,9 @@ from calibration.pipeline import uncertified
 from calibration.prompts import load_prompts
 from calibration.reading.activations import record
 from calibration.reading.engine_source import EngineSource, find_engine
-from calibration.request_scores import score_prompts
 from calibration.template import encode_prompts, template_suffix
 from probes.errors import CalibrationError, ServingError
 from probes.fingerprint import fingerprint
-from probes.scoring import ProbeBank
 from serving.recording import vllm_engine
 from tests.serving.lab import LAB, MODEL
 
@@ -106,12 +105,11 @@ def artifact(chat, encoded, plain):
 def test_the_engine_gives_the_scores_that_the_guard_will_see(chat, encoded, artifact, tmp_path):
     """Every probe's score within bfloat16's rounding of Transformers', chunked prompts too, and the same order of prompts."""
     options = ("--enforce-eager", "--max-num-batched-tokens", "256")
-    source = EngineSource(vllm_engine, MODEL, options, tmp_path, chat)
-    served = source.score(encoded, artifact, (), "scoring")
+    loaded = Loaded(chat, artifact, skip_long=False)
+    engine = loaded.through("vllm", options, model=MODEL, dtype="auto", folder=tmp_path)
     names = [probe.name for probe in artifact.manifest.probes]
-    plain = score_prompts(chat, ProbeBank.from_artifact(artifact), encoded)
-    assert np.isnan(served.refusal).all()
-    for name, ours, theirs in zip(names, plain.scores.T, served.scores.T, strict=True):
+    plain, served = (each.score(encoded, "scoring") for each in (loaded, engine))
+    for name, ours, theirs in zip(names, plain.T, served.T, strict=True):
         spread = np.abs(ours - theirs) / ours.std()
         assert np.median(spread) < MEDIAN_SCORE, name
         assert spread.max() < WORST_SCORE, name
