@@ -79,8 +79,7 @@ def calibrate(
             min=0,
             max=1,
             help="Share of training prompts to add once more inside templates and jailbreak wrappers, harmful and harmless "
-            "alike: for probes that shall meet wrapped requests. With --leave-one-source-out, copies also say which "
-            "combination sees through a wrapper.",
+            "alike: for probes that shall meet wrapped requests. With --leave-one-source-out, copies are left out once, too.",
         ),
     ] = 0.0,
     kl_budget: Annotated[

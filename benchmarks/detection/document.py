@@ -24,8 +24,8 @@ def document(found: Sequence[UnseenSources], prompts: EncodedPrompts) -> str:
         f"{len(given)} prompts of {len(set(families(prompts)))} families, {sum(not each.is_harmful for each in given)} of "
         f"them harmless; {len(prompts.prompts) - len(given)} wrapped copies to train on. Each family is left out in turn; "
         f"the cut lets {first.target_fpr:.0%} of the other families' harmless prompts through"
-        f"{f' ({len(found)} seeds)' if len(found) > 1 else ''}. `combined` is for each family the combination that did "
-        f"best over the others, wrapped copies counted like all sets together; over all: {weights}.",
+        f"{f' ({len(found)} seeds)' if len(found) > 1 else ''}. `combined` is for each family the combination that the "
+        f"others chose; all together choose {weights}.",
         "### Recall on harmful prompts of sets never seen",
         _rates(found, names, "recall"),
         "### Share flagged of harmless prompts of sets never seen",

@@ -8,9 +8,11 @@ all of them. Errors of probes that read different places are less alike, so that
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import t
 from sklearn.linear_model import LogisticRegression
 
 from calibration.logit_scale import apply, logit_maps
@@ -57,27 +59,44 @@ class FoldScores:
 
 
 def choose_combination(
-    folds: Sequence[FoldScores], names: Sequence[str], target_fpr: float, wrapped: FoldScores | None = None
+    folds: Sequence[FoldScores], names: Sequence[str], target_fpr: float, default: Weights = MappingProxyType({})
 ) -> dict[str, float]:
     """Return the weights by name, in sum 1, that are best over families left out; fewer probes among equals.
 
     Best is the greatest sum of recalls on their harmful prompts less the shares of their harmless ones flagged: what a
-    probe takes for harm in one kind of honest traffic counts as much as what it misses in one kind of attack. Where there
-    is a fold of `wrapped` copies it weighs as much as all families together: an attacker chooses his wrapper, and no family
-    of plain requests tells which probes see through one.
+    probe takes for harm in one kind of honest traffic counts as much as what it misses in one kind of attack.
+
+    Where there is a `default`, it stays unless another is better by a paired t-test over the families (one-sided, 95 %): the
+    best of hundreds over a dozen families is mostly luck.
 
     `folds` are in log-odds, columns as `names`.
     """
-    groups = [folds, [wrapped]] if wrapped else [folds]
-    chosen = max(_candidates(folds, len(names)), key=lambda each: _merit(groups, each, target_fpr))
-    return {name: float(share) for name, share in zip(names, chosen, strict=True) if share}
+    candidates = np.array(_candidates(folds, len(names)))
+    merits = _merits(folds, candidates, target_fpr)
+    if default:
+        own = _merits(folds, np.array([[default.get(name, 0.0) for name in names]]), target_fpr)
+        proven = _gain_at_least(merits - own) > 0
+        if not proven.any():
+            return dict(default)
+        candidates, merits = candidates[proven], merits[proven]
+    best = max(zip(merits.mean(axis=1), -np.count_nonzero(candidates, axis=1), range(len(merits)), strict=True))[2]
+    return {name: float(share) for name, share in zip(names, candidates[best], strict=True) if share}
 
 
-def _merit(
-    groups: Sequence[Sequence[FoldScores]], weights: npt.NDArray[np.float64], target_fpr: float
-) -> tuple[float, int]:
-    merits = [np.mean([fold.combined(weights).merit(target_fpr) for fold in folds]) for folds in groups]
-    return float(np.mean(merits)), -int(np.count_nonzero(weights))
+def _merits(
+    folds: Sequence[FoldScores], candidates: npt.NDArray[np.float64], target_fpr: float
+) -> npt.NDArray[np.float64]:
+    """Return the merit `[C, F]` of each candidate, a row of weights, in each fold."""
+    return np.array([[fold.combined(each).merit(target_fpr) for fold in folds] for each in candidates])
+
+
+def _gain_at_least(gains: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the lower ends `[C]` of one-sided 95 % intervals of the mean gain, from gains `[C, F]` in families."""
+    count = gains.shape[1]
+    if count < 2:
+        return np.full(len(gains), -np.inf)
+    ends: npt.NDArray[np.float64] = gains.mean(axis=1) - t.ppf(0.95, count - 1) * gains.std(axis=1, ddof=1) / count**0.5
+    return ends
 
 
 def _candidates(folds: Sequence[FoldScores], count: int) -> list[npt.NDArray[np.float64]]:

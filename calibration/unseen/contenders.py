@@ -36,6 +36,8 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "refusal_readout": fit_refusal_readout,
     }
 )
+_KINDS = (("stack",), ("joint",), ("tokens", "attention", "multimax"))
+"""Probes by what they read: the last tokens block by block, several blocks at once, every token."""
 TFIDF, EMBEDDING, REFUSAL = "tfidf", "sentence_embedding", "first_token_refusal"
 CONTROLS = (TFIDF, EMBEDDING, REFUSAL)
 
@@ -65,6 +67,17 @@ class Beside:
                 save_file(asked, staging)
         found = load_file(path)
         return cls(found.get("embeddings"), found.get("refusal"))
+
+
+def even_combination(names: Collection[str]) -> dict[str, float]:
+    """Return weights, in sum 1, that give each kind of reading an even say, among the probes `names`; none where one is.
+
+    Errors of readings of different kinds are least alike, and no choice is made that traffic could prove wrong.
+    """
+    kinds = [found for kind in _KINDS if (found := [name for name in kind if name in names])]
+    if len(kinds) < 2:
+        return {}
+    return {name: 1 / (len(kinds) * len(kind)) for kind in kinds for name in kind}
 
 
 def require_contender(methods: Collection[str]) -> None:

@@ -2,7 +2,7 @@
 
 Each family of sources is left out in turn. Probes are fitted and chosen on the others, a 1 % threshold is set on harmless
 prompts of the others that took no part in either, and the family left out is met with it, as new traffic would be. Where
-prompts were wrapped, too, wrapped copies are left out once like a family: they tell the combination what wrappers do.
+prompts were wrapped, too, wrapped copies are left out once like a family.
 """
 
 import json
@@ -20,8 +20,8 @@ from calibration.metrics import auroc, cut_at, rate
 from calibration.progress import track
 from calibration.stage_file import Strict, written_whole
 from calibration.unseen.combination import FoldScores, choose_combination
-from calibration.unseen.contenders import CONTROLS, METHODS, Beside, control_scores, probe_scores
-from calibration.unseen.left_out import SEED, WRAPPED, LeftOut, kinds_to_leave_out, leave_out, require_families
+from calibration.unseen.contenders import CONTROLS, METHODS, Beside, control_scores, even_combination, probe_scores
+from calibration.unseen.left_out import SEED, LeftOut, kinds_to_leave_out, leave_out, require_families
 from probes.errors import CalibrationError
 from probes.manifest import Rate
 
@@ -53,8 +53,8 @@ class UnseenSources(Strict):
     target_fpr: float
     sources: dict[str, dict[str, Unseen]]
     combination: dict[str, float]
-    """Weights by probe of the combination that does best over all families. In the table, `combined` is for each family
-    the combination that did best over the others."""
+    """Weights by probe of the combination that is chosen over all families. In the table, `combined` is for each family the
+    combination that the others chose."""
 
 
 def unseen_sources(
@@ -166,8 +166,7 @@ def _table(measured: dict[str, _Measured]) -> UnseenSources:
 
 
 def _chosen(folds: Mapping[str, FoldScores], names: Sequence[str]) -> dict[str, float]:
-    plain = [fold for family, fold in folds.items() if family != WRAPPED]
-    return choose_combination(plain, names, _TARGET, folds.get(WRAPPED))
+    return choose_combination(list(folds.values()), names, _TARGET, even_combination(names))
 
 
 def _unseen(fold: FoldScores, rows: npt.NDArray[np.bool_]) -> Unseen:

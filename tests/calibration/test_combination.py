@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from calibration.unseen.combination import FoldScores, choose_combination, stacking_weights
+from calibration.unseen.contenders import even_combination
 
 NAMES = ["one", "two", "noise"]
 
@@ -42,12 +43,23 @@ def test_a_probe_that_flags_one_kind_of_honest_traffic_loses_to_one_that_does_no
     assert weights["two"] >= 0.5
 
 
-def test_a_probe_that_sees_through_wrappers_is_worth_as_much_as_all_families_together():
-    """Five families prefer the first a little; wrapped copies that only the second recalls turn the choice."""
-    plain, wrapped = [fold(seed, (9.0, 4.0, 0.0)) for seed in range(5)], fold(7, (-9.0, 9.0, 0.0))
-    assert choose_combination(plain, NAMES, 0.01)["one"] > 0.5
-    assert choose_combination([*plain, wrapped], NAMES, 0.01).get("one", 0.0) > 0.1
-    assert choose_combination(plain, NAMES, 0.01, wrapped) == {"two": 1.0}
+def test_a_default_stays_unless_another_is_proved_better():
+    """What is better by chance in a few families changes nothing; a probe that always is takes its place."""
+    nearly = {"one": 0.55, "two": 0.45}
+    alike = [fold(seed, (2.5, 2.5, 0.0)) for seed in range(6)]
+    assert choose_combination(alike, NAMES, 0.01) != nearly
+    assert choose_combination(alike, NAMES, 0.01, nearly) == nearly
+    assert choose_combination(alike[:1], NAMES, 0.01, nearly) == nearly
+    telling = [fold(seed, (0.0, 0.0, 9.0)) for seed in range(6)]
+    assert choose_combination(telling, NAMES, 0.01, nearly) == {"noise": 1.0}
+
+
+def test_each_kind_of_reading_has_an_even_say():
+    """Kinds that were not fitted are passed over, probes of one kind share its say, and one kind is no combination."""
+    weights = even_combination(["lda", "stack", "joint", "tokens", "multimax"])
+    assert weights == pytest.approx({"stack": 1 / 3, "joint": 1 / 3, "tokens": 1 / 6, "multimax": 1 / 6})
+    assert even_combination(["stack", "joint", "harmfulness"]) == {"stack": 0.5, "joint": 0.5}
+    assert even_combination(["tokens", "attention"]) == {}
 
 
 def test_no_weight_is_negative():
