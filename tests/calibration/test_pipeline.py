@@ -10,7 +10,7 @@ import torch
 from brief import BRIEF
 from tiny import make_prompts, write_prompts
 
-from calibration.catalogue import METHODS, QUICK
+from calibration.catalogue import DIAGNOSTICS, METHODS, QUICK
 from calibration.evaluation_run import evaluate_artifact
 from calibration.evidence import Evidence
 from calibration.pipeline import SPLITS, WORK, Settings, calibrate
@@ -269,3 +269,17 @@ def test_a_share_to_wrap_that_is_none_is_refused(splits, tmp_path, share):
     """Before any work, also where it is no number."""
     with pytest.raises(CalibrationError, match="no share of the training prompts"):
         calibrate(tmp_path / "none", *(splits[split] for split in SPLITS), tmp_path / "a", Settings(wrap=share))
+
+
+@pytest.mark.parametrize("method", ["classifiers", pytest.param("harmfulness_direction", marks=pytest.mark.long)])
+def test_every_study_bears_what_was_not_fitted(planted, splits, tmp_path, method):
+    """Each is asked after one method alone: it says something, or nothing, and breaks nothing."""
+    done = calibrate(
+        planted.folder,
+        *(splits[split] for split in SPLITS),
+        tmp_path / "a",
+        replace(BRIEF, only=(method, *DIAGNOSTICS), limit=60),
+    )
+    assert done.manifest.probes
+    names = [study.name for study in Evidence.of(Artifact.load(tmp_path / "a")).studies]
+    assert len(set(names)) == len(names)
