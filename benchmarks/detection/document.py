@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.template import EncodedPrompts
-from calibration.unseen.left_out import WRAPPED, families
+from calibration.unseen.left_out import families
 from calibration.unseen.unseen_sources import Unseen, UnseenSources
 from probes.manifest import Rate
 
@@ -55,7 +55,7 @@ def _rates(found: Sequence[UnseenSources], names: Sequence[str], key: str) -> st
         for name in names
     }
     rows = [(s, _count(found[0].sources[s], key), [_percent(shares[s, name]) for name in names]) for s in kept]
-    sets = [source for source in kept if source != WRAPPED]
+    sets = [source for source in kept if source in found[0].named]
     means = [np.mean([shares[source, name] for source in sets], axis=0) for name in names]
     return _table(names, [*rows, ("mean of sets", len(sets), [f"**{_percent(mean)}**" for mean in means])])
 

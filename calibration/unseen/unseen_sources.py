@@ -21,7 +21,7 @@ from calibration.progress import track
 from calibration.stage_file import Strict, written_whole
 from calibration.unseen.combination import FoldScores, choose_combination
 from calibration.unseen.contenders import CONTROLS, METHODS, Beside, control_scores, even_combination, probe_scores
-from calibration.unseen.left_out import SEED, LeftOut, kinds_to_leave_out, leave_out, require_families
+from calibration.unseen.left_out import SEED, WRAPPED, LeftOut, kinds_to_leave_out, leave_out, require_families
 from probes.errors import CalibrationError
 from probes.manifest import Rate
 
@@ -55,6 +55,11 @@ class UnseenSources(Strict):
     combination: dict[str, float]
     """Weights by probe of the combination that is chosen over all families. In the table, `combined` is for each family the
     combination that the others chose."""
+
+    @property
+    def named(self) -> dict[str, dict[str, Unseen]]:
+        """The sources that prompts name: without wrapped copies, which are no traffic to take a mean over."""
+        return {source: row for source, row in self.sources.items() if source != WRAPPED}
 
 
 def unseen_sources(

@@ -145,6 +145,7 @@ def test_what_wrappers_do_has_a_row_and_a_say(wrapped, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "choose_combination", asked)
     found = unseen_sources(wrapped, tmp_path / "unseen", methods=("harmfulness_direction",))
     assert list(found.sources) == ["one", "two", WRAPPED]
+    assert list(found.named) == ["one", "two"]
     assert found.sources[WRAPPED]["harmfulness"].recall.count >= 20
     assert given == [2, 2, 2, 3]
 
