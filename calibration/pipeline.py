@@ -94,7 +94,7 @@ class Settings:
     """Put vectors over the budget into the artifact all the same."""
     ray: str | None = None
     """Address of a Ray cluster whose workers read the training prompts' activations."""
-    engine: str = "hf"
+    engine: str = IN_PROCESS
     """Who computes the training prompts' activations: `hf`, or an engine of entry point group `foreguard.engines`."""
     engine_args: tuple[str, ...] = ()
     """The engine's own arguments."""
@@ -475,6 +475,6 @@ def _tools(settings: Settings) -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed as a package"
-    if settings.engine != "hf":
+    if settings.engine != IN_PROCESS:
         found["engine"] = " ".join([settings.engine, *settings.engine_args])
     return found

@@ -84,7 +84,7 @@ def _ask(
         raise ServingError(
             f"vLLM ended with status {process.wait()}; its log ends with:\n{end}",
             field="--engine vllm",
-            remedy=f"see {log.name} in the work folder, and check --engine-args",
+            remedy=f"see {log}, and check --engine-args",
         )
 
 

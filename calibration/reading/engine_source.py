@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from calibration.refusal_metric import refusal_metrics
 from calibration.request_scores import RequestScores
 from calibration.template import EncodedPrompts
 from probes.artifact import Artifact
-from probes.errors import CalibrationError
+from probes.errors import CalibrationError, ServingError
 
 GROUP = "foreguard.engines"
 IN_PROCESS = "hf"
@@ -104,6 +105,20 @@ class EngineSource:
                 return tensors
 
             yield answered
+
+
+@contextmanager
+def engine_folder() -> Iterator[Path]:
+    """Yield a folder of its own for an engine's files; it stays where the engine fails, as the error names the log in it."""
+    folder, kept = Path(mkdtemp(prefix="foreguard-engine-")), False
+    try:
+        yield folder
+    except ServingError:
+        kept = True
+        raise
+    finally:
+        if not kept:
+            shutil.rmtree(folder)
 
 
 def require_engine(name: str, arguments: Sequence[str]) -> None:

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from calibration.evaluation_run import load_for
 from calibration.prompts import PromptFile
-from calibration.reading.engine_source import IN_PROCESS, require_engine
+from calibration.reading.engine_source import IN_PROCESS, engine_folder, require_engine
 from calibration.template import EncodedPrompts
 from calibration.tuning.joint import Joint, Prompts, find_setting
 from calibration.tuning.limits import Limit, parse_limits
@@ -110,8 +109,8 @@ def tune_policy(
     _require_usable(artifact, file, harmful, limits)
     loaded = load_for(model, artifact, dtype, device, skip_long)
     names = [probe.name for probe in artifact.manifest.probes]
-    with TemporaryDirectory(prefix="foreguard-") as folder:
-        scoring = loaded.through(engine, engine_args, model=model, dtype=dtype, folder=Path(folder))
+    with engine_folder() as folder:
+        scoring = loaded.through(engine, engine_args, model=model, dtype=dtype, folder=folder)
         groups, prompts = score_groups(scoring, parsed, file, harmful, request.strata, request.hard_benign)
 
     def bound(tuned: Policy) -> BoundPolicy:

@@ -1,5 +1,8 @@
 """Activations through vLLM are the model's own: those of Transformers, but for the rounding of its precision."""
 
+import contextlib
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +16,9 @@ from calibration.model import ChatModel
 from calibration.pipeline import uncertified
 from calibration.prompts import load_prompts
 from calibration.reading.activations import record
-from calibration.reading.engine_source import EngineSource, find_engine
+from calibration.reading.engine_source import EngineSource, engine_folder, find_engine
 from calibration.template import encode_prompts, template_suffix
-from probes.errors import CalibrationError, ServingError
+from probes.errors import CalibrationError, PromptError, ServingError
 from probes.fingerprint import fingerprint
 from probes.manifest import Probe
 from probes.readout import Readout
@@ -136,6 +139,17 @@ def test_an_engine_that_does_not_start_shows_the_end_of_its_log(chat, encoded, w
     with pytest.raises(ServingError, match="no-such-argument") as caught:
         record(chat, encoded, where, tmp_path / "shards", source=source)
     assert "engine.log" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("error", "stays"), [(None, False), (PromptError, False), (ServingError, True)])
+def test_the_log_of_an_engine_that_failed_stays(error, stays):
+    """What the error names is there to be read; where something else went wrong nothing is left behind."""
+    with contextlib.suppress(PromptError, ServingError), engine_folder() as folder:
+        (folder / "engine.log").write_text("why")
+        if error:
+            raise error("it failed", field="x", remedy="y")
+    assert (folder / "engine.log").exists() == stays
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_the_engine_is_found_by_its_entry_point():
