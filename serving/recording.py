@@ -24,6 +24,7 @@ from serving.server import require_tested_vllm
 
 RECORDER = "serving.engine.recorder.RecordingWorker"
 SCORER = "serving.engine.scorer.ScoringWorker"
+ASKER = "serving.engine.scorer.ScoringScheduler"
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -109,7 +110,8 @@ def _engine(arguments: Sequence[str]) -> Any:
     args.async_scheduling = False
     # The key keeps untapped graphs out of vLLM's compile cache.
     if args.score_by:
-        args.worker_cls, args.additional_config = SCORER, _guarded_by(args.score_by).to_vllm()
+        args.worker_cls, args.scheduler_cls = SCORER, ASKER
+        args.additional_config = _guarded_by(args.score_by).to_vllm()
     else:
         args.worker_cls, args.additional_config = RECORDER, {EXTRA: "recorder"}
     args.enable_prefix_caching = False  # a cached prefix would not pass through the model

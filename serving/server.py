@@ -20,7 +20,7 @@ from serving.model_folder import model_folder
 
 VLLM_TESTED = ("0.32.",)
 WORKER = "serving.engine.worker.GuardedWorker"
-SCHEDULER = "serving.engine.gate.GuardedScheduler"
+SCHEDULER = "serving.engine.gate.guarded_scheduler"
 MIDDLEWARE = "serving.voice.GuardMiddleware"
 
 _OURS = ("worker_cls", "scheduler_cls")

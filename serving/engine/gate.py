@@ -1,7 +1,9 @@
 """The gate: vLLM's scheduler, deciding on each prompt before its first token leaves. Named by `--scheduler-cls`.
 
-It overrides, of `vllm/v1/core/sched/scheduler.py`: `schedule`, `update_from_output`, `_update_request_with_output` (the
-first sampled token is where a request passes or does not) and `_free_request`; and calls `_preempt_request`.
+It overrides, of `vllm/v1/core/sched/scheduler.py`: `add_request`, `_update_request_as_session`, `schedule`,
+`update_from_output`, `_update_request_with_output` (the first sampled token is where a request passes or does not) and
+`_free_request`; and calls `_preempt_request`. Under asynchronous scheduling a step is scheduled before the last one's output
+is here: what a blocked or steered request had in flight by then is dropped by vLLM itself.
 
 A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores or
 a reason why there are none. Nothing that fails upstream can skip it.
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
@@ -23,7 +26,8 @@ from vllm.v1.request import Request, RequestStatus
 from guard.decide import BoundPolicy
 from guard.verdict import Action, Unscored, Verdict
 from serving.config import GuardConfig
-from serving.engine.wire import EXTRA, SCORES, STEERING, STOP_BLOCKED
+from serving.engine.orders import OrderBook
+from serving.engine.wire import EXTRA, SCORES, STOP_BLOCKED
 
 logger = init_logger("vllm.foreguard.gate")
 
@@ -45,18 +49,28 @@ class GuardedScheduler(Scheduler):
         artifact = config.load_artifact()
         self._policy: BoundPolicy = config.bind_policy(artifact)
         self._coefficients = _coefficients(self._policy, [vector.name for vector in artifact.manifest.steering])
+        self._orders = OrderBook(self)
         self._verdicts: dict[str, Verdict] = {}
-        self._steered: set[str] = set()
         self._to_steer: list[Request] = []
         self._undelivered: set[str] = set()
         self._step = _Step({}, {})
 
+    def add_request(self, request: Request) -> None:
+        """Take a request in, whose prompt is to be scored."""
+        if request.request_id not in self.requests:
+            self._orders.open(request)
+        super().add_request(request)
+
+    def _update_request_as_session(self, session: Request, update: Any) -> None:
+        # A streamed input goes on: what was decided was decided on less than is now asked.
+        super()._update_request_as_session(session, update)
+        self._verdicts.pop(session.request_id, None)
+        self._orders.open(session)
+
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        """Schedule a step, and say which of its requests are steered."""
+        """Schedule a step, with the guard's orders to the workers."""
         step = super().schedule(*args, **kwargs)
-        if self._steered:
-            scheduled = self._steered.intersection(step.num_scheduled_tokens)
-            setattr(step, STEERING, dict.fromkeys(scheduled, self._coefficients))
+        self._orders.give(step)
         return step
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
@@ -90,6 +104,7 @@ class GuardedScheduler(Scheduler):
 
     def _decide(self, request: Request) -> Verdict:
         verdict = self._judge(request)
+        self._orders.decided(request)
         self._verdicts[request.request_id] = verdict
         self._undelivered.add(request.request_id)
         return verdict
@@ -118,9 +133,14 @@ class GuardedScheduler(Scheduler):
         With prefix caching only the prompt's last block is recomputed. Its first token is then sampled under steering.
         """
         _keep_steering_out_of_the_prefix_cache(request, self.hash_block_size)
-        self._steered.add(request.request_id)
+        self._orders.steer(request, self._coefficients)
+        if request.status is RequestStatus.PREEMPTED:
+            request.drop_stale_output = True  # vLLM took it out already, to make room
+            return
         self.running.remove(request)
         self._preempt_request(request, time.monotonic(), drop_stale_output=True)
+        # It resumes in the very next step, as if it had not been in the last one.
+        self.prev_step_scheduled_req_ids.discard(request.request_id)
 
     def _deliver(self, outputs: dict[int, Any]) -> None:
         """Put the verdicts of this step onto the first outputs of their requests."""
@@ -137,9 +157,19 @@ class GuardedScheduler(Scheduler):
         kv_params, ec_params = super()._free_request(request, *args, **kwargs)
         verdict = self._verdicts.pop(request.request_id, None)
         self._undelivered.discard(request.request_id)
-        self._steered.discard(request.request_id)
+        self._orders.close(request)
         # vLLM keeps only the last output's parameters, so the verdict goes out once more with the request's end.
         return (_with(kv_params, verdict) if verdict else kv_params), ec_params
+
+
+class GuardedAsyncScheduler(GuardedScheduler, AsyncScheduler):
+    """The gate on vLLM's asynchronous scheduler."""
+
+
+def guarded_scheduler(*, vllm_config: Any, **options: Any) -> GuardedScheduler:
+    """Return the gate for the kind of scheduling that vLLM has settled on. Named by `--scheduler-cls`."""
+    gate = GuardedAsyncScheduler if vllm_config.scheduler_config.async_scheduling else GuardedScheduler
+    return gate(vllm_config=vllm_config, **options)
 
 
 def _with(kv_params: dict[str, Any] | None, verdict: Verdict) -> dict[str, Any]:

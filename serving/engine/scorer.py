@@ -1,7 +1,8 @@
 """The scorer: the guarded worker of a calibration, which keeps its scores instead of sending them to a gate.
 
-Sensor, slots and readouts are those that serve. It overrides, of `vllm/v1/worker/gpu_worker.py`: `execute_model`; and
-reads, of the V1 model runner, `requests`.
+Sensor, slots and readouts are those that serve. The scheduler gives the gate's orders and decides nothing. It overrides, of
+`vllm/v1/core/sched/scheduler.py`: `add_request`, `schedule`, `_free_request`; of `vllm/v1/worker/gpu_worker.py`:
+`execute_model`; and reads, of the V1 model runner, `requests`.
 """
 
 from collections.abc import Sequence
@@ -10,10 +11,36 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
 
 from probes.errors import ModelError
+from serving.engine.orders import OrderBook
 from serving.engine.wire import EXTRA
 from serving.engine.worker import GuardedWorker
+
+
+class ScoringScheduler(Scheduler):
+    """A scheduler that asks for every prompt's scores."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._orders = OrderBook(self)
+
+    def add_request(self, request: Request) -> None:
+        """Take a request in, whose prompt is to be scored."""
+        self._orders.open(request)
+        super().add_request(request)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        """Schedule a step, with the orders to the workers."""
+        step = super().schedule(*args, **kwargs)
+        self._orders.give(step)
+        return step
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        self._orders.close(request)
+        return super()._free_request(request, *args, **kwargs)
 
 
 class ScoringWorker(GuardedWorker):
@@ -33,7 +60,8 @@ class ScoringWorker(GuardedWorker):
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """Run the model, and keep the scores of the prompts that it finished."""
         output = super().execute_model(scheduler_output)
-        for request, scores in self.foreguard_scores.items():
+        due, self.foreguard_due = self.foreguard_due, None
+        for request, scores in (due.resolve() if due else {}).items():
             if isinstance(scores, str):
                 raise ModelError(
                     f"a prompt could not be scored: {scores}",
@@ -42,5 +70,4 @@ class ScoringWorker(GuardedWorker):
                 )
             row = self.model_runner.requests[request].sampling_params.extra_args[EXTRA]["row"]
             self.foreguard_scored[row] = torch.tensor(scores)
-        self.foreguard_scores = {}
         return output

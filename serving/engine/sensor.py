@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.model_executor.layers.linear import RowParallelLinear
+from vllm.model_executor.models.utils import PPMissingLayer
 
 from probes.errors import ModelError
 from probes.scoring import ProbeBank, Tap
@@ -27,6 +28,8 @@ class Sensor:
     tap that it reads, in the order of the bank (`ProbeBank.add_up`)."""
     split: torch.Tensor
     """int64: columns that hold what this rank's slice of the neurons gives; the sum over the ranks is the share."""
+    elsewhere: torch.Tensor
+    """int64: columns whose tapped block is on another pipeline stage."""
     fired: torch.Tensor
     """int32 `[number of taps]`: 1 where the tap ran since the last reset."""
     coefficients: torch.Tensor
@@ -38,27 +41,36 @@ def install(model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBan
     blocks = decoder_blocks(model, num_layers)
     device = next(model.parameters()).device
     columns = _columns(probes)
+    here = {tap: reading for tap, reading in probes.readings.items() if _is_here(blocks[tap.layer])}
     projections = {
         tap: down_projection(blocks[tap.layer], tap.layer, len(reading.matrix))
-        for tap, reading in probes.readings.items()
+        for tap, reading in here.items()
         if tap.site == "mlp_neurons"
     }
     split = [column for tap, each in projections.items() if each.tp_size > 1 for column in columns[tap]]
+    elsewhere = [column for tap, own in columns.items() if tap not in here for column in own]
     sensor = Sensor(
         parts=torch.zeros(max_tokens, sum(map(len, columns.values())), device=device),
         split=torch.tensor(split, dtype=torch.int64, device=device),
-        fired=torch.zeros(len(columns), dtype=torch.int32, device=device),
+        elsewhere=torch.tensor(elsewhere, dtype=torch.int64, device=device),
+        fired=torch.zeros(len(here), dtype=torch.int32, device=device),
         coefficients=torch.zeros(max_tokens, max(len(steering.names), 1), device=device),
     )
-    for index, (tap, reading) in enumerate(probes.readings.items()):
+    for index, (tap, reading) in enumerate(here.items()):
         first = columns[tap].start
         if tap in projections:
             _install_neurons(projections[tap], reading.matrix, sensor, first, index)
         else:
             _install_read(blocks[tap.layer], reading.matrix, sensor, first, index)
     for layer, moves in steering.moves.items():
-        _install_steer(blocks[layer], moves, sensor)
+        if _is_here(blocks[layer]):
+            _install_steer(blocks[layer], moves, sensor)
     return sensor
+
+
+def _is_here(block: nn.Module) -> bool:
+    """Whether this pipeline stage computes the block."""
+    return not isinstance(block, PPMissingLayer)
 
 
 def _columns(probes: ProbeBank) -> dict[Tap, range]:

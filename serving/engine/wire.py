@@ -1,14 +1,19 @@
 """What the guard's parts send each other, and on which of vLLM's own objects it rides.
 
-No sockets and no side channels: the messages are ordered and routed by vLLM itself, the same for tensor and data
-parallelism and for several API servers.
+No sockets and no side channels: the messages are ordered and routed by vLLM itself, the same for tensor, pipeline and data
+parallelism, for several API servers and under every executor.
 """
+
+from dataclasses import dataclass, field
 
 SCORES = "foreguard_scores"
 """Attribute of `ModelRunnerOutput`: `{request_id: [K] floats, or an Unscored reason}` for prompts finished in the step."""
 
-STEERING = "foreguard_steering"
-"""Attribute of `SchedulerOutput`: `{request_id: [S] coefficients}` for steered requests in the step."""
+ORDERS = "foreguard_orders"
+"""Attribute of `SchedulerOutput`: the step's `Orders`, where there are any."""
+
+STREAM_PARTS = "foreguard_parts"
+"""Key of `IntermediateTensors`: what the taps of earlier pipeline stages read, `[T, P]`."""
 
 EXTRA = "foreguard"
 """Key of `additional_config` (the guard's configuration), of `SamplingParams.extra_args` (what a caller may ask of the
@@ -16,3 +21,41 @@ gate) and of `EngineCoreOutput.kv_transfer_params` (the verdict)."""
 
 STOP_BLOCKED = "foreguard:blocked"
 """`stop_reason` of a request that the gate ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A prompt that the step finishes: its scores are due."""
+
+    num_tokens: int
+    blocks: list[int]
+    """The KV-cache blocks of its tokens, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """How a request is steered."""
+
+    strengths: list[float]
+    """One for each steering vector, `[S]`."""
+    begin: int
+    """The first position that is steered: the prompt's last, which predicts the first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the gate asks of the workers in one step."""
+
+    due: dict[str, Due] = field(default_factory=dict)
+    steering: dict[str, Steer] = field(default_factory=dict)
+    unknown: list[int] = field(default_factory=list)
+    """KV-cache blocks that are filled from elsewhere: no forward pass scored their tokens."""
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    """KV-cache blocks that are copied before the pass, (from, to): a partly cached block, continued by another request."""
+
+    def __bool__(self) -> bool:
+        """Whether anything is asked."""
+        return bool(self.due or self.steering or self.unknown or self.copies)
+
+
+NO_ORDERS = Orders()

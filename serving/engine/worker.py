@@ -14,9 +14,13 @@ from probes.errors import ArtifactMismatch
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.config import GuardConfig
-from serving.engine.runner_v1 import RequestScores, RunnerV1
+from serving.engine.due_scores import DueScores, with_scores
+from serving.engine.guarded_pass import GuardedPass
+from serving.engine.pipeline_stages import relay
+from serving.engine.runner_v1 import attach_v1
+from serving.engine.runner_v2 import attach_v2
 from serving.engine.sensor import install
-from serving.engine.wire import SCORES
+from serving.engine.wire import NO_ORDERS, ORDERS
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -27,8 +31,8 @@ else:
 class GuardedWorker(PlatformWorker):
     """A worker whose model is tapped and whose outputs carry scores."""
 
-    foreguard: RunnerV1
-    foreguard_scores: RequestScores
+    foreguard: GuardedPass
+    foreguard_due: DueScores | None
 
     def load_model(self, **options: Any) -> None:
         """Load the weights and tap the model, before anything is compiled."""
@@ -43,8 +47,12 @@ class GuardedWorker(PlatformWorker):
             probes,
             steering,
         )
-        self.foreguard = RunnerV1(self.model_runner, sensor, probes, steering)
-        self.foreguard_scores = {}
+        self.foreguard = GuardedPass(sensor, probes, steering)
+        self.foreguard_due = None
+        attach = attach_v2 if self.use_v2_model_runner else attach_v1
+        attach(self.model_runner, self.foreguard)
+        if self.vllm_config.parallel_config.pipeline_parallel_size > 1:
+            relay(self.model_runner, self.foreguard)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the KV cache, and the scores beside it."""
@@ -53,18 +61,17 @@ class GuardedWorker(PlatformWorker):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """Run the model, and take the scores while the batch is still laid out as it ran."""
-        self.foreguard.begin(scheduler_output)
+        orders = getattr(scheduler_output, ORDERS, NO_ORDERS)
+        self.foreguard.begin(scheduler_output.total_num_scheduled_tokens, orders)
         output = super().execute_model(scheduler_output)
-        self.foreguard_scores = self.foreguard.collect(scheduler_output)
+        self.foreguard_due = self.foreguard.collect()
         return output
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Sample, and send the scores along with the tokens."""
         output = super().sample_tokens(grammar_output)
-        if self.foreguard_scores:
-            setattr(output, SCORES, self.foreguard_scores)
-            self.foreguard_scores = {}
-        return output
+        due, self.foreguard_due = self.foreguard_due, None
+        return with_scores(output, due)
 
 
 def _require_precision(calibrated: str, served: torch.dtype) -> None:

@@ -186,7 +186,7 @@ import torch
 from types import SimpleNamespace
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
-from serving.engine.runner_v1 import RunnerV1
+from serving.engine.guarded_pass import GuardedPass
 from serving.engine.sensor import Sensor
 
 rank, meeting = int(sys.argv[1]), sys.argv[2]
@@ -195,8 +195,11 @@ with set_current_vllm_config(VllmConfig()):
     initialize_model_parallel(2)
 parts = torch.arange(12.0).reshape(3, 4) * (1 + 9 * rank)
 parts[1, 2] = torch.nan if rank else 1.0
-sensor = Sensor(parts, torch.tensor([0, 2]), torch.zeros(1), torch.zeros(1, 1))
-RunnerV1(SimpleNamespace(_prepare_inputs=None), sensor, None, None)._add_up_ranks(2)
+nowhere = torch.zeros(0, dtype=torch.int64)
+sensor = Sensor(parts, torch.tensor([0, 2]), nowhere, torch.zeros(1), torch.zeros(1, 1))
+guard = GuardedPass(sensor, None, None)
+guard._num_tokens = 2
+guard._add_up_ranks()
 print(parts.tolist())
 """
 

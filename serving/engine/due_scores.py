@@ -1,0 +1,105 @@
+"""Scores on their way: what the taps read of finished prompts, copied to the host while the device goes on."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.logger import init_logger
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+from guard.verdict import Unscored
+from probes.scoring import ProbeBank
+from serving.engine.wire import SCORES
+
+logger = init_logger("vllm.foreguard.worker")
+
+RequestScores = dict[str, list[float] | str]
+"""By request: its scores `[K]`, or why it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class DueScores:
+    """Token scores of the prompts that one step finished, not yet reduced."""
+
+    probes: ProbeBank
+    prompts: Mapping[str, tuple[npt.NDArray[np.int64], int]]
+    """By request: the positions whose tokens are in `parts`, one prompt after another, and the prompt's tokens in all."""
+    parts: torch.Tensor
+    """`[n, P]` on the host, once `arrived`."""
+    fired: torch.Tensor
+    """int32 `[number of taps]` on the host, once `arrived`: 1 where the tap ran in the step."""
+    arrived: "torch.cuda.Event | None" = None
+    failed: bool = False
+    """Whether the step's scores were lost on the way here."""
+
+    @classmethod
+    def on_their_way(
+        cls,
+        probes: ProbeBank,
+        prompts: Mapping[str, tuple[npt.NDArray[np.int64], int]],
+        parts: torch.Tensor,
+        fired: torch.Tensor,
+    ) -> "DueScores":
+        """Start the copy to the host, which waits for nothing that the device has yet to do after this."""
+        if not parts.is_cuda:
+            return cls(probes, prompts, parts, fired.clone())
+        arrived = torch.cuda.Event(blocking=True)
+        host = cls(probes, prompts, parts.to("cpu", non_blocking=True), fired.to("cpu", non_blocking=True), arrived)
+        arrived.record()
+        return host
+
+    @classmethod
+    def lost(cls, probes: ProbeBank, requests: Iterable[str]) -> "DueScores":
+        """Return what is due where something failed: reasons instead of scores."""
+        nothing = torch.empty(0)
+        return cls(probes, {request: (np.empty(0, np.int64), 0) for request in requests}, nothing, nothing, failed=True)
+
+    def resolve(self) -> RequestScores:
+        """Return the scores, waiting for the copy if need be."""
+        if self.failed:
+            return dict.fromkeys(self.prompts, Unscored.SENSOR_ERROR.value)
+        try:
+            if self.arrived is not None:
+                self.arrived.synchronize()
+            if not bool(self.fired.all()):
+                return dict.fromkeys(self.prompts, Unscored.TAP_SILENT.value)
+            return self._reduced()
+        except Exception:
+            # Whatever failed, these prompts are unscored, counted and treated as the policy says.
+            logger.exception("scoring failed; the prompts of this step are unscored")
+            return dict.fromkeys(self.prompts, Unscored.SENSOR_ERROR.value)
+
+    def _reduced(self) -> RequestScores:
+        scores = self.probes.add_up(self.parts.numpy())
+        pieces = np.split(scores, np.cumsum([len(positions) for positions, _ in self.prompts.values()])[:-1])
+        return {
+            request: self.probes.request_scores(piece, positions, num_tokens).tolist()
+            for (request, (positions, num_tokens)), piece in zip(self.prompts.items(), pieces, strict=True)
+        }
+
+
+class ScoredOutput(AsyncModelRunnerOutput):
+    """vLLM's output of a step that it does not wait for, with the scores along."""
+
+    def __init__(self, output: AsyncModelRunnerOutput, due: DueScores) -> None:
+        self._output = output
+        self._due = due
+
+    def get_output(self) -> ModelRunnerOutput:
+        """Wait for both."""
+        output = self._output.get_output()
+        setattr(output, SCORES, self._due.resolve())
+        return output
+
+
+def with_scores(output: Any, due: DueScores | None) -> Any:
+    """Return the output of a step, of whichever kind the runner gave, with what is due."""
+    if due is None or output is None:
+        return output
+    if isinstance(output, AsyncModelRunnerOutput):
+        return ScoredOutput(output, due)
+    setattr(output, SCORES, due.resolve())
+    return output

@@ -1,0 +1,133 @@
+"""What the guard does around a forward pass, the same for every model runner.
+
+Before it: forget the last one, and set this one's steering. After it: keep the tokens' scores by KV-cache slot, and start
+the finished prompts' scores on their way. A runner's adapter (`runner_v1`, `runner_v2`) knows the batch's layout.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from vllm.distributed import get_pp_group, tensor_model_parallel_all_reduce
+from vllm.logger import init_logger
+from vllm.v1.kv_cache_interface import KVCacheConfig
+
+from probes.scoring import ProbeBank
+from probes.steering import SteeringBank
+from serving.engine.due_scores import DueScores
+from serving.engine.kv_slots import KVSlots
+from serving.engine.sensor import Sensor
+from serving.engine.wire import NO_ORDERS, Orders
+
+logger = init_logger("vllm.foreguard.worker")
+
+
+class Layout(Protocol):
+    """How the batch of the pass is laid out."""
+
+    def rows(self, request_id: str) -> tuple[int, int, int]:
+        """Return a request's first row, the row after its last, and the position of its first row's token."""
+        ...
+
+    def slots(self, group: int, num_tokens: int) -> torch.Tensor:
+        """Return the KV-cache slots `[num_tokens]` of the batch's rows in a KV-cache group."""
+        ...
+
+
+class GuardedPass:
+    """Carries steering to the sensor before a forward pass, and scores from it after."""
+
+    def __init__(self, sensor: Sensor, probes: ProbeBank, steering: SteeringBank) -> None:
+        self._sensor = sensor
+        self._probes = probes
+        self._steering = steering
+        self._steered = 0
+        self._orders = NO_ORDERS
+        self._num_tokens = 0
+        self._layout: Layout | None = None
+        self._slots: KVSlots | None = None
+
+    @property
+    def num_probes(self) -> int:
+        """K: how many scores a request has."""
+        return len(self._probes.names)
+
+    def allocate(self, kv_cache: KVCacheConfig) -> None:
+        """Make room for the scores of every KV-cache slot, on the pipeline's last stage, where all parts meet."""
+        if get_pp_group().is_last_rank:
+            parts = self._sensor.parts
+            self._slots = KVSlots(kv_cache, parts.shape[1], parts.device)
+
+    def begin(self, num_tokens: int, orders: Orders) -> None:
+        """Forget the last pass: a tap that stays silent in the next one leaves NaN, which is never a score."""
+        self._num_tokens, self._orders, self._layout = num_tokens, orders, None
+        self._sensor.fired.zero_()
+        self._sensor.parts[:num_tokens].fill_(torch.nan)
+        if self._slots is not None and (orders.unknown or orders.copies):
+            self._slots.forget(orders.unknown)
+            self._slots.copy(orders.copies)
+
+    def lay_out(self, layout: Layout) -> None:
+        """Set the steering of the pass, whose batch is now laid out."""
+        self._layout = layout
+        if self._orders.steering or self._steered:
+            self._set_coefficients(layout)
+
+    def collect(self) -> DueScores | None:
+        """Keep the scores of the pass just run, and start those that are due on their way."""
+        if self._slots is None or not self._num_tokens:
+            return None
+        try:
+            self._keep(self._slots)
+            return self._due(self._slots) if self._orders.due else None
+        except Exception:
+            # What the slots hold is now anyone's guess, so nothing in them is known any more. If even that fails, so does
+            # the engine: better no answer than an unguarded one.
+            logger.exception("the guard failed after a forward pass; its prompts are unscored")
+            self._slots.forget_all()
+            return DueScores.lost(self._probes, self._orders.due) if self._orders.due else None
+
+    def send(self) -> torch.Tensor:
+        """Return what was read up to this pipeline stage, `[T, P]`, for the next one; the next pass leaves it alone."""
+        self._add_up_ranks()
+        return self._sensor.parts[: self._num_tokens].clone()
+
+    def receive(self, parts: torch.Tensor) -> None:
+        """Take in what was read up to the pipeline stage before."""
+        elsewhere = self._sensor.elsewhere
+        self._sensor.parts[: self._num_tokens].index_copy_(
+            1, elsewhere, parts[: self._num_tokens].index_select(1, elsewhere)
+        )
+
+    def _keep(self, kept: KVSlots) -> None:
+        if self._layout is None:
+            raise RuntimeError("the model runner made a pass without laying out its batch")
+        self._add_up_ranks()
+        kept.keep(self._layout.slots(kept.group, self._num_tokens), self._sensor.parts[: self._num_tokens])
+
+    def _due(self, kept: KVSlots) -> DueScores:
+        places = {request: self._probes.positions(due.num_tokens) for request, due in self._orders.due.items()}
+        slots = np.concatenate([kept.slots(due, places[request]) for request, due in self._orders.due.items()])
+        prompts = {request: (places[request], due.num_tokens) for request, due in self._orders.due.items()}
+        return DueScores.on_their_way(self._probes, prompts, kept.take(slots), self._sensor.fired)
+
+    def _add_up_ranks(self) -> None:
+        """Make whole what every rank read of its own slice of the neurons; a silent tap's NaN reaches all ranks."""
+        split, parts = self._sensor.split, self._sensor.parts[: self._num_tokens]
+        if len(split):
+            parts.index_copy_(1, split, tensor_model_parallel_all_reduce(parts.index_select(1, split)))
+
+    def _set_coefficients(self, layout: Layout) -> None:
+        # A tensor of its own for every step: an earlier one may still be on its way to the device. As long as the last
+        # steered one at least, so that nothing of that stays.
+        host = torch.zeros(max(self._num_tokens, self._steered), self._sensor.coefficients.shape[1])
+        for request, steer in self._orders.steering.items():
+            start, stop, position = layout.rows(request)
+            # The prompt before its last position is left as it is: the prefix cache shares it.
+            start += max(steer.begin - position, 0)
+            factors = self._steering.factors(max(position - steer.begin, 0), max(stop - start, 0))
+            host[start:stop] = torch.tensor(steer.strengths) * factors
+        if self._sensor.coefficients.is_cuda:
+            host = host.pin_memory()
+        self._sensor.coefficients[: len(host)].copy_(host, non_blocking=True)
+        self._steered = self._num_tokens if self._orders.steering else 0

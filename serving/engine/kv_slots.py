@@ -1,0 +1,86 @@
+"""Token scores, kept by KV-cache slot.
+
+A cached prefix produces no hidden states, but its slots still hold the scores of the tokens whose keys and values they
+hold, for exactly as long: every readout is exact on a prefix-cache hit, under chunked prefill and after a preemption.
+
+It touches, of `vllm/v1/kv_cache_interface.py`: `KVCacheConfig`, `FullAttentionSpec`, `UniformTypeKVCacheSpecs`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, UniformTypeKVCacheSpecs
+
+from probes.errors import ModelError
+from serving.engine.wire import Due
+
+
+def scoring_group(kv_cache: KVCacheConfig) -> int:
+    """Return the KV-cache group by whose slots scores are kept: the first that holds whole contexts.
+
+    Gate and workers ask this of the same configuration. Raises `ModelError` where there is none.
+    """
+    for index, group in enumerate(kv_cache.kv_cache_groups):
+        spec = group.kv_cache_spec
+        own = spec.kv_cache_specs.values() if isinstance(spec, UniformTypeKVCacheSpecs) else [spec]
+        if all(isinstance(each, FullAttentionSpec) for each in own):
+            return index
+    raise ModelError(
+        "no layer of the model keeps the whole context in its KV cache, so scores cannot be kept beside it",
+        field="model",
+        remedy="serve a model with at least one full-attention layer",
+    )
+
+
+class KVSlots:
+    """What the taps read of each token, at the slot of its keys and values; a slot never written reads as NaN."""
+
+    def __init__(self, kv_cache: KVCacheConfig, width: int, device: torch.device) -> None:
+        self.group = scoring_group(kv_cache)
+        self._block_size = kv_cache.kv_cache_groups[self.group].kv_cache_spec.block_size
+        self._num_blocks = kv_cache.num_blocks
+        self._values = torch.full((self._num_blocks * self._block_size, width), torch.nan, device=device)
+
+    def keep(self, slots: torch.Tensor, parts: torch.Tensor) -> None:
+        """Keep `parts` `[T, P]` at `slots` `[T]`."""
+        self._values.index_copy_(0, slots, parts)
+
+    def slots(self, due: Due, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the slots of a prompt's tokens at `positions`, all of them below `num_tokens`."""
+        blocks = np.asarray(due.blocks, dtype=np.int64)
+        slots: npt.NDArray[np.int64] = (
+            blocks[positions // self._block_size] * self._block_size + positions % self._block_size
+        )
+        return slots
+
+    def take(self, slots: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Return what is kept at `slots`, `[n, P]`, on the device."""
+        index = torch.from_numpy(slots)
+        if self._values.is_cuda:
+            index = index.pin_memory().to(self._values.device, non_blocking=True)
+        return self._values[index]
+
+    def forget(self, blocks: Sequence[int]) -> None:
+        """Make the scores of these blocks unknown."""
+        if not blocks:
+            return
+        self._blocks().index_fill_(0, self._index(blocks), torch.nan)
+
+    def copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy the scores of whole blocks, (from, to), as vLLM copies their keys and values."""
+        if not copies:
+            return
+        blocks = self._blocks()
+        blocks.index_copy_(0, self._index([to for _, to in copies]), blocks[self._index([by for by, _ in copies])])
+
+    def forget_all(self) -> None:
+        """Make every score unknown."""
+        self._values.fill_(torch.nan)
+
+    def _blocks(self) -> torch.Tensor:
+        return self._values.view(self._num_blocks, self._block_size, self._values.shape[1])
+
+    def _index(self, blocks: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(blocks, dtype=torch.int64, device=self._values.device)

@@ -1,0 +1,255 @@
+"""Around a forward pass: scores are exact however a prompt was computed, and what is not known is never a score."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, UniformTypeKVCacheSpecs
+
+from guard.verdict import Unscored
+from probes.errors import ModelError
+from probes.manifest import Probe
+from probes.readout import Readout
+from probes.scoring import ProbeBank
+from probes.steering import SteeringBank
+from serving.engine.due_scores import DueScores, with_scores
+from serving.engine.guarded_pass import GuardedPass
+from serving.engine.kv_slots import KVSlots, scoring_group
+from serving.engine.sensor import Sensor
+from serving.engine.wire import SCORES, Due, Orders, Steer
+
+HIDDEN, BLOCK, BLOCKS, MAX_TOKENS = 4, 4, 8, 16
+NOWHERE = torch.zeros(0, dtype=torch.int64)
+
+
+def cache(*specs):
+    return KVCacheConfig(BLOCKS, [], [KVCacheGroupSpec([f"layer.{i}"], spec) for i, spec in enumerate(specs)])
+
+
+def attention(block_size=BLOCK):
+    return FullAttentionSpec(block_size=block_size, num_kv_heads=1, head_size=8, dtype=torch.float32)
+
+
+class Batch:
+    """One pass's rows: `(request, positions, KV-cache blocks)`, one request after another."""
+
+    def __init__(self, *requests):
+        self.requests = requests
+
+    def rows(self, request_id):
+        start = 0
+        for name, positions, _ in self.requests:
+            if name == request_id:
+                return start, start + len(positions), positions[0]
+            start += len(positions)
+        raise KeyError(request_id)
+
+    def slots(self, group, num_tokens):
+        own = [blocks[place // BLOCK] * BLOCK + place % BLOCK for _, places, blocks in self.requests for place in places]
+        assert len(own) == num_tokens
+        return torch.tensor(own)
+
+
+@pytest.fixture
+def probes():
+    """One probe on all tokens, and one on the last."""
+    specs = [
+        Probe(name="peak", method="m", layers=(0,), readout=Readout(kind="max")),
+        Probe(name="last", method="m", layers=(1,), bias=1.0),
+    ]
+    weights = torch.randn(2, 1, 1, HIDDEN, generator=torch.Generator().manual_seed(0))
+    return ProbeBank.of(specs, {f"probe.{p.name}.weight": w for p, w in zip(specs, weights, strict=True)})
+
+
+@pytest.fixture
+def steering():
+    """One vector, in force at full strength for two tokens, at half of it after."""
+    return SteeringBank(("away",), {}, ((1.0, 1.0, 0.5),))
+
+
+@pytest.fixture
+def sensor():
+    taps = torch.zeros(2, dtype=torch.int32)
+    return Sensor(torch.zeros(MAX_TOKENS, 2), NOWHERE, NOWHERE, taps, torch.zeros(MAX_TOKENS, 1))
+
+
+@pytest.fixture
+def guard(sensor, probes, steering, monkeypatch):
+    """The guard of the only, and so the last, pipeline stage."""
+    monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
+    guard = GuardedPass(sensor, probes, steering)
+    guard.allocate(cache(attention()))
+    return guard
+
+
+@pytest.fixture
+def tokens():
+    """Token scores `[T, P]` of a prompt of ten tokens."""
+    return torch.randn(10, 2, generator=torch.Generator().manual_seed(1))
+
+
+def forward(guard, sensor, batch, parts, orders=Orders(), *, silent=()):
+    """One pass in which the taps read `parts`, but for those that are silent."""
+    guard.begin(len(parts), orders)
+    guard.lay_out(batch)
+    for tap in {0, 1}.difference(silent):
+        sensor.parts[: len(parts), tap] = parts[:, tap]
+        sensor.fired[tap] = 1
+    return guard.collect()
+
+
+def expected(probes, tokens):
+    return probes.request_scores(probes.add_up(tokens.numpy()), np.arange(len(tokens)), len(tokens))
+
+
+@pytest.mark.parametrize("cuts", [[], [4], [1, 9], [3, 6, 8]])
+def test_scores_are_those_of_the_whole_prompt_in_chunks_too(guard, sensor, probes, tokens, cuts):
+    """Wherever a prompt is cut and whoever runs beside it, its scores are those of all its tokens together."""
+    blocks, other = [5, 2, 7], torch.full((2, 2), 99.0)
+    edges = [0, *cuts, 10]
+    for begin, end in zip(edges, edges[1:], strict=False):
+        batch = Batch(("b", [0, 1], [0]), ("a", list(range(begin, end)), blocks))
+        orders = Orders(due={"a": Due(10, blocks)}) if end == 10 else Orders()
+        due = forward(guard, sensor, batch, torch.cat([other, tokens[begin:end]]), orders)
+        assert (due is None) is (end < 10)
+    np.testing.assert_array_equal(due.resolve()["a"], expected(probes, tokens))
+
+
+def test_a_cached_prefix_still_has_its_scores(guard, sensor, probes, tokens):
+    """Another request that computes the tail alone gets the scores of the prefix that the first one computed."""
+    forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
+    due = forward(guard, sensor, Batch(("b", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"b": Due(10, [5, 2, 1])}))
+    np.testing.assert_array_equal(due.resolve()["b"], expected(probes, tokens))
+
+
+def test_blocks_that_were_filled_from_elsewhere_are_unknown(guard, sensor, tokens):
+    """What the slots of a loaded block held before is nobody's score now: the probe that needs it gets NaN."""
+    forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
+    orders = Orders(due={"b": Due(10, [5, 2, 1])}, unknown=[2])
+    due = forward(guard, sensor, Batch(("b", [8, 9], [5, 2, 1])), tokens[8:], orders)
+    peak, last = due.resolve()["b"]
+    assert np.isnan(peak)
+    assert np.isfinite(last)
+
+
+def test_a_copied_block_takes_its_scores_along(guard, sensor, probes, tokens):
+    """A partly cached block that is copied for another request keeps the scores of its tokens."""
+    forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
+    orders = Orders(due={"b": Due(10, [5, 6, 1])}, copies=[(2, 6)])
+    due = forward(guard, sensor, Batch(("b", [8, 9], [5, 6, 1])), tokens[8:], orders)
+    np.testing.assert_array_equal(due.resolve()["b"], expected(probes, tokens))
+
+
+def test_a_silent_tap_is_named(guard, sensor, tokens):
+    """A prompt that finishes in a pass in which a tap did not run says so."""
+    orders = Orders(due={"a": Due(10, [5, 2, 1])})
+    due = forward(guard, sensor, Batch(("a", list(range(10)), [5, 2, 1])), tokens, orders, silent=[1])
+    assert due.resolve() == {"a": Unscored.TAP_SILENT}
+
+
+def test_a_tap_that_was_silent_in_an_earlier_chunk_leaves_no_old_values(guard, sensor, tokens):
+    """The chunk that it missed is NaN, whatever the buffer held from the pass before."""
+    forward(guard, sensor, Batch(("z", list(range(4)), [0])), tokens[:4])
+    forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8], silent=[0])
+    due = forward(guard, sensor, Batch(("a", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"a": Due(10, [5, 2, 1])}))
+    assert np.isnan(due.resolve()["a"][0])
+
+
+def test_a_pass_that_was_never_laid_out_scores_nothing(guard, sensor, probes, tokens):
+    """A runner that moved on without its adapter: unscored, and nothing that was known before is known any more."""
+    forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
+    guard.begin(2, Orders(due={"a": Due(10, [5, 2, 1])}))
+    assert guard.collect().resolve() == {"a": Unscored.SENSOR_ERROR}
+    due = forward(guard, sensor, Batch(("b", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"b": Due(10, [5, 2, 1])}))
+    assert np.isnan(due.resolve()["b"][0])
+
+
+def test_scores_that_cannot_be_reduced_are_lost_and_said_to_be(probes):
+    """An error on the way to the scheduler costs the scores, not the engine."""
+    due = DueScores(probes, {"a": (np.arange(3), 3)}, torch.zeros(0, 2), torch.ones(2))
+    assert due.resolve() == {"a": Unscored.SENSOR_ERROR}
+
+
+def test_steering_begins_at_the_prompt_s_last_token_and_follows_its_schedule(guard, sensor):
+    """Rows before it are left alone, those of neighbours too; a later pass goes on in the schedule."""
+    orders = Orders(steering={"a": Steer([2.0], begin=3)})
+    guard.begin(7, orders)
+    guard.lay_out(Batch(("b", [0, 1], [0]), ("a", [1, 2, 3], [5, 2]), ("c", [5, 6], [1, 3])))
+    assert sensor.coefficients[:8, 0].tolist() == [0, 0, 0, 0, 2, 0, 0, 0]
+    guard.begin(3, orders)
+    guard.lay_out(Batch(("a", [4, 5, 6], [5, 2])))
+    assert sensor.coefficients[:8, 0].tolist() == [2, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_steering_of_a_long_pass_does_not_stay_for_a_longer_one(guard, sensor):
+    """A short unsteered pass after a long steered one leaves nothing for the rows that only a later one has."""
+    guard.begin(9, Orders(steering={"a": Steer([2.0], begin=0)}))
+    guard.lay_out(Batch(("a", list(range(9)), [5, 2, 1])))
+    for count in (2, 9):
+        guard.begin(count, Orders())
+        guard.lay_out(Batch(("b", list(range(count)), [0, 3, 4])))
+    assert not sensor.coefficients.any()
+
+
+def test_stages_of_a_pipeline_hand_on_what_they_read(probes, steering, tokens, monkeypatch):
+    """The last stage's scores are whole, with a tap that runs on the first stage; a tap silent there is NaN here."""
+    stages = []
+    for last, elsewhere in ((False, [1]), (True, [0])):
+        taps = torch.zeros(1, dtype=torch.int32)
+        sensor = Sensor(torch.zeros(MAX_TOKENS, 2), NOWHERE, torch.tensor(elsewhere), taps, torch.zeros(MAX_TOKENS, 1))
+        group = SimpleNamespace(is_last_rank=last)
+        monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda group=group: group)
+        guard = GuardedPass(sensor, probes, steering)
+        guard.allocate(cache(attention()))
+        stages.append((sensor, guard))
+    (first_sensor, first), (last_sensor, last) = stages
+    batch, orders = Batch(("a", list(range(10)), [5, 2, 1])), Orders(due={"a": Due(10, [5, 2, 1])})
+    for silent in (False, True):
+        for _, guard in stages:
+            guard.begin(10, orders)
+            guard.lay_out(batch)
+        if not silent:
+            first_sensor.parts[:10, 0], first_sensor.fired[0] = tokens[:, 0], 1
+        sent = first.send()
+        assert first.collect() is None
+        last.receive(sent)
+        last_sensor.parts[:10, 1], last_sensor.fired[0] = tokens[:, 1], 1
+        scores = last.collect().resolve()["a"]
+        if silent:
+            assert np.isnan(scores[0])
+            assert np.isfinite(scores[1])
+        else:
+            np.testing.assert_array_equal(scores, expected(probes, tokens))
+
+
+def test_scores_are_kept_beside_the_first_group_that_holds_whole_contexts():
+    """Groups of windows are passed over; layers of one type and different sizes count as their type."""
+    window = SimpleNamespace(block_size=4)
+    uniform = UniformTypeKVCacheSpecs(block_size=4, kv_cache_specs={"layer.0": attention(), "layer.1": attention()})
+    assert scoring_group(cache(window, attention())) == 1
+    assert scoring_group(cache(window, window, uniform)) == 2
+    with pytest.raises(ModelError, match="full-attention"):
+        scoring_group(cache(window))
+
+
+def test_a_slot_never_written_reads_as_unknown():
+    """Nothing is a score by default."""
+    slots = KVSlots(cache(attention()), 3, torch.device("cpu"))
+    assert slots.take(slots.slots(Due(6, [7, 1]), np.arange(6))).isnan().all()
+
+
+def test_scores_ride_on_whichever_output_the_runner_gave(guard, sensor, tokens):
+    """On vLLM's own, at once; on one that is still to come, when it comes; on none, nowhere."""
+    from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+    class Later(AsyncModelRunnerOutput):
+        def get_output(self):
+            return ModelRunnerOutput(req_ids=[], req_id_to_index={})
+
+    orders = Orders(due={"a": Due(10, [5, 2, 1])})
+    due = forward(guard, sensor, Batch(("a", list(range(10)), [5, 2, 1])), tokens, orders)
+    now = with_scores(ModelRunnerOutput(req_ids=[], req_id_to_index={}), due)
+    later = with_scores(Later(), due)
+    assert getattr(now, SCORES) == getattr(later.get_output(), SCORES) == due.resolve()
+    assert with_scores(None, due) is None
