@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # Where pip looks for the CPU build of PyTorch when the configured registry lacks it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.foreguard-installed
+INTERPRETER := $(VENV)/interpreter/.installed
 
 export HF_HUB_OFFLINE ?= 1
 
@@ -26,16 +27,21 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# Aside: found by vLLM, it would be used for more than it can do here.
+$(INTERPRETER): requirements/interpreter.txt $(STAMP)
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(dir $@) -r $<
+	@touch $@
+
 check: setup ## Lint, types, and the floors' import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup ## The test suite
+test: setup $(INTERPRETER) ## The test suite
 	$(BIN)/python -m pytest
 
-test-long: setup ## What `make test` leaves out: more modes and faults in real servers, about 10 minutes
+test-long: setup $(INTERPRETER) ## What `make test` leaves out: more modes and faults in real servers, about 10 minutes
 	$(BIN)/python -m pytest -m long
 
 demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide

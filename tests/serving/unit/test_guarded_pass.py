@@ -1,5 +1,6 @@
 """Around a forward pass: scores are exact however a prompt was computed, and what is not known is never a score."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +18,7 @@ from serving.engine.due_scores import DueScores, with_scores
 from serving.engine.guarded_pass import GuardedPass
 from serving.engine.kv_slots import KVSlots, scoring_group
 from serving.engine.sensor import Sensor
-from serving.engine.wire import SCORES, Due, Orders, Steer
+from serving.engine.wire import NO_ORDERS, SCORES, Due, Orders, Steer
 
 HIDDEN, BLOCK, BLOCKS, MAX_TOKENS = 4, 4, 8, 16
 NOWHERE = torch.zeros(0, dtype=torch.int64)
@@ -46,7 +47,9 @@ class Batch:
         raise KeyError(request_id)
 
     def slots(self, group, num_tokens):
-        own = [blocks[place // BLOCK] * BLOCK + place % BLOCK for _, places, blocks in self.requests for place in places]
+        own = [
+            blocks[place // BLOCK] * BLOCK + place % BLOCK for _, places, blocks in self.requests for place in places
+        ]
         assert len(own) == num_tokens
         return torch.tensor(own)
 
@@ -89,7 +92,7 @@ def tokens():
     return torch.randn(10, 2, generator=torch.Generator().manual_seed(1))
 
 
-def forward(guard, sensor, batch, parts, orders=Orders(), *, silent=()):
+def forward(guard, sensor, batch, parts, orders=NO_ORDERS, *, silent=()):
     """One pass in which the taps read `parts`, but for those that are silent."""
     guard.begin(len(parts), orders)
     guard.lay_out(batch)
@@ -108,7 +111,7 @@ def test_scores_are_those_of_the_whole_prompt_in_chunks_too(guard, sensor, probe
     """Wherever a prompt is cut and whoever runs beside it, its scores are those of all its tokens together."""
     blocks, other = [5, 2, 7], torch.full((2, 2), 99.0)
     edges = [0, *cuts, 10]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         batch = Batch(("b", [0, 1], [0]), ("a", list(range(begin, end)), blocks))
         orders = Orders(due={"a": Due(10, blocks)}) if end == 10 else Orders()
         due = forward(guard, sensor, batch, torch.cat([other, tokens[begin:end]]), orders)
