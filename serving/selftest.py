@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import uuid
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
@@ -15,11 +16,20 @@ _REMEDY = "do not serve with this set-up: it would not guard; report the version
 
 
 async def canary(engine_client: Any) -> Verdict:
-    """Return the verdict on a canary prompt. Raises `ServingError` when the guard did not see it."""
+    """Return the verdict on a canary prompt. Raises `ServingError` when the guard did not see it.
+
+    Every engine of a data-parallel group is asked, and then every rank whether it read the same.
+    """
     try:
-        verdict = await asyncio.wait_for(_ask(engine_client), TIMEOUT_S)
+        found = [await asyncio.wait_for(_ask(engine_client, rank), TIMEOUT_S) for rank in _engines(engine_client)]
     except TimeoutError as error:
         raise ServingError(f"no answer within {TIMEOUT_S:.0f} s", field="self-test", remedy=_REMEDY) from error
+    verdicts = [_scored(verdict) for verdict in found]
+    await _require_agreement(engine_client)
+    return verdicts[0]
+
+
+def _scored(verdict: Verdict | None) -> Verdict:
     if verdict is None:
         raise ServingError("the engine answered, but no verdict came with it", field="self-test", remedy=_REMEDY)
     if verdict.unscored or not all(map(math.isfinite, verdict.scores.values())):
@@ -27,11 +37,26 @@ async def canary(engine_client: Any) -> Verdict:
     return verdict
 
 
-async def _ask(engine_client: Any) -> Verdict | None:
+def _engines(engine_client: Any) -> list[int | None]:
+    """Return the data-parallel ranks that this API server sends requests to."""
+    engines = getattr(getattr(engine_client, "engine_core", None), "core_engines", None) or [None]
+    return list(range(len(engines))) if len(engines) > 1 else [None]
+
+
+async def _require_agreement(engine_client: Any) -> None:
+    try:
+        await asyncio.wait_for(engine_client.collective_rpc("foreguard_require_agreement"), TIMEOUT_S)
+    except Exception as error:  # whatever a worker raised, in whichever wrapping its executor sends it here
+        raise ServingError(f"the ranks do not agree: {error}", field="self-test", remedy=_REMEDY) from error
+
+
+async def _ask(engine_client: Any, rank: int | None) -> Verdict | None:
     verdict = None
     vocabulary = engine_client.model_config.get_vocab_size()
     prompt = {"prompt_token_ids": [(7 * place + 3) % vocabulary for place in range(24)]}
-    async for output in engine_client.generate(prompt, SamplingParams(max_tokens=1), "foreguard-canary"):
+    # No two API server processes ask under one name.
+    name = f"foreguard-canary-{uuid.uuid4().hex}"
+    async for output in engine_client.generate(prompt, SamplingParams(max_tokens=1), name, data_parallel_rank=rank):
         carried = (output.kv_transfer_params or {}).get(EXTRA)
         verdict = Verdict.from_wire(carried) if carried else verdict
     return verdict

@@ -16,6 +16,7 @@ from probes.errors import ServingError
 from probes.fingerprint import fingerprint
 from probes.steering import require_servable_steering
 from serving.config import GuardConfig
+from serving.guardable import require_guardable
 from serving.model_folder import model_folder
 
 VLLM_TESTED = ("0.32.",)
@@ -23,10 +24,7 @@ WORKER = "serving.engine.worker.GuardedWorker"
 SCHEDULER = "serving.engine.gate.guarded_scheduler"
 MIDDLEWARE = "serving.voice.GuardMiddleware"
 
-_OURS = ("worker_cls", "scheduler_cls")
 _ENVIRONMENT = {
-    # The V2 runner has other seams; until its adapter exists, guarded servers run the V1 runner.
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
     # No usage statistics leave an on-box server.
     "VLLM_NO_USAGE_STATS": "1",
 }
@@ -55,10 +53,10 @@ def serve(launch: Launch) -> None:
     _require_environment()
     os.environ.update(_ENVIRONMENT)
     args = _parse([*_base_arguments(launch), *launch.vllm])
-    _require_guardable(args)
+    require_guardable(args)
     config = _check_files(launch, args)
     _require_free_port(launch.host, launch.port)
-    args.worker_cls, args.scheduler_cls, args.async_scheduling = WORKER, SCHEDULER, False
+    args.worker_cls, args.scheduler_cls = WORKER, SCHEDULER
     args.middleware = [*args.middleware, MIDDLEWARE]
     args.additional_config = {**(args.additional_config or {}), **config.to_vllm()}
     _run(args)
@@ -101,33 +99,6 @@ def _parse(arguments: list[str]) -> Namespace:
     args: Namespace = parser.parse_args(["serve", *arguments])
     ServeSubcommand().validate(args)
     return args
-
-
-def _require_guardable(args: Namespace) -> None:
-    for name in _OURS:
-        if getattr(args, name) not in (None, "auto"):
-            flag = "--" + name.replace("_", "-")
-            raise ServingError("the guard sets this itself", field=flag, remedy=f"leave {flag} out")
-    if getattr(args, "grpc", False):
-        raise ServingError(
-            "the gRPC server does not run the guard's middleware", field="--grpc", remedy="leave --grpc out"
-        )
-    if args.pipeline_parallel_size > 1:
-        raise ServingError(
-            "pipeline parallelism is not guarded yet",
-            field="--pipeline-parallel-size",
-            remedy="use --tensor-parallel-size",
-        )
-    if args.speculative_config:
-        raise ServingError(
-            "speculative decoding is not guarded yet", field="--speculative-config", remedy="leave it out"
-        )
-    if args.enable_lora:
-        raise ServingError(
-            "adapters change the model that the artifact was made from",
-            field="--enable-lora",
-            remedy="merge the adapter and calibrate",
-        )
 
 
 def _check_files(launch: Launch, args: Namespace) -> GuardConfig:

@@ -8,10 +8,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from vllm.distributed import get_pp_group, tensor_model_parallel_all_reduce
+from vllm.distributed import get_pp_group, get_tp_group, tensor_model_parallel_all_reduce
 from vllm.logger import init_logger
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
+from probes.errors import ModelError
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.engine.due_scores import DueScores
@@ -20,6 +21,9 @@ from serving.engine.sensor import Sensor
 from serving.engine.wire import NO_ORDERS, Orders
 
 logger = init_logger("vllm.foreguard.worker")
+
+_AGREEMENT = 1e-3
+"""How far ranks may be apart, relative and absolute: they add up the same numbers."""
 
 
 class Layout(Protocol):
@@ -46,6 +50,7 @@ class GuardedPass:
         self._num_tokens = 0
         self._layout: Layout | None = None
         self._slots: KVSlots | None = None
+        self._last: DueScores | None = None
 
     @property
     def num_probes(self) -> int:
@@ -77,15 +82,18 @@ class GuardedPass:
         """Keep the scores of the pass just run, and start those that are due on their way."""
         if self._slots is None or not self._num_tokens:
             return None
+        asked = self._orders.due
         try:
             self._keep(self._slots)
-            return self._due(self._slots) if self._orders.due else None
+            due = self._due(self._slots) if asked else None
         except Exception:
             # What the slots hold is now anyone's guess, so nothing in them is known any more. If even that fails, so does
             # the engine: better no answer than an unguarded one.
             logger.exception("the guard failed after a forward pass; its prompts are unscored")
             self._slots.forget_all()
-            return DueScores.lost(self._probes, self._orders.due) if self._orders.due else None
+            due = DueScores.lost(self._probes, asked) if asked else None
+        self._last = due or self._last
+        return due
 
     def send(self) -> torch.Tensor:
         """Return what was read up to this pipeline stage, `[T, P]`, for the next one; the next pass leaves it alone."""
@@ -98,6 +106,23 @@ class GuardedPass:
         self._sensor.parts[: self._num_tokens].index_copy_(
             1, elsewhere, parts[: self._num_tokens].index_select(1, elsewhere)
         )
+
+    def require_agreement(self) -> None:
+        """Raise `ModelError` unless this rank's taps all ran in the last pass, and it read what its group's first rank read.
+
+        For the self-test, when one prompt alone has passed; all ranks call it.
+        """
+        silent = [index for index, ran in enumerate(self._sensor.fired.tolist()) if not ran]
+        if silent:
+            raise _disagrees(f"taps {silent} of {len(self._sensor.fired)} did not run")
+        own = self._last.resolve() if self._last else {}
+        group = get_tp_group()
+        first = group.broadcast_object(own if group.rank_in_group == 0 else None, src=0)
+        if own.keys() != first.keys():
+            raise _disagrees(f"it scored {sorted(own)}, the first rank {sorted(first)}")
+        for request, scores in own.items():
+            if isinstance(scores, str) or not np.allclose(scores, first[request], rtol=_AGREEMENT, atol=_AGREEMENT):
+                raise _disagrees(f"it read {scores}, the first rank {first[request]}")
 
     def _keep(self, kept: KVSlots) -> None:
         if self._layout is None:
@@ -131,3 +156,10 @@ class GuardedPass:
             host = host.pin_memory()
         self._sensor.coefficients[: len(host)].copy_(host, non_blocking=True)
         self._steered = self._num_tokens if self._orders.steering else 0
+
+
+def _disagrees(how: str) -> ModelError:
+    rank = f"stage {get_pp_group().rank_in_group}, rank {get_tp_group().rank_in_group}"
+    return ModelError(
+        f"{rank}: {how}", field="self-test", remedy="do not serve with this set-up; report the versions and the model"
+    )

@@ -1,6 +1,7 @@
 """vLLM's worker, with the sensor in its model. Named by `--worker-cls`: a class that cannot be imported stops the server.
 
-It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `initialize_from_config`, `execute_model`, `sample_tokens`.
+It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `initialize_from_config`, `execute_model`, `sample_tokens`, and
+`reload_weights`, `start_weight_update` and `update_weights`, which it refuses.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from probes.errors import ArtifactMismatch
+from probes.errors import ArtifactMismatch, ModelError
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.config import GuardConfig
@@ -72,6 +73,30 @@ class GuardedWorker(PlatformWorker):
         output = super().sample_tokens(grammar_output)
         due, self.foreguard_due = self.foreguard_due, None
         return with_scores(output, due)
+
+    def foreguard_require_agreement(self) -> None:
+        """Raise `ModelError` unless this rank read in its last pass what the rank that reports read. For the self-test."""
+        self.foreguard.require_agreement()
+
+    def reload_weights(self, *_args: Any, **_options: Any) -> None:
+        """Refuse: the artifact was made from the weights that the server started with."""
+        raise _other_weights()
+
+    def start_weight_update(self, *_args: Any, **_options: Any) -> None:
+        """Refuse likewise."""
+        raise _other_weights()
+
+    def update_weights(self, *_args: Any, **_options: Any) -> None:
+        """Refuse likewise."""
+        raise _other_weights()
+
+
+def _other_weights() -> ModelError:
+    return ModelError(
+        "the weights of a guarded model do not change while it is served: its probes were calibrated on these",
+        field="weights",
+        remedy="calibrate the new weights, and start a server with them and their artifact",
+    )
 
 
 def _require_precision(calibrated: str, served: torch.dtype) -> None:

@@ -26,6 +26,8 @@ class Reference:
     """A plain Hugging Face forward pass of one prompt alone: what the served tap must agree with."""
 
     def __init__(self) -> None:
+        # Matrices this small gain nothing from a second thread, and lose all when something else runs beside them.
+        torch.set_num_threads(1)
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL)
         self.model = AutoModelForCausalLM.from_pretrained(MODEL, dtype="auto").eval()
 

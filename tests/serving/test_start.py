@@ -128,7 +128,10 @@ def test_a_port_in_use_is_refused(launch):
         ["--worker-cls", "some.Worker"],
         ["--scheduler-cls", "some.Scheduler"],
         ["--pipeline-parallel-size", "2"],
-        ["--speculative-config", '{"method": "ngram", "num_speculative_tokens": 2}'],
+        ["--speculative-config", '{"method": "suffix", "num_speculative_tokens": 2}'],
+        ["--decode-context-parallel-size", "2"],
+        ["--enable-dbo"],
+        ["--runner", "pooling"],
         ["--enable-lora"],
     ],
 )

@@ -44,7 +44,7 @@ def a_shared_prefix(cast: Cast) -> Rounds:
 
 
 def several_completions(cast: Cast) -> Rounds:
-    """n = 3, sampled: every completion of a blocked prompt is blocked.
+    """N = 3, sampled: every completion of a blocked prompt is blocked.
 
     Without a seed: vLLM's CPU runner dies of a seeded request whose prompt comes in chunks.
     """

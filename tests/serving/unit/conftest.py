@@ -66,6 +66,10 @@ class Engine:
         self.asked = []
         self._bound = bound
 
+    async def collective_rpc(self, method):
+        """Every rank agrees."""
+        assert method == "foreguard_require_agreement"
+
     async def generate(self, prompt, params, request_id, **options):
         """Yield the outputs of `params.n` completions."""
         asked = (params.extra_args or {}).get(EXTRA, {})

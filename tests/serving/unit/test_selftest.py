@@ -19,14 +19,18 @@ def verdict(**changes):
 
 def engine(outputs, *verdicts, vocabulary=50):
     """An engine that answers the canary with these verdicts, one an output; `.prompts` are what it was asked."""
-    asked = SimpleNamespace(prompts=[], model_config=SimpleNamespace(get_vocab_size=lambda: vocabulary))
+    asked = SimpleNamespace(prompts=[], ranks=[], model_config=SimpleNamespace(get_vocab_size=lambda: vocabulary))
 
-    async def generate(prompt, params, request_id):
+    async def collective_rpc(method):
+        assert method == "foreguard_require_agreement"
+
+    async def generate(prompt, params, request_id, data_parallel_rank):
         asked.prompts.append(prompt["prompt_token_ids"])
+        asked.ranks.append(data_parallel_rank)
         for found in verdicts:
             yield outputs.one(outputs.completion(), verdict=found)
 
-    asked.generate = generate
+    asked.generate, asked.collective_rpc = generate, collective_rpc
     return asked
 
 
@@ -70,10 +74,31 @@ async def test_an_engine_that_hangs_is_noticed(outputs, monkeypatch):
     monkeypatch.setattr(selftest, "TIMEOUT_S", 0.01)
     asked = engine(outputs)
 
-    async def hang(*_):
+    async def hang(*_, **__):
         await asyncio.sleep(10)
         yield
 
     asked.generate = hang
     with pytest.raises(ServingError, match="no answer"):
+        await canary(asked)
+
+
+async def test_every_engine_of_a_data_parallel_group_is_asked(outputs):
+    """One after the other, by its rank; a single engine by none."""
+    alone, several = engine(outputs, verdict()), engine(outputs, verdict())
+    several.engine_core = SimpleNamespace(core_engines=[b"0", b"1", b"2"])
+    await canary(alone)
+    await canary(several)
+    assert (alone.ranks, several.ranks) == ([None], [0, 1, 2])
+
+
+async def test_ranks_that_do_not_agree_open_no_port(outputs):
+    """Whatever a worker raises about what it read is said, and stops the start."""
+    asked = engine(outputs, verdict())
+
+    async def disagree(_method):
+        raise RuntimeError("stage 0, rank 1: taps [2] of 3 did not run")
+
+    asked.collective_rpc = disagree
+    with pytest.raises(ServingError, match=r"rank 1: taps \[2\]"):
         await canary(asked)
