@@ -7,7 +7,7 @@ It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `execute_model`; 
 and `input_batch` (`req_ids`, `num_computed_tokens_cpu`, `num_prompt_tokens`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +52,12 @@ def tap_streams(model: nn.Module, num_layers: int, hidden_size: int, max_tokens:
 
 def _keep_stream(block: nn.Module, streams: Streams, first: int, layer: int) -> None:
     block.register_buffer("foreguard_streams", streams.values, persistent=False)
-    block.register_buffer("foreguard_fired", streams.fired, persistent=False)
+    block.register_buffer("foreguard_kept", streams.fired, persistent=False)
 
     def keep(module: Any, _args: Any, output: Any) -> None:
         hidden, residual = split_stream(output)
         stream = hidden if residual is None else hidden + residual
-        torch.ops.foreguard.store(stream.float(), module.foreguard_streams, first, module.foreguard_fired, layer)
+        torch.ops.foreguard.store(stream.float(), module.foreguard_streams, first, module.foreguard_kept, layer)
 
     block.register_forward_hook(keep)
 
@@ -137,6 +137,11 @@ class RecordingWorker(PlatformWorker):
                 field="engine",
                 remedy="remove vLLM's compile cache, or record with --enforce-eager",
             )
+        for row, before, length, own in self._prompt_rows(step):
+            gathered.add(row, before, length, self.foreguard_streams.values[own])
+
+    def _prompt_rows(self, step: SchedulerOutput) -> Iterator[tuple[int, int, int, slice]]:
+        """Yield each prompt of the batch as it ran: its row, tokens before and in all, and where its tokens lie."""
         batch = self.model_runner.input_batch
         start = 0
         for index, request in enumerate(batch.req_ids):
@@ -144,7 +149,5 @@ class RecordingWorker(PlatformWorker):
             row = self.model_runner.requests[request].sampling_params.extra_args[EXTRA]["row"]
             before, length = int(batch.num_computed_tokens_cpu[index]), int(batch.num_prompt_tokens[index])
             if before < length:
-                gathered.add(
-                    row, before, length, self.foreguard_streams.values[start : min(end, start + length - before)]
-                )
+                yield row, before, length, slice(start, min(end, start + length - before))
             start = end

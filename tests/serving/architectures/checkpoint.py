@@ -1,0 +1,35 @@
+"""Random weights of a size that shows: no block's contribution vanishes beside the stream, no attention is flat."""
+
+import json
+from contextlib import contextmanager
+
+import torch
+from transformers import AutoModelForCausalLM
+
+_SCALE, _JITTER = 0.8, 0.1
+
+
+def save(config, folder, dtype="float32"):
+    """Write a model of `config` with seeded random weights to `folder`, in `dtype`."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    randomise(model)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
+
+
+@torch.no_grad()
+def randomise(model):
+    """Fill matrices with numbers that keep the size of what passes through them; shift norms and biases off neutral."""
+    generator = torch.Generator().manual_seed(1)
+    for _, parameter in sorted(model.named_parameters()):
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 1:
+            parameter.add_(_JITTER * noise)
+        else:
+            parameter.copy_(noise * _SCALE / parameter.shape[-1] ** 0.5)
+    model.get_input_embeddings().weight.normal_(generator=generator)
+
+
+def load(folder, dtype="float32"):
+    """Return the model in `folder`, as Transformers computes it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
