@@ -14,6 +14,7 @@ from probes.errors import ArtifactMismatch
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.config import GuardConfig
+from serving.engine.dry_run import dry_run_of
 from serving.engine.runner_v1 import RequestScores, RunnerV1
 from serving.engine.sensor import install
 from serving.engine.wire import SCORES
@@ -42,6 +43,7 @@ class GuardedWorker(PlatformWorker):
             self.vllm_config.scheduler_config.max_num_batched_tokens,
             probes,
             steering,
+            dry_run_of(self.model_runner),
         )
         self.foreguard = RunnerV1(self.model_runner, sensor, probes, steering)
         self.foreguard_scores = {}

@@ -39,6 +39,7 @@ from transformers import (
 
 VOCABULARY, LONGEST = 512, 256
 _WINDOW = 32
+_TIED = {"tie_word_embeddings": True}
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,
@@ -74,11 +75,11 @@ ARCHITECTURES = {
         "Mistral, window in all blocks", lambda: MistralConfig(**_HEADED, sliding_window=_WINDOW)
     ),
     "gemma2": Architecture(
-        "Gemma 2", lambda: Gemma2Config(**_HEADED, sliding_window=_WINDOW, query_pre_attn_scalar=16)
+        "Gemma 2", lambda: Gemma2Config(**{**_HEADED, **_TIED}, sliding_window=_WINDOW, query_pre_attn_scalar=16)
     ),
     "gemma3": Architecture(
         "Gemma 3",
-        lambda: Gemma3TextConfig(**_HEADED, sliding_window=_WINDOW, query_pre_attn_scalar=16, sliding_window_pattern=3),
+        lambda: Gemma3TextConfig(**{**_HEADED, **_TIED}, sliding_window=_WINDOW, query_pre_attn_scalar=16, sliding_window_pattern=3),
     ),
     "phi3": Architecture("Phi-3", lambda: Phi3Config(**_GROUPED)),
     "gpt-neox": Architecture("GPT-NeoX", lambda: GPTNeoXConfig(**_SIZES, intermediate_size=320)),
@@ -133,8 +134,8 @@ ARCHITECTURES = {
         lambda: Qwen3MoeConfig(**_HEADED, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64),
         ("--model-impl", "transformers"),
     ),
-    "cohere": Architecture("Cohere", lambda: CohereConfig(**_GROUPED, logit_scale=0.25)),
-    "cohere2": Architecture("Cohere 2", lambda: Cohere2Config(**_HEADED, sliding_window=_WINDOW)),
+    "cohere": Architecture("Cohere", lambda: CohereConfig(**{**_GROUPED, **_TIED}, logit_scale=0.25)),
+    "cohere2": Architecture("Cohere 2", lambda: Cohere2Config(**{**_HEADED, **_TIED}, sliding_window=_WINDOW)),
     "opt": Architecture("OPT", lambda: OPTConfig(**_SIZES, ffn_dim=320, word_embed_proj_dim=128)),
     "gpt2": Architecture(
         "GPT-2", lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=128, n_layer=3, n_head=4, n_inner=320, n_positions=LONGEST)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ LENGTHS = (1, 2, 7, 31, 33, 64, 90, 150, 200)
 """Of the prompts; those above `CHUNK` tokens pass in chunks, others share a batch."""
 CHUNK = 64
 _EVERY = ("--max-model-len", str(LONGEST), "--max-num-seqs", "8", "--max-num-batched-tokens", str(CHUNK))
+
+
+_RAISED = re.compile(r"^(?:\[rank\d+\]: |\(.*?\) )*([\w.]*(?:Error|Exception|Invalid)\w*: .*)$", re.MULTILINE)
 
 
 class EngineFailed(Exception):
@@ -46,9 +50,9 @@ def prompts():
 
 def measure(architecture, dtype, folder, *, eager=True):
     """Return the `Parity` of `architecture` in `dtype`; `folder` gets its weights and vLLM's log. Raises `EngineFailed`."""
-    checkpoint.save(architecture.config(), folder, dtype)
+    checkpoint.save(architecture.config(), folder / "model", dtype)
     mode = ("--enforce-eager",) if eager else ()
-    return compare(folder, Reference(checkpoint.load(folder, dtype)), (*architecture.arguments, *mode, "--dtype", dtype))
+    return compare(folder, Reference(checkpoint.load(folder / "model", dtype)), (*architecture.arguments, *mode, "--dtype", dtype))
 
 
 def compare(folder, reference, arguments):
@@ -75,7 +79,7 @@ def compare(folder, reference, arguments):
 def serve(folder, asked, widths, arguments, worker="tests.serving.architectures.worker.ParityWorker"):
     """Pass prompts through vLLM in a process of its own; return what it says of the model. Raises `EngineFailed`."""
     order = {
-        "model": str(folder), "prompts": asked, "widths": widths, "arguments": [*_EVERY, *arguments], "worker": worker,
+        "model": str(folder / "model"), "prompts": asked, "widths": widths, "arguments": [*_EVERY, *arguments], "worker": worker,
         "path": str(folder / "read.safetensors"), "about": str(folder / "about.json"),
     }  # fmt: skip
     environment = {**SMALL, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
@@ -89,6 +93,5 @@ def serve(folder, asked, widths, arguments, worker="tests.serving.architectures.
 
 
 def last_error(log):
-    """Return the line of a log that says what was raised."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line.split(":")[0]), lines[-1] if lines else "no output")
+    """Return the line of a log that says what was raised last, without what stands before it."""
+    return (_RAISED.findall(log) or log.strip().splitlines()[-1:] or ["no output"])[-1]

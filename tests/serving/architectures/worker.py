@@ -7,9 +7,11 @@ from probes.errors import ModelError
 from probes.manifest import Probe
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
+from serving.engine.decoder import find_decoder
 from serving.engine.down_projection import down_projection
+from serving.engine.dry_run import dry_run_of
 from serving.engine.recorder import Gathered, RecordingWorker
-from serving.engine.sensor import decoder_blocks, install
+from serving.engine.sensor import install
 
 
 class ParityWorker(RecordingWorker):
@@ -18,12 +20,12 @@ class ParityWorker(RecordingWorker):
     def load_model(self, **options):
         super().load_model(**options)
         num_layers, hidden_size = self.foreguard_size
-        model = self.model_runner.get_model()
+        model, dry_run = self.model_runner.get_model(), dry_run_of(self.model_runner)
         self.without_neurons = {}
-        self.widths = dict(self._widths(decoder_blocks(model, num_layers)))
+        self.widths = dict(self._widths(find_decoder(model, num_layers, dry_run).blocks))
         self.bank = unit_vectors(num_layers, hidden_size, self.widths)
         max_tokens = self.vllm_config.scheduler_config.max_num_batched_tokens
-        self.sensor = install(model, num_layers, max_tokens, self.bank, SteeringBank((), {}, ()))
+        self.sensor = install(model, num_layers, max_tokens, self.bank, SteeringBank((), {}, ()), dry_run)
 
     def _widths(self, blocks):
         for layer, width in enumerate(self.vllm_config.additional_config["widths"]):
