@@ -60,7 +60,9 @@ def find_decoder(model: nn.Module, num_layers: int, dry_run: DryRun) -> Decoder:
         ran = _times_ran([item for group in lists for item in group], dry_run)
         fitting = [group for group in lists if all(ran[item] == 1 for item in group)]
         if not fitting:
-            raise _no_decoder(model, f"has no {num_layers} decoder blocks that each give hidden states [T, D] once in a pass")
+            raise _no_decoder(
+                model, f"has no {num_layers} decoder blocks that each give hidden states [T, D] once in a pass"
+            )
         blocks = max(fitting, key=lambda group: sum(parameter.numel() for parameter in group.parameters()))
         reads = _second_part_is_read(model, blocks, dry_run)
     if len(set(reads)) > 1:

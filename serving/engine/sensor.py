@@ -73,9 +73,7 @@ def _columns(probes: ProbeBank) -> dict[Tap, range]:
     return columns
 
 
-def _install_read(
-    decoder: Decoder, layer: int, matrix: torch.Tensor, sensor: Sensor, first: int, index: int
-) -> None:
+def _install_read(decoder: Decoder, layer: int, matrix: torch.Tensor, sensor: Sensor, first: int, index: int) -> None:
     block = decoder.blocks[layer]
     _register(block, matrix, sensor)
 

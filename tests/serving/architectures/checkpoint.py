@@ -1,12 +1,9 @@
 """Random weights of a size that shows: no block's contribution vanishes beside the stream, no attention is flat."""
 
-import json
-from contextlib import contextmanager
-
 import torch
 from transformers import AutoModelForCausalLM
 
-_SCALE, _JITTER = 0.8, 0.1
+_SCALE, _JITTER, _EMBEDDING = 0.8, 0.1, 0.3
 
 
 def save(config, folder, dtype="float32"):
@@ -19,7 +16,10 @@ def save(config, folder, dtype="float32"):
 
 @torch.no_grad()
 def randomise(model):
-    """Fill matrices with numbers that keep the size of what passes through them; shift norms and biases off neutral."""
+    """Fill matrices with numbers that keep the size of what passes through them; shift norms and biases off neutral.
+
+    Embeddings stay small, so that the stream is the blocks' work.
+    """
     generator = torch.Generator().manual_seed(1)
     for _, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
@@ -27,9 +27,9 @@ def randomise(model):
             parameter.add_(_JITTER * noise)
         else:
             parameter.copy_(noise * _SCALE / parameter.shape[-1] ** 0.5)
-    model.get_input_embeddings().weight.normal_(generator=generator)
+    model.get_input_embeddings().weight.normal_(std=_EMBEDDING, generator=generator)
 
 
-def load(folder, dtype="float32"):
-    """Return the model in `folder`, as Transformers computes it."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+def load(folder, dtype="float32", **config):
+    """Return the model in `folder`, as Transformers computes it; `config` stands in for its own."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), **config).eval()

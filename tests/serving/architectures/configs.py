@@ -4,8 +4,9 @@ What an architecture has of its own is switched on and off its neutral value: mu
 shorter than the prompts, biases, experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from transformers import (
     BambaConfig,
@@ -64,6 +65,8 @@ class Architecture:
     arguments: tuple[str, ...] = ()
     """vLLM's, beyond those of every run."""
     note: str = ""
+    reference: Mapping[str, object] = MappingProxyType({})
+    """What in the config is otherwise for Transformers, so that both compute the same."""
 
 
 ARCHITECTURES = {
@@ -90,7 +93,7 @@ ARCHITECTURES = {
     "granite": Architecture(
         "Granite",
         lambda: GraniteConfig(
-            **_GROUPED, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.1, logits_scaling=2.0
+            **_GROUPED, embedding_multiplier=0.5, residual_multiplier=0.4, attention_multiplier=0.1, logits_scaling=2.0
         ),
     ),
     "falcon": Architecture(
@@ -135,7 +138,12 @@ ARCHITECTURES = {
         ("--model-impl", "transformers"),
     ),
     "cohere": Architecture("Cohere", lambda: CohereConfig(**{**_GROUPED, **_TIED}, logit_scale=0.25)),
-    "cohere2": Architecture("Cohere 2", lambda: Cohere2Config(**{**_HEADED, **_TIED}, sliding_window=_WINDOW)),
+    "cohere2": Architecture(
+        "Cohere 2",
+        lambda: Cohere2Config(**{**_HEADED, **_TIED, "num_hidden_layers": 4}, sliding_window=_WINDOW),
+        note="vLLM's windows are one token wider than Transformers': the reference is given windows of that width",
+        reference={"sliding_window": _WINDOW + 1},
+    ),
     "opt": Architecture("OPT", lambda: OPTConfig(**_SIZES, ffn_dim=320, word_embed_proj_dim=128)),
     "gpt2": Architecture(
         "GPT-2", lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=128, n_layer=3, n_head=4, n_inner=320, n_positions=LONGEST)

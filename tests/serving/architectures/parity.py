@@ -6,40 +6,80 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
 
 from serving.process import SMALL
-from tests.serving.architectures import checkpoint
+from tests.serving.architectures import checkpoint, quantised
 from tests.serving.architectures.configs import LONGEST, VOCABULARY
 from tests.serving.architectures.reference import Reference
 
 LENGTHS = (1, 2, 7, 31, 33, 64, 90, 150, 200)
-"""Of the prompts; those above `CHUNK` tokens pass in chunks, others share a batch."""
+"""Of the prompts, in tokens."""
 CHUNK = 64
+"""Tokens a step: longer prompts pass in chunks, shorter ones share a step."""
 _EVERY = ("--max-model-len", str(LONGEST), "--max-num-seqs", "8", "--max-num-batched-tokens", str(CHUNK))
-
-
 _RAISED = re.compile(r"^(?:\[rank\d+\]: |\(.*?\) )*([\w.]*(?:Error|Exception|Invalid)\w*: .*)$", re.MULTILINE)
 
 
 class EngineFailed(Exception):
-    """vLLM ended; the message is the last error in its log."""
+    """vLLM ended; the message is what was raised last in its log."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Parity:
     """What one run found."""
 
     vllm_class: str
-    kv_cache: list[str]
-    stream: list[float]
-    """Relative errors |served - reference| / |reference| of a whole prompt at a block, prompts times blocks."""
-    neurons: list[float]
-    without_neurons: dict[int, str]
-    seconds: float = field(compare=False)
+    kv_cache: tuple[str, ...]
+    """The spec classes of the KV-cache groups."""
+    streams: tuple[float, ...]
+    """Relative errors |served - reference| / |reference| over all tokens of a prompt: prompts times blocks."""
+    neurons: tuple[float, ...]
+    """The same at the neurons, of those blocks that have them."""
+    without_neurons: str
+    """Why some blocks, or all, have no neurons to read, or nothing."""
+    seconds: float
+
+
+def measure(case, folder):
+    """Return the `Parity` of `case`; `folder` gets its weights and vLLM's log. Raises `EngineFailed`."""
+    config, weights = case.architecture.config(), folder / "model"
+    if case.scheme:
+        model = quantised.save(config, weights, case.dtype, case.scheme)
+    else:
+        checkpoint.save(config, weights, case.dtype)
+        model = checkpoint.load(weights, case.dtype, **case.architecture.reference)
+    mode = () if case.compiled else ("--enforce-eager",)
+    return compare(folder, Reference(model), (*case.architecture.arguments, *mode, "--dtype", case.dtype))
+
+
+def compare(folder, reference, arguments):
+    """Return the `Parity` of the model served from `folder` with `reference`. Raises `EngineFailed`."""
+    asked, began = prompts(), time.monotonic()
+    about = serve(folder, asked, arguments, {"widths": reference.widths})
+    served = load_file(folder / "read.safetensors")
+    blocks, widths = range(len(reference.blocks)), {int(layer): width for layer, width in about["widths"].items()}
+    sites = [*(("resid_post", layer) for layer in blocks), *(("mlp_neurons", layer) for layer in widths)]
+    columns = [*(reference.hidden_size for _ in blocks), *widths.values()]
+    errors = {"resid_post": [], "mlp_neurons": []}
+    for row, token_ids in enumerate(asked):
+        expected = reference.read(token_ids)
+        # Places count from the prompt's end.
+        read = torch.stack([served[str(place)][row] for place in reversed(range(len(token_ids)))])
+        for (site, layer), values in zip(sites, read.split(columns, dim=1), strict=True):
+            there = expected[site, layer]
+            errors[site].append(float((values - there).norm() / there.norm()))
+    return Parity(
+        vllm_class=about["vllm_class"],
+        kv_cache=tuple(about["kv_cache"]),
+        streams=tuple(errors["resid_post"]),
+        neurons=tuple(errors["mlp_neurons"]),
+        without_neurons="; ".join({**reference.without_neurons, **about["without_neurons"]}.values()),
+        seconds=time.monotonic() - began,
+    )
 
 
 def prompts():
@@ -48,50 +88,24 @@ def prompts():
     return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def measure(architecture, dtype, folder, *, eager=True):
-    """Return the `Parity` of `architecture` in `dtype`; `folder` gets its weights and vLLM's log. Raises `EngineFailed`."""
-    checkpoint.save(architecture.config(), folder / "model", dtype)
-    mode = ("--enforce-eager",) if eager else ()
-    return compare(folder, Reference(checkpoint.load(folder / "model", dtype)), (*architecture.arguments, *mode, "--dtype", dtype))
-
-
-def compare(folder, reference, arguments):
-    """Return the `Parity` of the served model in `folder` with `reference`. Raises `EngineFailed`."""
-    asked, began = prompts(), time.monotonic()
-    about = serve(folder, asked, reference.widths, arguments)
-    seconds = time.monotonic() - began
-    served = load_file(folder / "read.safetensors")
-    streams, neurons = [], []
-    for row, token_ids in enumerate(asked):
-        # Place p counts from the prompt's end.
-        read = torch.stack([served[str(place)][row] for place in reversed(range(len(token_ids)))]).squeeze(1)
-        widths = [reference.hidden_size] * len(reference.blocks) + list(about["widths"].values())
-        sites = [("resid_post", n) for n in range(len(reference.blocks))]
-        sites += [("mlp_neurons", int(layer)) for layer in about["widths"]]
-        expected = reference.read(token_ids)
-        for site, values in zip(sites, read.split(widths, dim=1), strict=True):
-            error = float((values - expected[site]).norm() / expected[site].norm())
-            (streams if site[0] == "resid_post" else neurons).append(error)
-    missing = {layer: "" for layer in reference.without_neurons} | {int(k): v for k, v in about["without_neurons"].items()}
-    return Parity(about["vllm_class"], about["kv_cache"], streams, neurons, missing, seconds)
-
-
-def serve(folder, asked, widths, arguments, worker="tests.serving.architectures.worker.ParityWorker"):
+def serve(folder, asked, arguments, config, worker="tests.serving.architectures.worker.ParityWorker"):
     """Pass prompts through vLLM in a process of its own; return what it says of the model. Raises `EngineFailed`."""
     order = {
-        "model": str(folder / "model"), "prompts": asked, "widths": widths, "arguments": [*_EVERY, *arguments], "worker": worker,
-        "path": str(folder / "read.safetensors"), "about": str(folder / "about.json"),
+        "model": str(folder / "model"), "prompts": asked, "arguments": [*_EVERY, *arguments], "config": config,
+        "worker": worker, "path": str(folder / "read.safetensors"), "about": str(folder / "about.json"),
     }  # fmt: skip
     environment = {**SMALL, **os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
     command = [sys.executable, "-m", "tests.serving.architectures.served"]
     log = folder / "engine.log"
     with log.open("w") as output:
-        ended = subprocess.run(command, input=json.dumps(order), stdout=output, stderr=output, text=True, env=environment)
+        ended = subprocess.run(
+            command, input=json.dumps(order), stdout=output, stderr=output, text=True, env=environment, check=False
+        )
     if ended.returncode:
-        raise EngineFailed(last_error(log.read_text(errors="replace")))
+        raise EngineFailed(last_raised(log.read_text(errors="replace")))
     return json.loads((folder / "about.json").read_text())
 
 
-def last_error(log):
-    """Return the line of a log that says what was raised last, without what stands before it."""
+def last_raised(log):
+    """Return what was raised last, as a log has it, or its last line."""
     return (_RAISED.findall(log) or log.strip().splitlines()[-1:] or ["no output"])[-1]

@@ -18,10 +18,12 @@ from serving.engine.wire import EXTRA
 
 def engine(order):
     """Start vLLM as `serving.recording` does, but for the worker and the tokenizer, which random models have none of."""
-    args = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(["--model", order["model"], *order["arguments"]])
+    args = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(
+        ["--model", order["model"], *order["arguments"]]
+    )
     args.async_scheduling = False
     args.worker_cls = order["worker"]
-    args.additional_config = {EXTRA: "parity", "widths": order["widths"]}
+    args.additional_config = order["config"]
     args.enable_prefix_caching = False
     args.skip_tokenizer_init = True
     return LLMEngine.from_engine_args(EngineArgs.from_cli_args(args))

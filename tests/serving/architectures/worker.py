@@ -63,7 +63,9 @@ class ParityWorker(RecordingWorker):
         recorded = self.foreguard_streams.values
         for row, before, length, own in self._prompt_rows(step):
             read = torch.from_numpy(self.bank.add_up(self.sensor.parts[own].numpy()))
-            torch.testing.assert_close(read[:, : recorded.shape[1]], recorded[own])  # the recorder sees what the sensor sees
+            torch.testing.assert_close(
+                read[:, : recorded.shape[1]], recorded[own]
+            )  # the recorder sees what the sensor sees
             self.read.add(row, before, length, read)
 
 
