@@ -5,8 +5,7 @@ shorter than the prompts, biases, experts.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 from transformers import (
     BambaConfig,
@@ -54,6 +53,22 @@ _SIZES = {
 }
 _GROUPED = {**_SIZES, "intermediate_size": 320, "num_key_value_heads": 2}
 _HEADED = {**_GROUPED, "head_dim": 32}
+_GEMMA = {**_HEADED, **_TIED, "sliding_window": _WINDOW, "query_pre_attn_scalar": 16}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 64}
+_LATENT = {
+    **_SIZES,
+    **_EXPERTS,
+    "num_key_value_heads": 4,
+    "intermediate_size": 320,
+    "kv_lora_rank": 64,
+    "q_lora_rank": 48,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +80,7 @@ class Architecture:
     arguments: tuple[str, ...] = ()
     """vLLM's, beyond those of every run."""
     note: str = ""
-    reference: Mapping[str, object] = MappingProxyType({})
+    reference: Mapping[str, object] = field(default_factory=dict)
     """What in the config is otherwise for Transformers, so that both compute the same."""
 
 
@@ -77,13 +92,8 @@ ARCHITECTURES = {
     "mistral-window": Architecture(
         "Mistral, window in all blocks", lambda: MistralConfig(**_HEADED, sliding_window=_WINDOW)
     ),
-    "gemma2": Architecture(
-        "Gemma 2", lambda: Gemma2Config(**{**_HEADED, **_TIED}, sliding_window=_WINDOW, query_pre_attn_scalar=16)
-    ),
-    "gemma3": Architecture(
-        "Gemma 3",
-        lambda: Gemma3TextConfig(**{**_HEADED, **_TIED}, sliding_window=_WINDOW, query_pre_attn_scalar=16, sliding_window_pattern=3),
-    ),
+    "gemma2": Architecture("Gemma 2", lambda: Gemma2Config(**_GEMMA)),
+    "gemma3": Architecture("Gemma 3", lambda: Gemma3TextConfig(**_GEMMA, sliding_window_pattern=3)),
     "phi3": Architecture("Phi-3", lambda: Phi3Config(**_GROUPED)),
     "gpt-neox": Architecture("GPT-NeoX", lambda: GPTNeoXConfig(**_SIZES, intermediate_size=320)),
     "gpt-neox-serial": Architecture(
@@ -106,35 +116,21 @@ ARCHITECTURES = {
     "qwen3-moe": Architecture(
         "Qwen3-MoE",
         lambda: Qwen3MoeConfig(
-            **_HEADED, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64, mlp_only_layers=[1]
+            **_HEADED, num_experts=8, **_EXPERTS, mlp_only_layers=[1]
         ),
     ),
     "gpt-oss": Architecture(
         "GPT-OSS",
         lambda: GptOssConfig(**_HEADED, num_local_experts=4, num_experts_per_tok=2, sliding_window=_WINDOW),
     ),
-    "deepseek-v2": Architecture(
-        "DeepSeek V2 (MLA)",
-        lambda: DeepseekV2Config(
-            **{**_SIZES, "num_key_value_heads": 4, "intermediate_size": 320},
-            first_k_dense_replace=1, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2, topk_method="greedy",
-            moe_intermediate_size=64, kv_lora_rank=64, q_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32,
-        ),
-    ),
-    "deepseek-v3": Architecture(
-        "DeepSeek V3 (MLA)",
-        lambda: DeepseekV3Config(
-            **{**_SIZES, "num_key_value_heads": 4, "intermediate_size": 320},
-            first_k_dense_replace=1, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2, n_group=2, topk_group=1,
-            moe_intermediate_size=64, kv_lora_rank=64, q_lora_rank=48, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32,
-        ),
-    ),
+    "deepseek-v2": Architecture("DeepSeek V2 (MLA)", lambda: DeepseekV2Config(**_LATENT, topk_method="greedy", n_group=1, topk_group=1)),
+    "deepseek-v3": Architecture("DeepSeek V3 (MLA)", lambda: DeepseekV3Config(**_LATENT, topk_method="noaux_tc", n_group=2, topk_group=1)),
     "transformers": Architecture(
         "Llama through the Transformers backend", lambda: LlamaConfig(**_GROUPED), ("--model-impl", "transformers")
     ),
     "transformers-moe": Architecture(
         "Qwen3-MoE through the Transformers backend",
-        lambda: Qwen3MoeConfig(**_HEADED, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64),
+        lambda: Qwen3MoeConfig(**_HEADED, num_experts=8, **_EXPERTS),
         ("--model-impl", "transformers"),
     ),
     "cohere": Architecture("Cohere", lambda: CohereConfig(**{**_GROUPED, **_TIED}, logit_scale=0.25)),
@@ -153,7 +149,7 @@ ARCHITECTURES = {
     "qwen3-next": Architecture(
         "Qwen3-Next",
         lambda: Qwen3NextConfig(
-            **{**_HEADED, "num_hidden_layers": 4}, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=64,
+            **{**_HEADED, "num_hidden_layers": 4}, num_experts=8, **_EXPERTS,
             shared_expert_intermediate_size=64, linear_num_key_heads=2, linear_num_value_heads=4,
             linear_key_head_dim=32, linear_value_head_dim=32,
         ),

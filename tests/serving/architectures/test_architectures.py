@@ -1,4 +1,4 @@
-"""The served taps read what Transformers computes, whatever the architecture; a model that cannot be guarded does not start."""
+"""The served taps read what Transformers computes, whatever the architecture; what cannot be guarded does not start."""
 
 import re
 from statistics import median

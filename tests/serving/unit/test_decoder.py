@@ -181,7 +181,7 @@ def test_models_without_a_decoder_are_refused(model, problem):
 
 
 def test_parts_are_rows_of_tokens():
-    """A batch of one is a view without it, so that what is steered is the model's own; a second part counts where it is one."""
+    """A batch of one is a view without it, so that what is steered is the model's own; a second part counts if it is one."""
     hidden, residual = torch.ones(1, 2, 3), torch.full((1, 2, 3), 2.0)
     split, whole = Decoder(nn.ModuleList(), is_split=True), Decoder(nn.ModuleList(), is_split=False)
     assert [part.shape for part in split.parts((hidden, residual))] == [(2, 3), (2, 3)]
