@@ -69,6 +69,8 @@ _LATENT = {
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
 }
+_LATENT_V2 = {**_LATENT, "topk_method": "greedy", "n_group": 1, "topk_group": 1}
+_LATENT_V3 = {**_LATENT, "topk_method": "noaux_tc", "n_group": 2, "topk_group": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,8 @@ ARCHITECTURES = {
         "GPT-OSS",
         lambda: GptOssConfig(**_HEADED, num_local_experts=4, num_experts_per_tok=2, sliding_window=_WINDOW),
     ),
-    "deepseek-v2": Architecture("DeepSeek V2 (MLA)", lambda: DeepseekV2Config(**_LATENT, topk_method="greedy", n_group=1, topk_group=1)),
-    "deepseek-v3": Architecture("DeepSeek V3 (MLA)", lambda: DeepseekV3Config(**_LATENT, topk_method="noaux_tc", n_group=2, topk_group=1)),
+    "deepseek-v2": Architecture("DeepSeek V2 (MLA)", lambda: DeepseekV2Config(**_LATENT_V2)),
+    "deepseek-v3": Architecture("DeepSeek V3 (MLA)", lambda: DeepseekV3Config(**_LATENT_V3)),
     "transformers": Architecture(
         "Llama through the Transformers backend", lambda: LlamaConfig(**_GROUPED), ("--model-impl", "transformers")
     ),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from safetensors.torch import load_file
@@ -21,7 +22,8 @@ LENGTHS = (1, 2, 7, 31, 33, 64, 90, 150, 200)
 CHUNK = 64
 """Tokens a step: longer prompts pass in chunks, shorter ones share a step."""
 _EVERY = ("--max-model-len", str(LONGEST), "--max-num-seqs", "8", "--max-num-batched-tokens", str(CHUNK))
-_RAISED = re.compile(r"^(?:\[rank\d+\]: |\(.*?\) )*([\w.]*(?:Error|Exception|Invalid)\w*: .*)$", re.MULTILINE)
+_PREFIX = re.compile(r"^(?:\[rank\d+\]: |\([^)]*pid=\d+\) )+")
+_RAISED = re.compile(r"[\w.]*(?:Error|Exception|Invalid)\w*(?:: |$)")
 
 
 class EngineFailed(Exception):
@@ -108,4 +110,9 @@ def serve(folder, asked, arguments, config, worker="tests.serving.architectures.
 
 def last_raised(log):
     """Return what was raised last, as a log has it, or its last line."""
-    return (_RAISED.findall(log) or log.strip().splitlines()[-1:] or ["no output"])[-1]
+    lines = [_PREFIX.sub("", line) for line in log.splitlines()]
+    raised = [number for number, line in enumerate(lines) if _RAISED.match(line)]
+    if not raised:
+        return lines[-1] if lines else "no output"
+    rest = takewhile(lambda line: line.startswith(" "), lines[raised[-1] + 1 :])
+    return " ".join(line.strip() for line in (lines[raised[-1]], *rest))

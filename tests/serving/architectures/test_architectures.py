@@ -53,9 +53,8 @@ def test_a_model_without_a_context_in_its_cache_is_refused(name, tmp_path):
     checkpoint.save(ARCHITECTURES[name].config(), model)
     (model / "tokenizer.json").write_text("{}")
     config = one_probe(model, tmp_path / "artifact")
-    with pytest.raises(EngineFailed, match=r"^probes\.errors\.ModelError: model: "):
+    with pytest.raises(EngineFailed, match=r"^probes\.errors\.ModelError: model: .* remedy: "):
         serve(tmp_path, [[1]], ("--enforce-eager",), config.to_vllm(), worker="serving.engine.worker.GuardedWorker")
-    assert "remedy: " in (tmp_path / "engine.log").read_text()
 
 
 def one_probe(model, folder):

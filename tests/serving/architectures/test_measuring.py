@@ -40,9 +40,10 @@ def test_awq_interleaves_columns_and_gptq_packs_rows(weight):
 
 
 def test_the_last_thing_raised_is_what_a_log_says():
-    """Without the process's prefix, and not the progress bar that came after it."""
-    log = "x\n[rank0]: ValueError: first\nRuntimeError: Engine core failed\n(W pid=1) a.b.ModelError: model: no\nLoading: 0%\n"
-    assert last_raised(log) == "a.b.ModelError: model: no"
+    """Without the process's prefix, with its further lines, and not the progress bar that came after it."""
+    log = "[rank0]: ValueError: first\n(W pid=1) a.b.ModelError: model: no\n(W pid=1)   remedy: yes\nLoading: 0%\n"
+    assert last_raised(log) == "a.b.ModelError: model: no remedy: yes"
+    assert last_raised("[rank0]: AssertionError\n") == "AssertionError"
     assert last_raised("killed\n") == "killed"
     assert last_raised("") == "no output"
 
