@@ -56,7 +56,7 @@ def find_decoder(model: nn.Module, num_layers: int, dry_run: DryRun) -> Decoder:
     ]
     if not lists:
         raise _no_decoder(model, f"has no list of {num_layers} decoder blocks")
-    with _eagerly(model), torch.no_grad():
+    with _eagerly(model), _explained(model), torch.no_grad():
         ran = _times_ran([item for group in lists for item in group], dry_run)
         fitting = [group for group in lists if all(ran[item] == 1 for item in group)]
         if not fitting:
@@ -175,6 +175,19 @@ def _eagerly(model: nn.Module) -> Iterator[None]:
     finally:
         for module in compiled:
             module.do_not_compile = False
+
+
+@contextmanager
+def _explained(model: nn.Module) -> Iterator[None]:
+    """Say of whatever a dry run raises that it was one: vLLM does not make one of every model on every platform."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _no_decoder(
+            model, f"did not pass vLLM's dummy run, in which its decoder is looked for: {error!r}"
+        ) from error
 
 
 def _no_decoder(model: nn.Module, what: str) -> ModelError:

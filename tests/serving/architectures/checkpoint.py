@@ -6,10 +6,10 @@ from transformers import AutoModelForCausalLM
 _SCALE, _JITTER, _EMBEDDING = 0.8, 0.1, 0.3
 
 
-def save(config, folder, dtype="float32"):
+def save(config, folder, dtype="float32", kind=AutoModelForCausalLM):
     """Write a model of `config` with seeded random weights to `folder`, in `dtype`."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = kind.from_config(config, dtype=torch.float32).eval()
     randomise(model)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
 

@@ -8,21 +8,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from transformers import (
-    BambaConfig,
     BertConfig,
     BloomConfig,
     Cohere2Config,
     CohereConfig,
     DeepseekV2Config,
     DeepseekV3Config,
+    Exaone4Config,
     FalconConfig,
+    FalconH1Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
+    GraniteMoeHybridConfig,
+    JambaConfig,
+    Lfm2Config,
     LlamaConfig,
+    Mamba2Config,
     MambaConfig,
     MistralConfig,
     MixtralConfig,
@@ -35,6 +41,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
+    StableLmConfig,
 )
 
 VOCABULARY, LONGEST = 512, 256
@@ -156,12 +163,45 @@ ARCHITECTURES = {
             linear_key_head_dim=32, linear_value_head_dim=32,
         ),
     ),
-    "bamba": Architecture(
-        "Bamba",
-        lambda: BambaConfig(**_GROUPED, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=32, mamba_d_state=32),
+    "exaone4": Architecture(
+        "EXAONE 4",
+        lambda: Exaone4Config(**{**_HEADED, "num_hidden_layers": 4}, sliding_window=_WINDOW, sliding_window_pattern=4),
     ),
+    "stablelm": Architecture("StableLM", lambda: StableLmConfig(**_GROUPED, partial_rotary_factor=0.5)),
+    "granite-hybrid": Architecture(
+        "Granite 4 hybrid",
+        lambda: GraniteMoeHybridConfig(
+            **_GROUPED, layer_types=["mamba", "attention", "mamba"], mamba_n_heads=8, mamba_d_head=32, mamba_d_state=32,
+            shared_intermediate_size=64, num_local_experts=0, residual_multiplier=0.5, position_embedding_type="rope",
+        ),
+    ),
+    "falcon-h1": Architecture(
+        "Falcon-H1",
+        lambda: FalconH1Config(**_HEADED, mamba_d_ssm=256, mamba_n_heads=8, mamba_d_head=32, mamba_d_state=32),
+    ),
+    "lfm2": Architecture(
+        "LFM2", lambda: Lfm2Config(**_GROUPED, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False)
+    ),
+    "jamba": Architecture(
+        "Jamba",
+        lambda: JambaConfig(
+            **_GROUPED, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, num_experts=4,
+            use_mamba_kernels=False,
+        ),
+    ),
+    "glm4": Architecture("GLM-4", lambda: Glm4Config(**_HEADED)),
+}  # fmt: skip
+
+UNGUARDED = {
     "mamba": Architecture(
         "Mamba", lambda: MambaConfig(vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=3, state_size=16)
     ),
+    "mamba2": Architecture(
+        "Mamba 2",
+        lambda: Mamba2Config(
+            vocab_size=VOCABULARY, hidden_size=128, num_hidden_layers=3, state_size=32, num_heads=8, head_dim=32, n_groups=1
+        ),
+    ),
     "bert": Architecture("BERT", lambda: BertConfig(**_SIZES, intermediate_size=320)),
 }  # fmt: skip
+"""What vLLM serves and the guard refuses: nothing of these keeps the whole context in a KV cache."""

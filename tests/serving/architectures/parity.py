@@ -79,7 +79,7 @@ def compare(folder, reference, arguments):
         kv_cache=tuple(about["kv_cache"]),
         streams=tuple(errors["resid_post"]),
         neurons=tuple(errors["mlp_neurons"]),
-        without_neurons="; ".join({**reference.without_neurons, **about["without_neurons"]}.values()),
+        without_neurons="; ".join(sorted({*reference.without_neurons.values(), *about["without_neurons"].values()})),
         seconds=time.monotonic() - began,
     )
 

@@ -1,6 +1,7 @@
 """What the matrix found, as tables in `docs/compatibility.md` between two markers."""
 
 from statistics import median
+from textwrap import shorten
 
 from tests.serving.architectures.cases import CASES, tolerance
 from tests.serving.architectures.parity import Parity
@@ -46,7 +47,9 @@ def _table(header, rows):
 
 def _architecture(cases, found):
     parities = [found[key] for key, _ in cases if isinstance(found.get(key), Parity)]
-    errors = dict.fromkeys(f"{case.dtype}: `{found[key]}`" for key, case in cases if isinstance(found.get(key), str))
+    errors = dict.fromkeys(
+        f"{case.dtype}: {_raised(found[key])}" for key, case in cases if isinstance(found.get(key), str)
+    )
     if not parities and not errors:
         return None
     cells = [cell for key, _ in cases for cell in _figures(found.get(key))]
@@ -59,8 +62,12 @@ def _architecture(cases, found):
 def _other(key, case, found):
     title = case.scheme.title if case.scheme else f"{case.architecture.title}, compiled"
     within = tolerance(case)
-    note = f"`{found}`" if isinstance(found, str) else ""
+    note = _raised(found) if isinstance(found, str) else ""
     return " | ".join([title, case.dtype, *_figures(found), f"{within.median:g} / {within.worst:g}", note])
+
+
+def _raised(message):
+    return f"`{shorten(message, 160, placeholder=' …')}`"
 
 
 def _figures(parity):

@@ -5,6 +5,7 @@ from statistics import median
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from probes.artifact import Artifact
 from probes.fingerprint import fingerprint
@@ -12,7 +13,7 @@ from probes.manifest import Manifest, Probe
 from serving.config import GuardConfig
 from tests.serving.architectures import checkpoint
 from tests.serving.architectures.cases import CASES, UNSERVED, tolerance
-from tests.serving.architectures.configs import ARCHITECTURES
+from tests.serving.architectures.configs import UNGUARDED
 from tests.serving.architectures.parity import EngineFailed, measure, serve
 
 QUICK = ("gemma3-float32", "gpt-neox-float32", "cohere-bfloat16")
@@ -46,11 +47,13 @@ def test_what_vllm_does_not_serve_here_is_known(key, tmp_path):
 
 @pytest.mark.engine
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("name", ["mamba", pytest.param("bert", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", ["bert", *(pytest.param(name, marks=pytest.mark.long) for name in ("mamba", "mamba2"))]
+)
 def test_a_model_without_a_context_in_its_cache_is_refused(name, tmp_path):
     """The guarded worker stops at start-up, and its error names the field and the remedy."""
     model = tmp_path / "model"
-    checkpoint.save(ARCHITECTURES[name].config(), model)
+    checkpoint.save(UNGUARDED[name].config(), model, kind=AutoModel)
     (model / "tokenizer.json").write_text("{}")
     config = one_probe(model, tmp_path / "artifact")
     with pytest.raises(EngineFailed, match=r"^probes\.errors\.ModelError: model: .* remedy: "):

@@ -180,6 +180,18 @@ def test_models_without_a_decoder_are_refused(model, problem):
     assert "docs/compatibility.md" in caught.value.remedy
 
 
+def test_a_dry_run_that_fails_is_explained():
+    """Whatever vLLM raises in its dummy run: the error says what was being done, and what went wrong."""
+
+    def fail():
+        raise NotImplementedError("no such kernel")
+
+    model = Model()
+    with pytest.raises(ModelError, match=r"Model did not pass vLLM's dummy run.*no such kernel"):
+        find_decoder(model, LAYERS, fail)
+    assert not model.do_not_compile
+
+
 def test_parts_are_rows_of_tokens():
     """A batch of one is a view without it, so that what is steered is the model's own; a second part counts if it is one."""
     hidden, residual = torch.ones(1, 2, 3), torch.full((1, 2, 3), 2.0)
