@@ -67,11 +67,12 @@ _LATENT = {
     **_EXPERTS,
     "num_key_value_heads": 4,
     "intermediate_size": 320,
-    "kv_lora_rank": 64,
     "q_lora_rank": 48,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 32,
+    # As published: vLLM's kernels take no others.
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
     "n_routed_experts": 8,
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
@@ -160,7 +161,7 @@ ARCHITECTURES = {
         lambda: Qwen3NextConfig(
             **{**_HEADED, "num_hidden_layers": 4}, num_experts=8, **_EXPERTS,
             shared_expert_intermediate_size=64, linear_num_key_heads=2, linear_num_value_heads=4,
-            linear_key_head_dim=32, linear_value_head_dim=32,
+            linear_key_head_dim=128, linear_value_head_dim=128,
         ),
     ),
     "exaone4": Architecture(
@@ -180,7 +181,10 @@ ARCHITECTURES = {
         lambda: FalconH1Config(**_HEADED, mamba_d_ssm=256, mamba_n_heads=8, mamba_d_head=32, mamba_d_state=32),
     ),
     "lfm2": Architecture(
-        "LFM2", lambda: Lfm2Config(**_GROUPED, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False)
+        "LFM2",
+        lambda: Lfm2Config(
+            **_GROUPED, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False, conv_dim=128,
+        ),
     ),
     "jamba": Architecture(
         "Jamba",
