@@ -61,11 +61,11 @@ class ParityWorker(RecordingWorker):
         super()._gather(step, gathered)
         assert bool(self.sensor.fired.all()), self.sensor.fired
         recorded = self.foreguard_streams.values
+        # The recorder sees what the sensor sees; compiled, one of them may see it before it is rounded.
+        rounding = 2 * torch.finfo(self.vllm_config.model_config.dtype).eps
         for row, before, length, own in self._prompt_rows(step):
             read = torch.from_numpy(self.bank.add_up(self.sensor.parts[own].numpy()))
-            torch.testing.assert_close(
-                read[:, : recorded.shape[1]], recorded[own]
-            )  # the recorder sees what the sensor sees
+            torch.testing.assert_close(read[:, : recorded.shape[1]], recorded[own], rtol=rounding, atol=rounding)
             self.read.add(row, before, length, read)
 
 
