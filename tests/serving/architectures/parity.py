@@ -14,11 +14,9 @@ from safetensors.torch import load_file
 
 from serving.process import SMALL
 from tests.serving.architectures import checkpoint, quantised
-from tests.serving.architectures.configs import LONGEST, VOCABULARY
+from tests.serving.architectures.configs import LENGTHS, LONGEST, VOCABULARY
 from tests.serving.architectures.reference import Reference
 
-LENGTHS = (1, 2, 7, 31, 33, 64, 90, 150, 200)
-"""Of the prompts, in tokens."""
 CHUNK = 64
 """Tokens a step: longer prompts pass in chunks, shorter ones share a step."""
 _EVERY = ("--max-model-len", str(LONGEST), "--max-num-seqs", "8", "--max-num-batched-tokens", str(CHUNK))
@@ -55,12 +53,13 @@ def measure(case, folder):
         checkpoint.save(config, weights, case.dtype)
         model = checkpoint.load(weights, case.dtype, **case.architecture.reference)
     mode = () if case.compiled else ("--enforce-eager",)
-    return compare(folder, Reference(model), (*case.architecture.arguments, *mode, "--dtype", case.dtype))
+    arguments = (*case.architecture.arguments, *mode, "--dtype", case.dtype)
+    return compare(folder, Reference(model), prompts(case.architecture.lengths), arguments)
 
 
-def compare(folder, reference, arguments):
-    """Return the `Parity` of the model served from `folder` with `reference`. Raises `EngineFailed`."""
-    asked, began = prompts(), time.monotonic()
+def compare(folder, reference, asked, arguments):
+    """Return the `Parity` of the model served from `folder` with `reference` on prompts. Raises `EngineFailed`."""
+    began = time.monotonic()
     about = serve(folder, asked, arguments, {"widths": reference.widths})
     served = load_file(folder / "read.safetensors")
     blocks, widths = range(len(reference.blocks)), {int(layer): width for layer, width in about["widths"].items()}
@@ -84,10 +83,10 @@ def compare(folder, reference, arguments):
     )
 
 
-def prompts():
+def prompts(lengths=LENGTHS):
     """Return prompts of random tokens, the same every time."""
     generator = torch.Generator().manual_seed(2)
-    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
+    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
 
 
 def serve(folder, asked, arguments, config, worker="tests.serving.architectures.worker.ParityWorker"):
