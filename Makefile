@@ -10,10 +10,10 @@ INTERPRETER := $(VENV)/interpreter/.installed
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup check test test-long demo bench lock clean
+.PHONY: help setup check test test-long demo bench compatibility lock clean
 
 help: ## Say what each target does
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: $(STAMP) ## Make .venv with everything, pinned
 
@@ -50,8 +50,11 @@ demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
 bench: setup ## Guarded against unguarded vLLM, paired, about 45 minutes; goes on where it stopped
 	$(BIN)/python -m benchmarks --document docs/benchmarks.md
 
+compatibility: setup ## Served taps against Transformers for every architecture, about 20 minutes; goes on where it stopped
+	$(BIN)/python -m tests.serving.architectures --document docs/compatibility.md
+
 lock: ## Resolve the lock files anew
 	$(PYTHON) requirements/resolve.py
 
 clean: ## Remove the virtual environment and what demo and bench left
-	rm -rf $(VENV) .demo .bench build *.egg-info
+	rm -rf $(VENV) .demo .bench .compatibility build *.egg-info

@@ -7,7 +7,7 @@ It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `execute_model`; 
 and `input_batch` (`req_ids`, `num_computed_tokens_cpu`, `num_prompt_tokens`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from probes.errors import ModelError
 from serving.engine import tap as _ops  # noqa: F401 - importing it registers the ops
-from serving.engine.sensor import decoder_blocks, split_stream
+from serving.engine.decoder import Decoder, DryRun, find_decoder
+from serving.engine.dry_run import dry_run_of
 from serving.engine.wire import EXTRA
 
 if current_platform.is_cpu():
@@ -38,26 +39,28 @@ class Streams:
     """int32 `[L]`: 1 where the tap ran since the last reset."""
 
 
-def tap_streams(model: nn.Module, num_layers: int, hidden_size: int, max_tokens: int) -> Streams:
+def tap_streams(model: nn.Module, num_layers: int, hidden_size: int, max_tokens: int, dry_run: DryRun) -> Streams:
     """Tap every decoder block of `model`. Raises `ModelError` where they cannot be found."""
     device = next(model.parameters()).device
     streams = Streams(
         torch.zeros(max_tokens, num_layers * hidden_size, device=device),
         torch.zeros(num_layers, dtype=torch.int32, device=device),
     )
-    for layer, block in enumerate(decoder_blocks(model, num_layers)):
-        _keep_stream(block, streams, layer * hidden_size, layer)
+    decoder = find_decoder(model, num_layers, dry_run)
+    for layer in range(num_layers):
+        _keep_stream(decoder, streams, layer * hidden_size, layer)
     return streams
 
 
-def _keep_stream(block: nn.Module, streams: Streams, first: int, layer: int) -> None:
+def _keep_stream(decoder: Decoder, streams: Streams, first: int, layer: int) -> None:
+    block = decoder.blocks[layer]
     block.register_buffer("foreguard_streams", streams.values, persistent=False)
-    block.register_buffer("foreguard_fired", streams.fired, persistent=False)
+    block.register_buffer("foreguard_kept", streams.fired, persistent=False)
 
     def keep(module: Any, _args: Any, output: Any) -> None:
-        hidden, residual = split_stream(output)
+        hidden, residual = decoder.parts(output)
         stream = hidden if residual is None else hidden + residual
-        torch.ops.foreguard.store(stream.float(), module.foreguard_streams, first, module.foreguard_fired, layer)
+        torch.ops.foreguard.store(stream.float(), module.foreguard_streams, first, module.foreguard_kept, layer)
 
     block.register_forward_hook(keep)
 
@@ -108,7 +111,10 @@ class RecordingWorker(PlatformWorker):
             config.model_config.get_hidden_size(),
         )
         self.foreguard_streams = tap_streams(
-            self.model_runner.get_model(), *self.foreguard_size, config.scheduler_config.max_num_batched_tokens
+            self.model_runner.get_model(),
+            *self.foreguard_size,
+            config.scheduler_config.max_num_batched_tokens,
+            dry_run_of(self.model_runner, is_v2=self.use_v2_model_runner),
         )
         self.foreguard_gathered = None
 
@@ -137,6 +143,11 @@ class RecordingWorker(PlatformWorker):
                 field="engine",
                 remedy="remove vLLM's compile cache, or record with --enforce-eager",
             )
+        for row, before, length, own in self._prompt_rows(step):
+            gathered.add(row, before, length, self.foreguard_streams.values[own])
+
+    def _prompt_rows(self, step: SchedulerOutput) -> Iterator[tuple[int, int, int, slice]]:
+        """Yield each prompt of the batch as it ran: its row, tokens before and in all, and where its tokens lie."""
         batch = self.model_runner.input_batch
         start = 0
         for index, request in enumerate(batch.req_ids):
@@ -144,7 +155,5 @@ class RecordingWorker(PlatformWorker):
             row = self.model_runner.requests[request].sampling_params.extra_args[EXTRA]["row"]
             before, length = int(batch.num_computed_tokens_cpu[index]), int(batch.num_prompt_tokens[index])
             if before < length:
-                gathered.add(
-                    row, before, length, self.foreguard_streams.values[start : min(end, start + length - before)]
-                )
+                yield row, before, length, slice(start, min(end, start + length - before))
             start = end

@@ -1,4 +1,4 @@
-"""The sensor: finds a served model's decoder blocks and puts taps on those that the artifact reads or steers.
+"""The sensor: puts taps on those of a served model's decoder blocks that the artifact reads or steers.
 
 Installed after the weights are loaded and before anything is compiled, so that the taps become part of the graph.
 """
@@ -12,9 +12,9 @@ from torch import nn
 from vllm.model_executor.layers.linear import RowParallelLinear
 from vllm.model_executor.models.utils import PPMissingLayer
 
-from probes.errors import ModelError
 from probes.scoring import ProbeBank, Tap
 from probes.steering import Move, SteeringBank
+from serving.engine.decoder import Decoder, DryRun, find_decoder, token_rows
 from serving.engine.down_projection import down_projection, own_rows
 from serving.engine.tap import laid_out, project  # importing it registers the ops
 
@@ -36,9 +36,12 @@ class Sensor:
     """Steering of the next forward pass, float32 `[max_tokens, S]`."""
 
 
-def install(model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBank, steering: SteeringBank) -> Sensor:
+def install(
+    model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBank, steering: SteeringBank, dry_run: DryRun
+) -> Sensor:
     """Tap `model`'s decoder blocks. Raises `ModelError` where they, or the neurons that are read, cannot be found."""
-    blocks = decoder_blocks(model, num_layers)
+    decoder = find_decoder(model, num_layers, dry_run)
+    blocks = decoder.blocks
     device = next(model.parameters()).device
     columns = _columns(probes)
     here = {tap: reading for tap, reading in probes.readings.items() if _is_here(blocks[tap.layer])}
@@ -61,10 +64,10 @@ def install(model: nn.Module, num_layers: int, max_tokens: int, probes: ProbeBan
         if tap in projections:
             _install_neurons(projections[tap], reading.matrix, sensor, first, index)
         else:
-            _install_read(blocks[tap.layer], reading.matrix, sensor, first, index)
+            _install_read(decoder, tap.layer, reading.matrix, sensor, first, index)
     for layer, moves in steering.moves.items():
         if _is_here(blocks[layer]):
-            _install_steer(blocks[layer], moves, sensor)
+            _install_steer(decoder, layer, moves, sensor)
     return sensor
 
 
@@ -82,25 +85,12 @@ def _columns(probes: ProbeBank) -> dict[Tap, range]:
     return columns
 
 
-def decoder_blocks(model: nn.Module, num_layers: int) -> nn.ModuleList:
-    """Return the model's decoder blocks, found by structure: the heaviest `ModuleList` of `num_layers` items."""
-    candidates = [
-        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == num_layers
-    ]
-    if not candidates:
-        raise ModelError(
-            f"{type(model).__name__} has no list of {num_layers} decoder blocks",
-            field="model",
-            remedy="serve a decoder-only language model; docs/compatibility.md lists those that were tried",
-        )
-    return max(candidates, key=lambda blocks: sum(parameter.numel() for parameter in blocks.parameters()))
-
-
-def _install_read(block: nn.Module, matrix: torch.Tensor, sensor: Sensor, first: int, index: int) -> None:
+def _install_read(decoder: Decoder, layer: int, matrix: torch.Tensor, sensor: Sensor, first: int, index: int) -> None:
+    block = decoder.blocks[layer]
     _register(block, matrix, sensor)
 
     def read(module: Any, _args: Any, output: Any) -> None:
-        part = project(*split_stream(output), module.foreguard_matrix)
+        part = project(*decoder.parts(output), module.foreguard_matrix)
         torch.ops.foreguard.store(part, module.foreguard_parts, first, module.foreguard_fired, index)
 
     block.register_forward_hook(read)
@@ -112,7 +102,7 @@ def _install_neurons(
     _register(projection, own_rows(projection, matrix), sensor)
 
     def read(module: Any, args: tuple[torch.Tensor, ...]) -> None:
-        part = project(args[0], None, module.foreguard_matrix)
+        part = project(token_rows(args[0]), None, module.foreguard_matrix)
         torch.ops.foreguard.store(part, module.foreguard_parts, first, module.foreguard_fired, index)
 
     projection.register_forward_pre_hook(read)
@@ -124,7 +114,8 @@ def _register(module: nn.Module, matrix: torch.Tensor, sensor: Sensor) -> None:
     module.register_buffer("foreguard_fired", sensor.fired, persistent=False)
 
 
-def _install_steer(block: nn.Module, moves: Sequence[Move], sensor: Sensor) -> None:
+def _install_steer(decoder: Decoder, layer: int, moves: Sequence[Move], sensor: Sensor) -> None:
+    block = decoder.blocks[layer]
     plan, tensors = laid_out(moves)
     names = [f"foreguard_steering_{index}" for index in range(len(tensors))]
     for name, tensor in zip(names, tensors, strict=True):
@@ -134,16 +125,8 @@ def _install_steer(block: nn.Module, moves: Sequence[Move], sensor: Sensor) -> N
     reads = any(move.reads for move in moves)
 
     def steer(module: Any, _args: Any, output: Any) -> None:
-        hidden, residual = split_stream(output)
+        hidden, residual = decoder.parts(output)
         own = [getattr(module, name) for name in names]
         torch.ops.foreguard.steer(hidden, residual if reads else None, module.foreguard_coefficients, plan, own)
 
     block.register_forward_hook(steer)
-
-
-def split_stream(output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Return a block's output as (hidden, residual): most vLLM blocks return the two apart, some return their sum."""
-    if isinstance(output, torch.Tensor):
-        return output, None
-    hidden, residual = output[0], output[1] if len(output) > 1 else None
-    return hidden, residual if isinstance(residual, torch.Tensor) and residual.shape == hidden.shape else None

@@ -15,6 +15,7 @@ from probes.errors import ArtifactMismatch, ModelError
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.config import GuardConfig
+from serving.engine.dry_run import dry_run_of
 from serving.engine.due_scores import DueScores, with_scores
 from serving.engine.guarded_pass import GuardedPass
 from serving.engine.pipeline_stages import relay
@@ -47,6 +48,7 @@ class GuardedWorker(PlatformWorker):
             self.vllm_config.scheduler_config.max_num_batched_tokens,
             probes,
             steering,
+            dry_run_of(self.model_runner, is_v2=self.use_v2_model_runner),
         )
         self.foreguard = GuardedPass(sensor, probes, steering)
         self.foreguard_due = None

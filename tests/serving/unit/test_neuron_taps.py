@@ -149,11 +149,16 @@ def run(model, backend, hidden):
         return compiled(hidden)
 
 
+def dry_run(model):
+    """A pass over made-up tokens."""
+    return lambda: model(torch.ones(TOKENS, HIDDEN))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_neurons_and_streams_are_read_side_by_side(bank, hidden, backend):
     """What the taps gather is what the bank gives for the same activations, and the output is the model's own."""
     model = Model()
-    sensor = install(model, LAYERS, TOKENS + 2, bank, NO_STEERING)
+    sensor = install(model, LAYERS, TOKENS + 2, bank, NO_STEERING, dry_run(model))
     found = run(model, backend, hidden.clone())
     activations, expected = by_hand(hidden)
     torch.testing.assert_close(found, expected)
@@ -163,15 +168,26 @@ def test_neurons_and_streams_are_read_side_by_side(bank, hidden, backend):
     assert sensor.split.tolist() == []
 
 
+def test_neurons_of_a_batch_of_one_are_read(bank, hidden):
+    """As the Transformers backend lays them out."""
+    model = Model()
+    sensor = install(model, LAYERS, TOKENS, bank, NO_STEERING, dry_run(model))
+    with torch.no_grad():
+        model(hidden[None].clone())
+    activations, _ = by_hand(hidden)
+    served = bank.add_up(sensor.parts.numpy())
+    np.testing.assert_allclose(served, bank.token_scores(activations), rtol=1e-4, atol=1e-4)
+
+
 def test_ranks_shares_add_up(bank, hidden):
     """Each of three ranks reads its own neurons; the sum of what they read is what one rank reads alone."""
     whole = Model()
-    alone = install(whole, LAYERS, TOKENS, bank, NO_STEERING)
+    alone = install(whole, LAYERS, TOKENS, bank, NO_STEERING, dry_run(whole))
     whole.layers[0](hidden, None)
     shares = []
     for rank in range(3):
         model = Model(rank=rank, ranks=3)
-        sensor = install(model, LAYERS, TOKENS, bank, NO_STEERING)
+        sensor = install(model, LAYERS, TOKENS, bank, NO_STEERING, dry_run(model))
         model.layers[0](hidden, None)
         shares.append(sensor.parts)
     columns = [*range(5)]  # the wide probe's and the pair's, on the neurons of block 0
@@ -227,7 +243,7 @@ def test_two_ranks_of_a_real_group_hold_the_same_sums(tmp_path):
 def test_buffers_are_no_part_of_the_weights(bank):
     """Taps on matrices add nothing to the state dict."""
     model = Model()
-    install(model, LAYERS, TOKENS, bank, NO_STEERING)
+    install(model, LAYERS, TOKENS, bank, NO_STEERING, dry_run(model))
     assert set(model.state_dict()) == set(Model().state_dict())
 
 

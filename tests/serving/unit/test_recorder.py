@@ -42,7 +42,7 @@ def test_taps_keep_every_block_s_stream(backend):
     """What is kept is hidden plus residual after each block, compiled with no graph break too; other rows stay."""
     torch.compiler.reset()
     model, hidden = Model().eval(), torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(1))
-    streams = tap_streams(model, LAYERS, HIDDEN, TOKENS + 2)
+    streams = tap_streams(model, LAYERS, HIDDEN, TOKENS + 2, lambda: model(torch.ones(TOKENS, HIDDEN)))
     run = model if backend == "eager" else torch.compile(model, backend=backend, fullgraph=True)
     with torch.no_grad():
         run(hidden)

@@ -6,12 +6,11 @@ import torch
 from torch import nn
 
 from probes.artifact import Artifact
-from probes.errors import ModelError
 from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe, SteeringVector
 from probes.scoring import ProbeBank, Tap
 from probes.steering import SteeringBank, displacement
-from serving.engine.sensor import decoder_blocks, install, split_stream
+from serving.engine.sensor import install
 
 HIDDEN, LAYERS, TOKENS = 8, 4, 5
 BACKENDS = ["eager", "aot_eager"]
@@ -76,7 +75,12 @@ def artifact():
 def tapped(artifact):
     """A tapped model, its sensor and the banks."""
     model, probes, steering = Model().eval(), ProbeBank.from_artifact(artifact), SteeringBank.from_artifact(artifact)
-    return model, install(model, LAYERS, TOKENS + 3, probes, steering), probes, steering
+    return model, install(model, LAYERS, TOKENS + 3, probes, steering, dry_run(model)), probes, steering
+
+
+def dry_run(model):
+    """A pass over made-up tokens."""
+    return lambda: model(torch.ones(TOKENS, HIDDEN))
 
 
 @torch.no_grad()
@@ -198,7 +202,7 @@ def test_a_model_without_steering_or_with_a_single_tensor_stream(artifact, hidde
 
     probes = ProbeBank.from_artifact(artifact)
     model = Whole().eval()
-    sensor = install(model, LAYERS, TOKENS, probes, SteeringBank((), {}, ()))
+    sensor = install(model, LAYERS, TOKENS, probes, SteeringBank((), {}, ()), dry_run(model))
     streams, stream = {}, hidden
     with torch.no_grad():
         model(hidden)
@@ -208,28 +212,13 @@ def test_a_model_without_steering_or_with_a_single_tensor_stream(artifact, hidde
     np.testing.assert_allclose(probes.add_up(sensor.parts.numpy()), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_blocks_are_found_by_structure():
-    """The heaviest list of the right length, at whatever depth, and not a decoy of norms."""
-    model = Model()
-    assert decoder_blocks(model, LAYERS) is model.layers
-    assert decoder_blocks(nn.ModuleDict({"a": nn.Sequential(model)}), LAYERS) is model.layers
-
-
-@pytest.mark.parametrize("model", [Model(), nn.Linear(2, 2), nn.Sequential(*[Block() for _ in range(3)])])
-def test_models_without_such_a_list_are_refused(model):
-    """The error says what was looked for, in which class, and what to do."""
-    with pytest.raises(ModelError, match="3 decoder blocks") as caught:
-        decoder_blocks(model, 3)
-    assert type(model).__name__ in caught.value.problem
-    assert "docs/compatibility.md" in caught.value.remedy
-
-
-def test_streams_are_told_apart_from_other_outputs():
-    """A second output of another shape, or None, is no residual."""
-    hidden = torch.ones(2, 3)
-    assert split_stream(hidden) == (hidden, None)
-    assert split_stream((hidden,))[1] is None
-    assert split_stream((hidden, None))[1] is None
-    assert split_stream((hidden, torch.ones(2, 2)))[1] is None
-    assert split_stream((hidden, "cache"))[1] is None
-    assert torch.equal(split_stream((hidden, 2 * hidden))[1], 2 * hidden)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_of_one_is_read_and_steered_alike(tapped, hidden, backend):
+    """The Transformers backend has one dimension more: same scores, and what is added reaches the model's own tensor."""
+    model, sensor, probes, steering = tapped
+    sensor.coefficients[2] = torch.tensor([1.5, 1.0, 1.0, 0.5])
+    streams, expected = by_hand(hidden, steering, sensor.coefficients[:TOKENS])
+    found = run(model, backend, hidden[None].clone())
+    torch.testing.assert_close(found, expected[None])
+    served = probes.add_up(sensor.parts[:TOKENS].numpy())
+    np.testing.assert_allclose(served, probes.token_scores(at_blocks(streams)), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,49 @@
+"""The cases of the matrix: every architecture in both precisions, some compiled, and one in every quantisation."""
+
+from dataclasses import dataclass
+
+from tests.serving.architectures.configs import ARCHITECTURES, Architecture
+from tests.serving.architectures.quantised import SCHEMES, Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One model, served once."""
+
+    architecture: Architecture
+    dtype: str
+    compiled: bool = False
+    scheme: Scheme | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """Relative errors of a prompt at a block that are still agreement: the median of all, and the worst."""
+
+    median: float
+    worst: float
+
+
+def _cases():
+    for dtype in ("float32", "bfloat16"):
+        for name, architecture in ARCHITECTURES.items():
+            yield f"{name}-{dtype}", Case(architecture, dtype)
+        for name in ("llama", "gemma3", "gpt-neox", "cohere"):
+            yield f"{name}-{dtype}-compiled", Case(ARCHITECTURES[name], dtype, compiled=True)
+        for name, scheme in SCHEMES.items():
+            yield f"{name}-{dtype}", Case(ARCHITECTURES["llama"], dtype, scheme=scheme)
+
+
+CASES = dict(_cases())
+UNSERVED: dict[str, str] = {}
+"""Cases that vLLM's CPU build does not run, by a part of the error that says so."""
+
+
+def tolerance(case):
+    """Return what must hold for `case`."""
+    if case.scheme and not case.scheme.exact:
+        return Tolerance(median=0.05, worst=0.1)
+    if case.dtype == "float32" and not case.scheme:
+        # Rounding is below 1e-6; where the two compute a function by different approximations it is 1e-4.
+        return Tolerance(median=3e-4, worst=1e-3)
+    return Tolerance(median=0.02, worst=0.05)
