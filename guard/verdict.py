@@ -38,6 +38,8 @@ class Unscored(StrEnum):
     """A tapped block did not write in the step that finished the prompt."""
     NOT_FINITE = "not_finite"
     """A score is NaN or infinite, or a token that the readout needs was never scored."""
+    ADAPTER = "adapter"
+    """The request's adapter makes it another model, and no artifact was given for that."""
     SENSOR_ERROR = "sensor_error"
     """Reading or reducing the token scores failed in the worker."""
     POLICY_ERROR = "policy_error"

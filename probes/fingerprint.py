@@ -16,6 +16,7 @@ from probes.errors import ArtifactMismatch, ModelError
 
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tekken.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _CHUNK_BYTES = 1 << 22
 _NOT_A_MODEL = "name a folder that holds a Hugging Face model"
 
@@ -53,11 +54,13 @@ class Fingerprint(BaseModel):
         )
 
 
-def fingerprint(model: Path, *, dtype: str | None = None, chat_template: str | None = None) -> Fingerprint:
+def fingerprint(
+    model: Path, *, dtype: str | None = None, chat_template: str | None = None, adapter: Path | None = None
+) -> Fingerprint:
     """Return the fingerprint of the model folder `model` (config, tokenizer and safetensors files).
 
-    `dtype` and `chat_template` (its text) stand in for the folder's own where the server overrides them.
-    Raises `ModelError` when the folder lacks a part.
+    `dtype` and `chat_template` (its text) stand in for the folder's own where the server overrides them. With a LoRA
+    `adapter`'s folder it is that of the model under the adapter. Raises `ModelError` when a folder lacks a part.
     """
     config = _read_json(model / "config.json")
     text = config.get("text_config") or config
@@ -75,6 +78,7 @@ def fingerprint(model: Path, *, dtype: str | None = None, chat_template: str | N
         chat_template=hashlib.sha256((chat_template or read_chat_template(model)).encode()).hexdigest(),
         dtype=dtype or str(text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or "float32"),
         quantization=(config.get("quantization_config") or {}).get("quant_method"),
+        lora=_digest_adapter(adapter) if adapter else None,
     )
 
 
@@ -125,6 +129,17 @@ def _digest_json(content: dict[str, Any]) -> str:
 
 def _digest_weights(model: Path) -> str:
     return _digest_files(sorted(model.glob("*.safetensors")), model, "weights (*.safetensors)")
+
+
+def _digest_adapter(adapter: Path) -> str:
+    missing = [name for name in ADAPTER_FILES if not (adapter / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{adapter.name} has no {' and no '.join(missing)}",
+            field="adapter",
+            remedy="name the folder of a LoRA adapter, as PEFT saves it in safetensors",
+        )
+    return _digest_files([adapter / name for name in ADAPTER_FILES], adapter, "adapter")
 
 
 def _digest_files(paths: list[Path], model: Path, what: str) -> str:

@@ -68,6 +68,26 @@ class ProbeBank:
         heads = tuple(_head_tensors(probe, tensors) for probe in probes)
         return cls(tuple(probes), readings, heads, _Plan.of(probes, list(readings.values())))
 
+    @classmethod
+    def side_by_side(cls, artifacts: Sequence[Artifact]) -> tuple["ProbeBank", tuple[slice, ...]]:
+        """Return one bank of several artifacts' probes, and which of its scores `[K]` are each one's.
+
+        For a model and its adapters, which pass through the same blocks.
+        """
+        probes: list[Probe] = []
+        tensors: dict[str, torch.Tensor] = {}
+        own: list[slice] = []
+        for number, artifact in enumerate(artifacts):
+            first = len(probes)
+            for probe in artifact.manifest.probes:
+                # Each in a name of its own: two artifacts may well call a probe the same.
+                name, prefix = f"{number}.{probe.name}", f"probe.{probe.name}."
+                probes.append(probe.model_copy(update={"name": name}))
+                found = {key: tensor for key, tensor in artifact.tensors.items() if key.startswith(prefix)}
+                tensors |= {f"probe.{name}.{key.removeprefix(prefix)}": tensor for key, tensor in found.items()}
+            own.append(slice(first, len(probes)))
+        return cls.of(probes, tensors), tuple(own)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The probes' names `[K]`."""

@@ -166,13 +166,19 @@ class SteeringBank:
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "SteeringBank":
         """Lay out the artifact's steering vectors. Raises `ArtifactError` for one that must not be served."""
+        return cls.side_by_side([artifact])
+
+    @classmethod
+    def side_by_side(cls, artifacts: Sequence[Artifact]) -> "SteeringBank":
+        """Lay out several artifacts' steering vectors, one artifact's after the other's."""
         moves: dict[int, tuple[Move, ...]] = {}
-        for column, spec in enumerate(artifact.manifest.steering):
-            named = {name: artifact.tensors[f"steering.{spec.name}.{name}"] for name in spec.shapes(0)}
+        steering = [(spec, artifact.tensors) for artifact in artifacts for spec in artifact.manifest.steering]
+        for column, (spec, tensors) in enumerate(steering):
+            named = {name: tensors[f"steering.{spec.name}.{name}"] for name in spec.shapes(0)}
             for layer, move in moves_of(spec, named, column).items():
                 moves[layer] = (*moves.get(layer, ()), move)
-        steering = artifact.manifest.steering
-        return cls(tuple(spec.name for spec in steering), moves, tuple(spec.schedule or (1.0,) for spec in steering))
+        names = tuple(spec.name for spec, _ in steering)
+        return cls(names, moves, tuple(spec.schedule or (1.0,) for spec, _ in steering))
 
     def factors(self, first: int, count: int) -> torch.Tensor:
         """Return the schedules' factors `[count, S]` at the answer's positions from `first` on, 0 the prompt's last."""

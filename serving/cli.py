@@ -15,6 +15,13 @@ def serve(
     policy: Annotated[
         Path, typer.Option(help="Policy file (YAML); `foreguard check` tests one.", envvar="FOREGUARD_POLICY")
     ],
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=FOLDER: the artifact of a LoRA adapter that `-- --lora-modules` serves as NAME. May be given "
+            "several times. An adapter without one is unscored, and the policy's `on_unscored` applies."
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="FOREGUARD_HOST")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", envvar="FOREGUARD_PORT", min=1, max=65535)] = 8000,
 ) -> None:
@@ -26,7 +33,15 @@ def serve(
     """
     from serving.server import Launch, serve
 
-    serve(Launch(model=model, artifact=artifact, policy=policy, host=host, port=port, vllm=context.args))
+    adapters = _adapters(adapter or [])
+    serve(Launch(model, artifact, policy, host, port, vllm=context.args, adapters=adapters))
+
+
+def _adapters(pairs: list[str]) -> dict[str, Path]:
+    named = dict(pair.partition("=")[::2] for pair in pairs)
+    if len(named) != len(pairs) or not all(name and folder for name, folder in named.items()):
+        raise typer.BadParameter("give each adapter once, as NAME=FOLDER", param_hint="--adapter")
+    return {name: Path(folder) for name, folder in named.items()}
 
 
 def demo(

@@ -17,14 +17,28 @@ from probes.errors import ArtifactMismatch, ServingError
 from serving.engine.wire import EXTRA
 
 
+class AdapterConfig(BaseModel):
+    """An adapter that has an artifact of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """What requests call it."""
+    path: Path
+    """The adapter's folder, whose files the artifact's fingerprint was compared with."""
+    artifact: Path
+    artifact_digest: str
+
+
 class GuardConfig(BaseModel):
-    """Where the guard's files are, and which artifact they must be."""
+    """Where the guard's files are, and which artifacts they must be."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     artifact: Path
     artifact_digest: str
     policy: Path
+    adapters: tuple[AdapterConfig, ...] = ()
 
     @classmethod
     def from_vllm(cls, additional_config: Any) -> "GuardConfig":
@@ -44,14 +58,11 @@ class GuardConfig(BaseModel):
 
     def load_artifact(self) -> Artifact:
         """Load the artifact. Raises `ArtifactMismatch` if it is not the one that the server started with."""
-        artifact = Artifact.load(self.artifact)
-        if artifact.manifest.digest != self.artifact_digest:
-            raise ArtifactMismatch(
-                "the artifact was replaced while the server was starting",
-                field="artifact",
-                remedy="start the server again",
-            )
-        return artifact
+        return _load(self.artifact, self.artifact_digest)
+
+    def load_artifacts(self) -> list[Artifact]:
+        """Load the model's artifact, and then its adapters'. Raises `ArtifactMismatch` likewise."""
+        return [self.load_artifact(), *(_load(each.artifact, each.artifact_digest) for each in self.adapters)]
 
     def bind_policy(self, artifact: Artifact) -> BoundPolicy:
         """Read the policy and bind it to `artifact`."""
@@ -64,3 +75,14 @@ class GuardConfig(BaseModel):
             steering=[vector.name for vector in manifest.steering],
             digest=manifest.digest,
         )
+
+
+def _load(folder: Path, digest: str) -> Artifact:
+    artifact = Artifact.load(folder)
+    if artifact.manifest.digest != digest:
+        raise ArtifactMismatch(
+            "the artifact was replaced while the server was starting",
+            field="artifact",
+            remedy="start the server again",
+        )
+    return artifact

@@ -69,12 +69,6 @@ UNGUARDED = (
         f'give "method" as {" or ".join(SPECULATION_TESTED)}, or leave it out',
     ),
     Unguarded(
-        "--enable-lora",
-        _given("enable_lora"),
-        "adapters change the model that the artifact was made from",
-        "merge the adapter and calibrate",
-    ),
-    Unguarded(
         "--pipeline-parallel-size",
         lambda args: args.pipeline_parallel_size > 1 and _is_cpu(),
         "vLLM's CPU build has no pipeline parallelism, so the guard was never run under it there",

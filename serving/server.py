@@ -7,15 +7,15 @@ and not by an entry point: vLLM only logs a plugin that fails to load, while a c
 import os
 import socket
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from probes.artifact import Artifact
 from probes.errors import ServingError
 from probes.fingerprint import fingerprint
 from probes.steering import require_servable_steering
-from serving.config import GuardConfig
+from serving.config import AdapterConfig, GuardConfig
 from serving.guardable import require_guardable
 from serving.model_folder import model_folder
 
@@ -45,6 +45,8 @@ class Launch:
     port: int
     vllm: Sequence[str] = ()
     """Further arguments of `vllm serve`, as typed."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Artifacts of LoRA adapters, by the adapter's name in `--lora-modules`."""
 
 
 def serve(launch: Launch) -> None:
@@ -111,7 +113,28 @@ def _check_files(launch: Launch, args: Namespace) -> GuardConfig:
         artifact=launch.artifact.resolve(), artifact_digest=artifact.manifest.digest, policy=launch.policy.resolve()
     )
     config.bind_policy(artifact)
-    return config
+    adapters = tuple(_check_adapter(name, path, args, folder, dtype, config) for name, path in launch.adapters.items())
+    return config.model_copy(update={"adapters": adapters})
+
+
+def _check_adapter(
+    name: str, folder: Path, args: Namespace, model: Path, dtype: str | None, config: GuardConfig
+) -> AdapterConfig:
+    """Return the configuration of one adapter whose artifact, at `folder`, is its own. Raises `ForeguardError`."""
+    served = {module.name: module.path for module in args.lora_modules or ()}
+    if name not in served:
+        raise ServingError(
+            f"no adapter is served as {name!r}",
+            field="--adapter",
+            remedy=f"use one of: {', '.join(served)}" if served else "name it in vLLM's --lora-modules",
+        )
+    artifact = Artifact.load(folder)
+    require_servable_steering(artifact.manifest)
+    adapter = Path(served[name])
+    found = fingerprint(model, dtype=dtype, chat_template=_chat_template(args), adapter=adapter)
+    artifact.manifest.fingerprint.require(found)
+    config.bind_policy(artifact)
+    return AdapterConfig(name=name, path=adapter, artifact=folder.resolve(), artifact_digest=artifact.manifest.digest)
 
 
 def _chat_template(args: Namespace) -> str | None:

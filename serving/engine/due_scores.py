@@ -1,7 +1,7 @@
 """Scores on their way: what the taps read of finished prompts, copied to the host while the device goes on."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,25 @@ RequestScores = dict[str, list[float] | str]
 
 
 @dataclass(frozen=True, slots=True)
+class DuePrompt:
+    """One of the prompts."""
+
+    positions: npt.NDArray[np.int64]
+    """Of the tokens that its probes read, `[n]`."""
+    num_tokens: int
+    probes: slice = field(default_factory=lambda: slice(None))
+    """Which of the bank's probes score it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DueScores:
     """Token scores of the prompts that one step finished, not yet reduced."""
 
     probes: ProbeBank
-    prompts: Mapping[str, tuple[npt.NDArray[np.int64], int]]
-    """By request: the positions whose tokens are in `parts`, one prompt after another, and the prompt's tokens in all."""
+    prompts: Mapping[str, DuePrompt]
+    """By request, in the order of their tokens in `parts`."""
     parts: torch.Tensor
-    """`[n, P]` on the host, once `arrived`."""
+    """`[n, P]` on the host, once `arrived`: of one prompt after another."""
     fired: torch.Tensor
     """int32 `[number of taps]` on the host, once `arrived`: 1 where the tap ran in the step."""
     arrived: "torch.cuda.Event | None" = None
@@ -39,7 +50,7 @@ class DueScores:
     def on_their_way(
         cls,
         probes: ProbeBank,
-        prompts: Mapping[str, tuple[npt.NDArray[np.int64], int]],
+        prompts: Mapping[str, DuePrompt],
         parts: torch.Tensor,
         fired: torch.Tensor,
     ) -> "DueScores":
@@ -54,8 +65,8 @@ class DueScores:
     @classmethod
     def lost(cls, probes: ProbeBank, requests: Iterable[str]) -> "DueScores":
         """Return what is due where something failed: reasons instead of scores."""
-        nothing = torch.empty(0)
-        return cls(probes, {request: (np.empty(0, np.int64), 0) for request in requests}, nothing, nothing, failed=True)
+        nowhere, nothing = np.empty(0, np.int64), torch.empty(0)
+        return cls(probes, {request: DuePrompt(nowhere, 0) for request in requests}, nothing, nothing, failed=True)
 
     def resolve(self) -> RequestScores:
         """Return the scores, waiting for the copy if need be."""
@@ -74,10 +85,10 @@ class DueScores:
 
     def _reduced(self) -> RequestScores:
         scores = self.probes.add_up(self.parts.numpy())
-        pieces = np.split(scores, np.cumsum([len(positions) for positions, _ in self.prompts.values()])[:-1])
+        pieces = np.split(scores, np.cumsum([len(prompt.positions) for prompt in self.prompts.values()])[:-1])
         return {
-            request: self.probes.request_scores(piece, positions, num_tokens).tolist()
-            for (request, (positions, num_tokens)), piece in zip(self.prompts.items(), pieces, strict=True)
+            request: self.probes.request_scores(piece, prompt.positions, prompt.num_tokens)[prompt.probes].tolist()
+            for (request, prompt), piece in zip(self.prompts.items(), pieces, strict=True)
         }
 
 

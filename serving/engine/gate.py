@@ -25,6 +25,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from guard.decide import BoundPolicy
 from guard.verdict import Action, Unscored, Verdict
+from probes.artifact import Artifact
 from serving.config import GuardConfig
 from serving.engine.orders import OrderBook
 from serving.engine.wire import EXTRA, SCORES, STOP_BLOCKED
@@ -46,9 +47,10 @@ class GuardedScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = GuardConfig.from_vllm(self.vllm_config.additional_config)
-        artifact = config.load_artifact()
-        self._policy: BoundPolicy = config.bind_policy(artifact)
-        self._coefficients = _coefficients(self._policy, [vector.name for vector in artifact.manifest.steering])
+        artifacts = config.load_artifacts()
+        self._policies: list[BoundPolicy] = [config.bind_policy(artifact) for artifact in artifacts]
+        self._strengths = _strengths(self._policies, artifacts)
+        self._adapters = {(each.name, str(each.path)): number for number, each in enumerate(config.adapters, 1)}
         self._orders = OrderBook(self)
         self._verdicts: dict[str, Verdict] = {}
         self._to_steer: list[Request] = []
@@ -58,14 +60,24 @@ class GuardedScheduler(Scheduler):
     def add_request(self, request: Request) -> None:
         """Take a request in, whose prompt is to be scored."""
         if request.request_id not in self.requests:
-            self._orders.open(request)
+            self._ask_for(request)
         super().add_request(request)
 
     def _update_request_as_session(self, session: Request, update: Any) -> None:
         # A streamed input goes on: what was decided was decided on less than is now asked.
         super()._update_request_as_session(session, update)
         self._verdicts.pop(session.request_id, None)
-        self._orders.open(session)
+        self._ask_for(session)
+
+    def _ask_for(self, request: Request) -> None:
+        if (subject := self._subject(request)) is not None:
+            self._orders.open(request, subject)
+
+    def _subject(self, request: Request) -> int | None:
+        """Return whose probes score the request: 0 is the model itself, None an adapter that has no artifact."""
+        adapter = request.lora_request
+        # Another folder under a known name is another adapter: vLLM may be told to load one while it runs.
+        return 0 if adapter is None else self._adapters.get((adapter.lora_name, adapter.lora_path))
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule a step, with the guard's orders to the workers."""
@@ -110,21 +122,27 @@ class GuardedScheduler(Scheduler):
         return verdict
 
     def _judge(self, request: Request) -> Verdict:
-        scores = self._step.scores.get(request.request_id, Unscored.MISSING.value)
+        subject = self._subject(request)
+        if subject is None:
+            scores: list[float] | str = Unscored.ADAPTER.value
+        else:
+            scores = self._step.scores.get(request.request_id, Unscored.MISSING.value)
+        policy = self._policies[subject or 0]
         asked = (request.sampling_params.extra_args or {}).get(EXTRA, {}) if request.sampling_params else {}
         reading = Unscored(scores) if isinstance(scores, str) else scores
         try:
-            return self._policy.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
+            return policy.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
         except Exception:
             # The one broad handler of this process: whatever failed, the request is unscored, counted and treated as
             # the policy says, and the engine lives on.
             logger.exception("the policy failed on a request; it is treated as unscored")
-            return self._policy.judge(Unscored.POLICY_ERROR)
+            return policy.judge(Unscored.POLICY_ERROR)
 
     def _may_shadow(self, asked: dict[str, Any]) -> bool:
         # Loosening needs the digest of a key that the policy names: not even a hole in the API server could forge it.
         return bool(asked.get("shadow")) and any(
-            caller.may_shadow and caller.key_sha256 == asked.get("caller") for caller in self._policy.policy.callers
+            caller.may_shadow and caller.key_sha256 == asked.get("caller")
+            for caller in self._policies[0].policy.callers
         )
 
     def _resume_steered(self, request: Request) -> None:
@@ -133,7 +151,7 @@ class GuardedScheduler(Scheduler):
         With prefix caching only the prompt's last block is recomputed. Its first token is then sampled under steering.
         """
         _keep_steering_out_of_the_prefix_cache(request, self.hash_block_size)
-        self._orders.steer(request, self._coefficients)
+        self._orders.steer(request, self._strengths[self._subject(request) or 0])
         if request.status is RequestStatus.PREEMPTED:
             request.drop_stale_output = True  # vLLM took it out already, to make room
             return
@@ -176,9 +194,15 @@ def _with(kv_params: dict[str, Any] | None, verdict: Verdict) -> dict[str, Any]:
     return {**(kv_params or {}), EXTRA: verdict.to_wire()}
 
 
-def _coefficients(policy: BoundPolicy, vectors: list[str]) -> list[float]:
-    steering = policy.policy.steering
-    return [steering.strength if steering and steering.vector == name else 0.0 for name in vectors]
+def _strengths(policies: list[BoundPolicy], artifacts: list[Artifact]) -> list[list[float]]:
+    """Return for the model and each adapter how strongly every artifact's vectors act when it is steered, `[S]`."""
+    vectors = [(owner, vector.name) for owner, each in enumerate(artifacts) for vector in each.manifest.steering]
+
+    def of(subject: int) -> list[float]:
+        steering = policies[subject].policy.steering
+        return [steering.strength if steering and (subject, steering.vector) == each else 0.0 for each in vectors]
+
+    return [of(subject) for subject in range(len(artifacts))]
 
 
 def _keep_steering_out_of_the_prefix_cache(request: Request, block_size: int) -> None:

@@ -4,6 +4,7 @@ Before it: forget the last one, and set this one's steering. After it: keep the 
 the finished prompts' scores on their way. A runner's adapter (`runner_v1`, `runner_v2`) knows the batch's layout.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from probes.errors import ModelError
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
-from serving.engine.due_scores import DueScores
+from serving.engine.due_scores import DuePrompt, DueScores
 from serving.engine.kv_slots import KVSlots
 from serving.engine.sensor import Sensor
 from serving.engine.wire import NO_ORDERS, Orders
@@ -41,10 +42,14 @@ class Layout(Protocol):
 class GuardedPass:
     """Carries steering to the sensor before a forward pass, and scores from it after."""
 
-    def __init__(self, sensor: Sensor, probes: ProbeBank, steering: SteeringBank) -> None:
+    def __init__(
+        self, sensor: Sensor, probes: ProbeBank, steering: SteeringBank, subjects: Sequence[slice] = (slice(None),)
+    ) -> None:
+        """`subjects` says which of the bank's probes score the model itself, and which each of its adapters."""
         self._sensor = sensor
         self._probes = probes
         self._steering = steering
+        self._subjects = subjects
         self._steered = 0
         self._orders = NO_ORDERS
         self._num_tokens = 0
@@ -133,7 +138,10 @@ class GuardedPass:
     def _due(self, kept: KVSlots) -> DueScores:
         places = {request: self._probes.positions(due.num_tokens) for request, due in self._orders.due.items()}
         slots = np.concatenate([kept.slots(due, places[request]) for request, due in self._orders.due.items()])
-        prompts = {request: (places[request], due.num_tokens) for request, due in self._orders.due.items()}
+        prompts = {
+            request: DuePrompt(places[request], due.num_tokens, self._subjects[due.subject])
+            for request, due in self._orders.due.items()
+        }
         return DueScores.on_their_way(self._probes, prompts, kept.take(slots), self._sensor.fired)
 
     def _add_up_ranks(self) -> None:

@@ -25,15 +25,18 @@ class OrderBook:
         self._group = scoring_group(scheduler.kv_cache_config)
         self._block_size = scheduler.kv_cache_config.kv_cache_groups[self._group].kv_cache_spec.block_size
         self._blocks = scheduler.kv_cache_manager
-        self._open: dict[str, Request] = {}
+        self._open: dict[str, tuple[Request, int]] = {}
         self._steered: dict[str, Steer] = {}
         self._unknown: list[int] = []
         if scheduler.connector is not None:
             self._blocks.allocate_slots = self._noting_loads(self._blocks.allocate_slots)
 
-    def open(self, request: Request) -> None:
-        """Ask for the scores of the request's prompt in the step that finishes it, however often that is run."""
-        self._open[request.request_id] = request
+    def open(self, request: Request, subject: int = 0) -> None:
+        """Ask for the scores of the request's prompt in the step that finishes it, however often that is run.
+
+        `subject` says whose probes are to score it, as `Due` has it.
+        """
+        self._open[request.request_id] = request, subject
 
     def decided(self, request: Request) -> None:
         """Ask no more."""
@@ -62,13 +65,13 @@ class OrderBook:
             setattr(step, ORDERS, orders)
 
     def _due(self, name: str, step: SchedulerOutput) -> Due | None:
-        request = self._open[name]
+        request, subject = self._open[name]
         num_tokens = request.num_prompt_tokens
         # What the step computes is already counted.
         if not 0 <= request.num_computed_tokens - num_tokens < step.num_scheduled_tokens[name]:
             return None
         blocks = self._blocks.get_block_ids(name)[self._group]
-        return Due(num_tokens, blocks[: -(-num_tokens // self._block_size)])
+        return Due(num_tokens, blocks[: -(-num_tokens // self._block_size)], subject)
 
     def _noting_loads(self, allocate: Callable[..., Any]) -> Callable[..., Any]:
         def allocate_and_note(

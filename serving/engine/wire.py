@@ -30,6 +30,8 @@ class Due:
     num_tokens: int
     blocks: list[int]
     """The KV-cache blocks of its tokens, in order."""
+    subject: int = 0
+    """Whose probes score it: 0 for the model itself, and then its adapters, as `GuardConfig.adapters` has them."""
 
 
 @dataclass(frozen=True, slots=True)

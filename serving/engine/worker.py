@@ -39,9 +39,10 @@ class GuardedWorker(PlatformWorker):
     def load_model(self, **options: Any) -> None:
         """Load the weights and tap the model, before anything is compiled."""
         super().load_model(**options)
-        artifact = GuardConfig.from_vllm(self.vllm_config.additional_config).load_artifact()
-        _require_precision(artifact.manifest.fingerprint.dtype, self.vllm_config.model_config.dtype)
-        probes, steering = ProbeBank.from_artifact(artifact), SteeringBank.from_artifact(artifact)
+        artifacts = GuardConfig.from_vllm(self.vllm_config.additional_config).load_artifacts()
+        for artifact in artifacts:
+            _require_precision(artifact.manifest.fingerprint.dtype, self.vllm_config.model_config.dtype)
+        (probes, subjects), steering = ProbeBank.side_by_side(artifacts), SteeringBank.side_by_side(artifacts)
         sensor = install(
             self.model_runner.get_model(),
             self.vllm_config.model_config.get_total_num_hidden_layers(),
@@ -50,7 +51,7 @@ class GuardedWorker(PlatformWorker):
             steering,
             dry_run_of(self.model_runner, is_v2=self.use_v2_model_runner),
         )
-        self.foreguard = GuardedPass(sensor, probes, steering)
+        self.foreguard = GuardedPass(sensor, probes, steering, subjects)
         self.foreguard_due = None
         attach = attach_v2 if self.use_v2_model_runner else attach_v1
         attach(self.model_runner, self.foreguard)

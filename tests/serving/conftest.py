@@ -48,7 +48,7 @@ def start(artifact, artifact_folder, cache_root, tmp_path_factory):
     return start
 
 
-@pytest.fixture(scope="session", params=["eager", "compiled"])
+@pytest.fixture(scope="session", params=[pytest.param("eager", marks=pytest.mark.long), "compiled"])
 def here(request, start, reference, artifact):
     """A guarded server that blocks, steers and observes, after an unguarded one answered the same prompts."""
     with world(start, reference, artifact, *(["--enforce-eager"] if request.param == "eager" else [])) as made:

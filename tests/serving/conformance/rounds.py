@@ -106,7 +106,7 @@ def reset_in_mid_flight(cast: Cast) -> Rounds:
 
 def crowded(cast: Cast) -> Rounds:
     """Everything at once: with a small KV cache requests are preempted and resume."""
-    params = {"max_tokens": 40, "ignore_eos": True}
+    params = {"max_tokens": 120, "ignore_eos": True}
     names = [name for name in cast.prompts if name != "steered"]
     return [[_request(cast, name, suffix=f"-{i}", params=params) for i, name in enumerate([*names, "steered"])]]
 

@@ -14,7 +14,7 @@ from probes.manifest import Probe
 from probes.readout import Readout
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
-from serving.engine.due_scores import DueScores, with_scores
+from serving.engine.due_scores import DuePrompt, DueScores, with_scores
 from serving.engine.guarded_pass import GuardedPass
 from serving.engine.kv_slots import KVSlots, scoring_group
 from serving.engine.sensor import Sensor
@@ -170,7 +170,7 @@ def test_a_pass_that_was_never_laid_out_scores_nothing(guard, sensor, probes, to
 
 def test_scores_that_cannot_be_reduced_are_lost_and_said_to_be(probes):
     """An error on the way to the scheduler costs the scores, not the engine."""
-    due = DueScores(probes, {"a": (np.arange(3), 3)}, torch.zeros(0, 2), torch.ones(2))
+    due = DueScores(probes, {"a": DuePrompt(np.arange(3), 3)}, torch.zeros(0, 2), torch.ones(2))
     assert due.resolve() == {"a": Unscored.SENSOR_ERROR}
 
 
