@@ -37,6 +37,12 @@ def down_projection(block: nn.Module, layer: int, width: int) -> RowParallelLine
     return found_one
 
 
+def entrance(block: nn.Module, projection: RowParallelLinear) -> nn.Module:
+    """Return the module that is called with the neurons: the projection, or what vLLM wraps around it for LoRA adapters."""
+    wrappers = (module for module in block.modules() if module._modules.get("base_layer") is projection)
+    return next(wrappers, projection)
+
+
 def own_rows(projection: RowParallelLinear, matrix: torch.Tensor) -> torch.Tensor:
     """Return the rows of `matrix` `[W, k]` for the neurons that this rank holds."""
     own: torch.Tensor = matrix.chunk(projection.tp_size)[projection.tp_rank]

@@ -15,7 +15,7 @@ from vllm.model_executor.models.utils import PPMissingLayer
 from probes.scoring import ProbeBank, Tap
 from probes.steering import Move, SteeringBank
 from serving.engine.decoder import Decoder, DryRun, find_decoder, token_rows
-from serving.engine.down_projection import down_projection, own_rows
+from serving.engine.down_projection import down_projection, entrance, own_rows
 from serving.engine.tap import laid_out, project  # importing it registers the ops
 
 
@@ -62,7 +62,7 @@ def install(
     for index, (tap, reading) in enumerate(here.items()):
         first = columns[tap].start
         if tap in projections:
-            _install_neurons(projections[tap], reading.matrix, sensor, first, index)
+            _install_neurons(blocks[tap.layer], projections[tap], reading.matrix, sensor, first, index)
         else:
             _install_read(decoder, tap.layer, reading.matrix, sensor, first, index)
     for layer, moves in steering.moves.items():
@@ -97,15 +97,16 @@ def _install_read(decoder: Decoder, layer: int, matrix: torch.Tensor, sensor: Se
 
 
 def _install_neurons(
-    projection: RowParallelLinear, matrix: torch.Tensor, sensor: Sensor, first: int, index: int
+    block: nn.Module, projection: RowParallelLinear, matrix: torch.Tensor, sensor: Sensor, first: int, index: int
 ) -> None:
-    _register(projection, own_rows(projection, matrix), sensor)
+    called = entrance(block, projection)
+    _register(called, own_rows(projection, matrix), sensor)
 
     def read(module: Any, args: tuple[torch.Tensor, ...]) -> None:
         part = project(token_rows(args[0]), None, module.foreguard_matrix)
         torch.ops.foreguard.store(part, module.foreguard_parts, first, module.foreguard_fired, index)
 
-    projection.register_forward_pre_hook(read)
+    called.register_forward_pre_hook(read)
 
 
 def _register(module: nn.Module, matrix: torch.Tensor, sensor: Sensor) -> None:

@@ -14,7 +14,7 @@ from tests.serving.lab import MODEL, Reference, of
 HARM_LAYER = 3
 
 
-def planted_artifact(reference: Reference, folder: Path) -> Artifact:
+def planted_artifact(reference: Reference, folder: Path, adapter: Path | None = None) -> Artifact:
     """Write an artifact with a difference-in-means probe `harm`, probes `r_*` of every readout, `n_*` on neurons and `h_*` of
     every head, and steering vectors.
     """
@@ -39,7 +39,7 @@ def planted_artifact(reference: Reference, folder: Path) -> Artifact:
     manifest = Manifest(
         name="planted",
         created="2026-01-01",
-        fingerprint=fingerprint(MODEL),
+        fingerprint=fingerprint(MODEL, adapter=adapter),
         probes=tuple(probes),
         steering=tuple(steering),
     )
