@@ -13,11 +13,13 @@ from probes.manifest import Manifest, Probe
 from serving.config import GuardConfig
 from tests.serving.architectures import checkpoint
 from tests.serving.architectures.cases import CASES, UNSERVED, tolerance
-from tests.serving.architectures.configs import UNGUARDED
+from tests.serving.architectures.configs import LONGEST, UNGUARDED
 from tests.serving.architectures.parity import EngineFailed, measure, serve
 
 QUICK = ("gemma3-float32", "gpt-neox-float32", "cohere-bfloat16")
 """A stream in two parts with windows; a batch of one, which is the Transformers backend's; a whole stream beside a decoy."""
+
+IN_ONE_CHUNK = ("--enforce-eager", "--max-num-batched-tokens", str(LONGEST))
 
 
 @pytest.mark.engine
@@ -57,7 +59,7 @@ def test_a_model_without_a_context_in_its_cache_is_refused(name, tmp_path):
     (model / "tokenizer.json").write_text("{}")
     config = one_probe(model, tmp_path / "artifact")
     with pytest.raises(EngineFailed, match=r"^probes\.errors\.ModelError: model: .* remedy: "):
-        serve(tmp_path, [[1]], ("--enforce-eager",), config.to_vllm(), worker="serving.engine.worker.GuardedWorker")
+        serve(tmp_path, [[1]], IN_ONE_CHUNK, config.to_vllm(), worker="serving.engine.worker.GuardedWorker")
 
 
 def one_probe(model, folder):
