@@ -49,8 +49,9 @@ UNSERVED = {
 def tolerance(case):
     """Return what must hold for `case`."""
     if case.scheme and not case.scheme.exact:
-        return Tolerance(median=0.05, worst=0.1)
+        return Tolerance(median=0.05, worst=0.15)
     if case.dtype == "float32" and not case.scheme:
         # Rounding is below 1e-6; where the two compute a function by different approximations it is 1e-4.
         return Tolerance(median=3e-4, worst=1e-3)
-    return Tolerance(median=0.02, worst=0.05)
+    # Dense models stay below 0.02; among experts a router's near tie may fall the other way.
+    return Tolerance(median=0.02, worst=0.1)
