@@ -35,15 +35,23 @@ def _cases():
 
 
 CASES = dict(_cases())
-UNSERVED: dict[str, str] = {}
+_NO_KERNEL = "Failed to find a kernel that can implement the WNA16 linear layer"
+UNSERVED = {
+    "qwen3-next-float32": "CPU GDN attention requires BF16",
+    "jamba-float32": "did not pass vLLM's dummy run",  # unguarded it ends too: _C has no selective_scan_fwd
+    "jamba-bfloat16": "did not pass vLLM's dummy run",
+    "int8-w8a16-float32": _NO_KERNEL,
+    "int8-w8a16-bfloat16": _NO_KERNEL,
+}
 """Cases that vLLM's CPU build does not run, by a part of the error that says so."""
 
 
 def tolerance(case):
     """Return what must hold for `case`."""
     if case.scheme and not case.scheme.exact:
-        return Tolerance(median=0.05, worst=0.1)
+        return Tolerance(median=0.05, worst=0.15)
     if case.dtype == "float32" and not case.scheme:
         # Rounding is below 1e-6; where the two compute a function by different approximations it is 1e-4.
         return Tolerance(median=3e-4, worst=1e-3)
-    return Tolerance(median=0.02, worst=0.05)
+    # Dense models stay below 0.02; among experts a router's near tie may fall the other way.
+    return Tolerance(median=0.02, worst=0.1)

@@ -21,7 +21,7 @@ CHUNK = 64
 """Tokens a step: longer prompts pass in chunks, shorter ones share a step."""
 _EVERY = ("--max-model-len", str(LONGEST), "--max-num-seqs", "8", "--max-num-batched-tokens", str(CHUNK))
 _PREFIX = re.compile(r"^(?:\[rank\d+\]: |\([^)]*pid=\d+\) )+")
-_RAISED = re.compile(r"[\w.]*(?:Error|Exception|Invalid)\w*(?:: |$)")
+_RAISED = re.compile(r"(?:[\w.]*(?:Error|Exception|Invalid)\w*|probes\.errors\.\w+)(?:: |$)")
 
 
 class EngineFailed(Exception):

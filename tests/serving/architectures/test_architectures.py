@@ -5,7 +5,7 @@ from statistics import median
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from probes.artifact import Artifact
 from probes.fingerprint import fingerprint
@@ -13,11 +13,13 @@ from probes.manifest import Manifest, Probe
 from serving.config import GuardConfig
 from tests.serving.architectures import checkpoint
 from tests.serving.architectures.cases import CASES, UNSERVED, tolerance
-from tests.serving.architectures.configs import UNGUARDED
+from tests.serving.architectures.configs import LONGEST, UNGUARDED
 from tests.serving.architectures.parity import EngineFailed, measure, serve
 
 QUICK = ("gemma3-float32", "gpt-neox-float32", "cohere-bfloat16")
 """A stream in two parts with windows; a batch of one, which is the Transformers backend's; a whole stream beside a decoy."""
+
+IN_ONE_CHUNK = ("--enforce-eager", "--dtype", "float32", "--max-num-batched-tokens", str(LONGEST))
 
 
 @pytest.mark.engine
@@ -48,16 +50,21 @@ def test_what_vllm_does_not_serve_here_is_known(key, tmp_path):
 @pytest.mark.engine
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "name", ["bert", *(pytest.param(name, marks=pytest.mark.long) for name in ("mamba", "mamba2"))]
+    ("name", "kind"),
+    [
+        ("bert", AutoModel),
+        pytest.param("mamba", AutoModelForCausalLM, marks=pytest.mark.long),
+        pytest.param("mamba2", AutoModelForCausalLM, marks=pytest.mark.long),
+    ],
 )
-def test_a_model_without_a_context_in_its_cache_is_refused(name, tmp_path):
+def test_a_model_without_a_context_in_its_cache_is_refused(name, kind, tmp_path):
     """The guarded worker stops at start-up, and its error names the field and the remedy."""
     model = tmp_path / "model"
-    checkpoint.save(UNGUARDED[name].config(), model, kind=AutoModel)
+    checkpoint.save(UNGUARDED[name].config(), model, kind=kind)
     (model / "tokenizer.json").write_text("{}")
     config = one_probe(model, tmp_path / "artifact")
     with pytest.raises(EngineFailed, match=r"^probes\.errors\.ModelError: model: .* remedy: "):
-        serve(tmp_path, [[1]], ("--enforce-eager",), config.to_vllm(), worker="serving.engine.worker.GuardedWorker")
+        serve(tmp_path, [[1]], IN_ONE_CHUNK, config.to_vllm(), worker="serving.engine.worker.GuardedWorker")
 
 
 def one_probe(model, folder):

@@ -44,6 +44,7 @@ def test_the_last_thing_raised_is_what_a_log_says():
     log = "[rank0]: ValueError: first\n(W pid=1) a.b.ModelError: model: no\n(W pid=1)   remedy: yes\nLoading: 0%\n"
     assert last_raised(log) == "a.b.ModelError: model: no remedy: yes"
     assert last_raised("[rank0]: AssertionError\n") == "AssertionError"
+    assert last_raised("ValueError: a\nprobes.errors.ArtifactMismatch: b\n") == "probes.errors.ArtifactMismatch: b"
     assert last_raised("killed\n") == "killed"
     assert last_raised("") == "no output"
 
