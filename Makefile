@@ -9,7 +9,7 @@ STAMP := $(VENV)/.foreguard-installed
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup check test test-long demo bench lock clean
+.PHONY: help setup check test test-long demo bench soak lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
 
 bench: setup ## Guarded against unguarded vLLM, paired, about 45 minutes; goes on where it stopped
 	$(BIN)/python -m benchmarks --document docs/benchmarks.md
+
+soak: setup ## 52,000 requests at saturation, cut and broken ones among them; books, memory, what is left: some 10 minutes
+	$(BIN)/python -m benchmarks.soak --document docs/benchmarks.md
 
 lock: ## Resolve the lock files anew
 	$(PYTHON) requirements/resolve.py
