@@ -33,6 +33,8 @@ class Kind:
     """Hang up after a number of streamed chunks between these."""
     pause_s: float = 0.0
     """How long the client takes over each chunk."""
+    half_body: bool = False
+    """Whether the client sends only half of the body, and hangs up instead of the rest."""
 
     @property
     def is_cut(self) -> bool:
@@ -113,6 +115,7 @@ REFUSED = (
 
 CUT = (
     Kind("cut at once", CHAT, _chat(64), cut_after_s=(0.0, 0.01)),
+    Kind("cut in the body", CHAT, _long_chat(), prompts=0, cut_after_s=(0.01, 0.1), half_body=True),
     Kind("cut early", CHAT, _chat(64, **_STREAM), cut_after_s=(0.0, 0.1)),
     Kind("cut, long prompt", CHAT, _long_chat(64), cut_after_s=(0.01, 0.3)),
     Kind("cut, not streamed", CHAT, _chat(200, ignore_eos=True), cut_after_s=(0.1, 0.6)),
