@@ -33,8 +33,8 @@ class Prompts:
         return chance.choice(self.harmful if chance.random() < HARMFUL_SHARE else self.harmless)
 
     def long(self, chance: random.Random, characters: int = LONG_CHARACTERS) -> str:
-        """Return a prompt of about `characters`, made of harmless ones."""
+        """Return a prompt of `characters`, made of harmless ones."""
         text = chance.choice(self.harmless)
         while len(text) < characters:
             text += " " + chance.choice(self.harmless)
-        return text
+        return text[:characters]
