@@ -27,8 +27,8 @@ _SIZES = [
     *("--max-model-len", "1024"),
     # Fewer sequences than requests, so that some always wait; prompts come in chunks when many decode.
     *("--max-num-seqs", "48", "--max-num-batched-tokens", "512"),
-    # A KV cache of 128 blocks of 128 tokens is soon full: blocks are evicted and requests preempted. It is also soon
-    # touched as a whole; memory that is reserved and not yet touched looks like a leak while it is being touched.
+    # A KV cache of 128 blocks of 128 tokens is soon full, and its blocks are evicted. It is also soon touched as a
+    # whole; memory that is reserved and not yet touched looks like a leak while it is being touched.
     *("--num-gpu-blocks-override", "128"),
 ]
 # oneDNN, which multiplies vLLM's matrices on a CPU, keeps code for every size of batch that it has seen: 1,024 pieces, some
