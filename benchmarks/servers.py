@@ -19,8 +19,8 @@ _WARM_UP = list(range(100, 116))
 # vLLM's CPU engine keeps its worker in a process of its own, and its scheduler spins while it waits for it: on two cores the
 # API server then gets its turn by luck, and nothing else can be measured. These two put scheduler and worker into one
 # process, as they are on a GPU, with the one thread that they would have had.
-_ONE_ENGINE_PROCESS = ["--distributed-executor-backend", "uni"]
-_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+ONE_ENGINE_PROCESS = ["--distributed-executor-backend", "uni"]
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 
 
 class Servers:
@@ -52,14 +52,14 @@ class Servers:
 @contextmanager
 def both(subject: Subject, work: Path) -> Iterator[Servers]:
     """Run both servers of `subject`, with logs in `work`; both are stopped until one is asked."""
-    flags = ["--served-model-name", MODEL, *_ONE_ENGINE_PROCESS, *subject.flags]
+    flags = ["--served-model-name", MODEL, *ONE_ENGINE_PROCESS, *subject.flags]
     with ExitStack() as stack:
         port = free_port()
         command = guarded_command(subject.model, subject.artifact, subject.policy, port, flags)
-        guarded = stack.enter_context(running(command, port, work / f"{subject.name}-guarded.log", _ENVIRONMENT))
+        guarded = stack.enter_context(running(command, port, work / f"{subject.name}-guarded.log", ENVIRONMENT))
         port = free_port()
         command = unguarded_command(subject.model, port, flags)
-        unguarded = stack.enter_context(running(command, port, work / f"{subject.name}-unguarded.log", _ENVIRONMENT))
+        unguarded = stack.enter_context(running(command, port, work / f"{subject.name}-unguarded.log", ENVIRONMENT))
         servers = Servers(guarded, unguarded)
         stack.callback(servers.wake_all)
         yield servers

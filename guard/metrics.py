@@ -48,7 +48,7 @@ class GuardMetrics:
         self.decision_seconds.observe(verdict.decision_seconds)
 
     def observe_aborted(self) -> None:
-        """Count a prompt whose client left, or whose request failed, before its verdict: no fault of the guard."""
+        """Count a prompt whose client left, or whose request failed, before its verdict came: no fault of the guard."""
         self.unscored.labels(Unscored.ABORTED.value).inc()
 
     def _publish_policy(self, registry: CollectorRegistry, policy: BoundPolicy) -> None:

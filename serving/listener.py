@@ -55,9 +55,10 @@ async def _heard(
             _note_completions(entry, output, message)
             yield output
     finally:
-        await outputs.aclose()
+        # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no further.
         if entry.verdict is None:
             metrics.observe_aborted()
+        await outputs.aclose()
 
 
 def _take_verdict(output: RequestOutput) -> Verdict | None:

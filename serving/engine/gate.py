@@ -38,7 +38,8 @@ class _Step:
     """What the gate needs to know about the output being processed."""
 
     scores: dict[str, list[float] | str]
-    prompt_logprobs: dict[str, Any]
+    prompt_logprobs: tuple[dict[str, Any], ...]
+    """Log-probabilities of prompts: of their own tokens, and of tokens that were asked for."""
 
 
 class GuardedScheduler(Scheduler):
@@ -55,7 +56,8 @@ class GuardedScheduler(Scheduler):
         self._verdicts: dict[str, Verdict] = {}
         self._to_steer: list[Request] = []
         self._undelivered: set[str] = set()
-        self._step = _Step({}, {})
+        self._held_logprobs: dict[str, list[Any]] = {}
+        self._step = _Step({}, ())
 
     def add_request(self, request: Request) -> None:
         """Take a request in, whose prompt is to be scored."""
@@ -87,7 +89,9 @@ class GuardedScheduler(Scheduler):
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Process a step's output, deciding on every prompt that it finished."""
-        self._step = _Step(getattr(model_runner_output, SCORES, {}), model_runner_output.prompt_logprobs_dict)
+        output = model_runner_output
+        prompt_logprobs = output.prompt_logprobs_dict, output.prompt_token_id_logprobs_dict
+        self._step = _Step(getattr(output, SCORES, {}), prompt_logprobs)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in self._to_steer:
             self._resume_steered(request)
@@ -108,11 +112,24 @@ class GuardedScheduler(Scheduler):
                 return [], True
             if verdict.action is Action.STEER:
                 self._to_steer.append(request)
-                # The token is dropped, so the prompt's log-probabilities wait for the pass that is kept.
-                self._step.prompt_logprobs.pop(request.request_id, None)
+                self._hold_logprobs(request.request_id)
                 return [], False
+        if self._held_logprobs:
+            self._give_logprobs(request.request_id)
         result: tuple[list[int], bool] = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         return result
+
+    def _hold_logprobs(self, request_id: str) -> None:
+        """Keep the prompt's log-probabilities: its token is dropped, and a runner gives them once, with the prompt's end.
+
+        Steering begins at the prompt's last position, so the pass that follows would give the same ones.
+        """
+        self._held_logprobs[request_id] = [given.pop(request_id, None) for given in self._step.prompt_logprobs]
+
+    def _give_logprobs(self, request_id: str) -> None:
+        for given, held in zip(self._step.prompt_logprobs, self._held_logprobs.pop(request_id, ()), strict=False):
+            if held is not None:
+                given[request_id] = held
 
     def _decide(self, request: Request) -> Verdict:
         verdict = self._judge(request)
@@ -175,6 +192,7 @@ class GuardedScheduler(Scheduler):
         kv_params, ec_params = super()._free_request(request, *args, **kwargs)
         verdict = self._verdicts.pop(request.request_id, None)
         self._undelivered.discard(request.request_id)
+        self._held_logprobs.pop(request.request_id, None)
         self._orders.close(request)
         # vLLM keeps only the last output's parameters, so the verdict goes out once more with the request's end.
         return (_with(kv_params, verdict) if verdict else kv_params), ec_params

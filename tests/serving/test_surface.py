@@ -99,6 +99,25 @@ def test_responses_are_incomplete_because_of_the_content_filter(here):
     assert reply.usage.output_tokens == 0
 
 
+@pytest.mark.parametrize("max_tokens", [1, 4])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_steered_prompt_is_echoed_with_its_log_probabilities(here, max_tokens, stream):
+    """The pass whose token was dropped is the one that gave them: they come with the answer, as they do unsteered."""
+    prompt = here.rendered(here.steered)
+    options = {"model": SERVED_NAME, "prompt": prompt, "echo": True, "logprobs": 1, "temperature": 0}
+    unsteered = here.server.client(OBSERVER_KEY).completions.create(
+        max_tokens=1, extra_body={"moderation": {"mode": "score"}}, **options
+    )
+    expected = unsteered.choices[0].logprobs.token_logprobs[:-1]
+    raw = here.client.completions.with_raw_response.create(max_tokens=max_tokens, stream=stream, **options)
+    assert raw.headers["x-guardrail-decision"] == "steer"
+    chunks = list(raw.parse()) if stream else [raw.parse()]
+    found = [each for chunk in chunks for each in chunk.choices[0].logprobs.token_logprobs]
+    assert len(found) == len(expected) + max_tokens
+    assert found[0] is expected[0] is None
+    assert found[1 : len(expected)] == pytest.approx(expected[1:], abs=0.05)
+
+
 def test_a_blocked_responses_stream_ends_incomplete(here):
     """The events of a refusal, in the official client's own stream reader."""
     with here.client.responses.stream(model=SERVED_NAME, input=text(here.harmful[0])) as stream:

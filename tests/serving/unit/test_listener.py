@@ -1,8 +1,11 @@
 """The listener hears each verdict once and leaves no trace of it in vLLM's outputs."""
 
+import asyncio
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
 from guard.decide import bind
@@ -144,6 +147,25 @@ async def test_a_client_that_leaves_is_counted(hear, exchange, outputs, registry
     assert aborted(registry) == 1
     assert counted(registry, "allow") == 1
     assert (closed, closed_late) == (["early"], ["late"])
+
+
+async def test_a_client_that_leaves_twice_is_counted(registry):
+    """Cancelled again while vLLM is still told that nobody waits: the prompt is counted all the same, once."""
+
+    async def generate(prompt, params, request_id):
+        try:
+            yield RequestOutput("id", None, [], None, [], finished=False)
+        finally:
+            await asyncio.sleep(60)
+
+    generator = listen(generate, "No.", GuardMetrics(registry, BOUND))("p", SamplingParams(), "id")
+    await anext(generator)
+    closing = asyncio.create_task(generator.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert aborted(registry) == 1
 
 
 async def test_a_request_that_fails_is_counted_and_fails(hear, exchange, registry):
