@@ -9,11 +9,11 @@ import pytest
 from serving.engine.wire import STOP_BLOCKED
 from tests.serving.conformance.cast import TOLERANCE, Cast
 from tests.serving.conformance.engine import engine
-from tests.serving.conformance.modes import EVERY, V1, V2
+from tests.serving.conformance.modes import EVERY, V1_ASYNCHRONOUS
 from tests.serving.conformance.rounds import SCENARIOS
 
-QUICK = (V1[2], V2[3])
-"""What `make test` runs: small chunks on V1, asynchronous scheduling on V2."""
+QUICK = V1_ASYNCHRONOUS[:1]
+"""What `make test` runs; the rest is `make test-long`."""
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -48,6 +48,8 @@ def mode(request):
 
 def pairs(played, cast, scenario):
     """Each request of a scenario with its outcome, and what the unguarded engine made of it."""
+    if scenario not in played["guarded"]:
+        pytest.skip("vLLM itself does not get through this here: see Mode.cannot")
     for requests, (ours, _), (theirs, _) in zip(
         SCENARIOS[scenario](cast), played["guarded"][scenario], played["unguarded"][scenario], strict=True
     ):

@@ -8,6 +8,7 @@ its kernels and its data structures are those of a GPU.
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(sys.prefix) / "interpreter"
 """Where `make` installs Triton: aside, for nothing else here is to find it."""
@@ -29,3 +30,17 @@ def pretend_triton_has_a_cpu() -> None:
 
     some = next(iter(backends.backends.values()))
     backends.backends["cpu"] = backends.Backend(compiler=some.compiler, driver=_AlwaysActive)
+    _store_under_masks_of_bits()
+
+
+def _store_under_masks_of_bits() -> None:
+    """Let a mask be of any type that says yes or no: the interpreter loses the type of one that was reshaped."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    store = InterpreterBuilder.create_masked_store
+
+    def store_masked(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return store(self, pointers, value, mask, *rest)
+
+    InterpreterBuilder.create_masked_store = store_masked
