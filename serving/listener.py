@@ -50,8 +50,8 @@ async def _heard(
 ) -> AsyncGenerator[RequestOutput, None]:
     try:
         async for output in outputs:
-            if verdict := _take_verdict(output):
-                _record(entry, verdict, metrics)
+            if carried := _take_verdict(output):
+                _record(entry, carried, metrics)
             _note_completions(entry, output, message)
             yield output
     finally:
@@ -61,17 +61,20 @@ async def _heard(
         await outputs.aclose()
 
 
-def _take_verdict(output: RequestOutput) -> Verdict | None:
+def _take_verdict(output: RequestOutput) -> dict[str, Any] | None:
     params = output.kv_transfer_params
     if not params or EXTRA not in params:
         return None
-    verdict = Verdict.from_wire(params[EXTRA])
     output.kv_transfer_params = {key: value for key, value in params.items() if key != EXTRA} or None
-    return verdict
+    carried: dict[str, Any] = params[EXTRA]
+    return carried
 
 
-def _record(entry: Prompt, verdict: Verdict, metrics: GuardMetrics) -> None:
-    # Each of n completions brings its own verdict, and each verdict comes twice: the prompt is counted once.
+def _record(entry: Prompt, carried: dict[str, Any], metrics: GuardMetrics) -> None:
+    # Each of n completions brings its own verdict, and brings it with every output: the prompt is counted once.
+    if entry.verdict is not None and entry.verdict.event_id == carried["event_id"]:
+        return
+    verdict = Verdict.from_wire(carried)
     if entry.verdict is None:
         metrics.observe(verdict)
         entry.verdict = verdict

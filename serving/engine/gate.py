@@ -53,9 +53,8 @@ class GuardedScheduler(Scheduler):
         self._strengths = _strengths(self._policies, artifacts)
         self._adapters = {(each.name, str(each.path)): number for number, each in enumerate(config.adapters, 1)}
         self._orders = OrderBook(self)
-        self._verdicts: dict[str, Verdict] = {}
+        self._verdicts: dict[str, dict[str, Any]] = {}
         self._to_steer: list[Request] = []
-        self._undelivered: set[str] = set()
         self._held_logprobs: dict[str, list[Any]] = {}
         self._step = _Step({}, ())
 
@@ -96,8 +95,7 @@ class GuardedScheduler(Scheduler):
         for request in self._to_steer:
             self._resume_steered(request)
         self._to_steer.clear()
-        if self._undelivered:
-            self._deliver(outputs)
+        self._deliver(outputs)
         return outputs
 
     def _update_request_with_output(
@@ -134,8 +132,7 @@ class GuardedScheduler(Scheduler):
     def _decide(self, request: Request) -> Verdict:
         verdict = self._judge(request)
         self._orders.decided(request)
-        self._verdicts[request.request_id] = verdict
-        self._undelivered.add(request.request_id)
+        self._verdicts[request.request_id] = verdict.to_wire()
         return verdict
 
     def _judge(self, request: Request) -> Verdict:
@@ -178,23 +175,24 @@ class GuardedScheduler(Scheduler):
         self.prev_step_scheduled_req_ids.discard(request.request_id)
 
     def _deliver(self, outputs: dict[int, Any]) -> None:
-        """Put the verdicts of this step onto the first outputs of their requests."""
+        """Put verdicts onto the outputs of their requests: onto each of them, for any may be the only one that arrives.
+
+        vLLM merges outputs that nobody has taken yet, and drops those of an answer that is not streamed; it keeps the
+        parameters of the last one. And which one is the last is known here only if no stop string ends it over there.
+        """
         for client in outputs.values():
             for output in client.outputs:
-                if output.request_id in self._undelivered:
-                    self._undelivered.discard(output.request_id)
-                    if verdict := self._verdicts.get(output.request_id):
-                        output.kv_transfer_params = _with(output.kv_transfer_params, verdict)
+                if verdict := self._verdicts.get(output.request_id):
+                    output.kv_transfer_params = _with(output.kv_transfer_params, verdict)
 
     def _free_request(
         self, request: Request, *args: Any, **kwargs: Any
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         kv_params, ec_params = super()._free_request(request, *args, **kwargs)
         verdict = self._verdicts.pop(request.request_id, None)
-        self._undelivered.discard(request.request_id)
         self._held_logprobs.pop(request.request_id, None)
         self._orders.close(request)
-        # vLLM keeps only the last output's parameters, so the verdict goes out once more with the request's end.
+        # The request's last output is made after this, and finds no verdict any more.
         return (_with(kv_params, verdict) if verdict else kv_params), ec_params
 
 
@@ -208,8 +206,8 @@ def guarded_scheduler(*, vllm_config: Any, **options: Any) -> GuardedScheduler:
     return gate(vllm_config=vllm_config, **options)
 
 
-def _with(kv_params: dict[str, Any] | None, verdict: Verdict) -> dict[str, Any]:
-    return {**(kv_params or {}), EXTRA: verdict.to_wire()}
+def _with(kv_params: dict[str, Any] | None, verdict: dict[str, Any]) -> dict[str, Any]:
+    return {**(kv_params or {}), EXTRA: verdict}
 
 
 def _strengths(policies: list[BoundPolicy], artifacts: list[Artifact]) -> list[list[float]]:

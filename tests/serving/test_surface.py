@@ -99,6 +99,25 @@ def test_responses_are_incomplete_because_of_the_content_filter(here):
     assert reply.usage.output_tokens == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_a_stop_string_ends_has_its_verdict(here, stream):
+    """The engine does not know of the end that the API server finds: the verdict is there all the same, and counted."""
+
+    def counted() -> tuple[float, float]:
+        metric = here.server.metric
+        return metric("foreguard_requests_total"), metric("foreguard_unscored_total", reason="aborted")
+
+    decided, aborted = counted()
+    stop = here.unguarded[key(BENIGN[0])][8]
+    raw = here.client.chat.completions.with_raw_response.create(
+        model=SERVED_NAME, messages=BENIGN[0], max_tokens=TOKENS, temperature=0, stop=[stop], stream=stream
+    )
+    parts = list(raw.parse()) if stream else [raw.parse()]
+    assert parts[-1].choices[0].finish_reason == "stop"
+    assert raw.headers["x-guardrail-decision"] == "allow"
+    assert counted() == (decided + 1, aborted)
+
+
 @pytest.mark.parametrize("max_tokens", [1, 4])
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_steered_prompt_is_echoed_with_its_log_probabilities(here, max_tokens, stream):

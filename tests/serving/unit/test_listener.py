@@ -89,7 +89,7 @@ async def test_verdict_is_taken_and_other_parameters_stay(hear, exchange, output
 
 
 async def test_counted_once_though_delivered_twice(hear, exchange, outputs, registry):
-    """The verdict comes with the first output and with the last; the prompt is one prompt."""
+    """The verdict comes with every output; the prompt is one prompt."""
     verdict = BOUND.judge([1.0])
     listening, _, _ = hear(*[outputs.one(outputs.completion(), verdict=verdict)] * 2)
     await drain(listening("p", SamplingParams(), "id"))
