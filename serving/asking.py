@@ -44,16 +44,32 @@ class BadModeration(ValueError):
     """The request's `moderation` object is malformed; the text is fit for the client."""
 
 
-def read_moderation(body: bytes) -> Moderation | None:
-    """Return the request's `moderation` object, if it has one. Raises `BadModeration`."""
+class UnguardedRequest(ValueError):
+    """The request asks for a way of generating that is not guarded; the text is fit for the client."""
+
+
+def require_guarded(body: bytes) -> None:
+    """Raise `UnguardedRequest` for beam search: vLLM runs each beam's every token as a prompt of its own."""
+    if _content(body, b"use_beam_search").get("use_beam_search"):
+        raise UnguardedRequest("Beam search is not available here: leave use_beam_search out, or sample with n.")
+
+
+def _content(body: bytes, key: bytes) -> dict[str, Any]:
+    """Return the request's JSON object where it may have `key`, and an empty one otherwise."""
     # The key can also be spelt with escapes, or in an encoding of two or four bytes: JSON's readers take both.
-    if not any(sign in body for sign in (b"moderation", b"\\u", b"\0")):
-        return None
+    if not any(sign in body for sign in (key, b"\\u", b"\0")):
+        return {}
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        return None  # vLLM answers malformed JSON itself
-    if not isinstance(content, dict) or content.get("moderation") is None:
+        return {}  # vLLM answers malformed JSON itself
+    return content if isinstance(content, dict) else {}
+
+
+def read_moderation(body: bytes) -> Moderation | None:
+    """Return the request's `moderation` object, if it has one. Raises `BadModeration`."""
+    content = _content(body, b"moderation")
+    if content.get("moderation") is None:
         return None
     try:
         return Moderation.model_validate(content["moderation"])

@@ -101,6 +101,18 @@ UNGUARDED = (
         "leave enable_sp out",
     ),
     Unguarded(
+        "--kv-transfer-config",
+        _given("kv_transfer_config"),
+        "the guard was not tried with a KV connector: what it loads was scored by no pass here",
+        "leave it out",
+    ),
+    Unguarded(
+        "--kv-offloading-size",
+        _given("kv_offloading_size"),
+        "the guard was not tried with KV offloading: what comes back was scored by no pass here",
+        "leave it out",
+    ),
+    Unguarded(
         "--diffusion-config",
         _given("diffusion_config"),
         "a diffusion model has no first token for the guard to wait at",

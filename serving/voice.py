@@ -14,7 +14,7 @@ from guard.metrics import GuardMetrics
 from guard.policy import Policy
 from probes.errors import ForeguardError
 from serving import shapes
-from serving.asking import BadModeration, asked, identify, read_moderation
+from serving.asking import BadModeration, UnguardedRequest, asked, identify, read_moderation, require_guarded
 from serving.config import GuardConfig
 from serving.exchange import Exchange, current
 from serving.listener import listen
@@ -77,7 +77,11 @@ class GuardMiddleware:
             return
         body, replay = await _read_body(receive)
         try:
+            require_guarded(body)
             moderation = read_moderation(body)
+        except UnguardedRequest as error:
+            await _refuse(send, 400, shapes.error(str(error), "unsupported_parameter", "use_beam_search"))
+            return
         except BadModeration as error:
             await _refuse(send, 400, shapes.error(str(error), "invalid_moderation", "moderation"))
             return

@@ -212,6 +212,17 @@ def test_a_malformed_moderation_object_is_the_clients_error(here):
         )
 
 
+def test_beam_search_is_refused(here):
+    """Clearly, on both routes that have it: each beam's every token would be a prompt of its own."""
+    for ask in (
+        lambda body: here.client.chat.completions.create(model=SERVED_NAME, messages=BENIGN[0], extra_body=body),
+        lambda body: here.client.completions.create(model=SERVED_NAME, prompt="Hello", extra_body=body),
+    ):
+        with pytest.raises(openai.BadRequestError, match="Beam search") as caught:
+            ask({"use_beam_search": True, "n": 2})
+        assert caught.value.param == "use_beam_search"
+
+
 def test_bad_requests_keep_vllms_own_errors(here):
     """Empty messages, a prompt beyond the context, malformed JSON, an unknown model: a clear 4xx, as without a guard."""
     with pytest.raises(openai.BadRequestError):

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.policy import Caller, Policy
-from serving.asking import BadModeration, Moderation, asked, identify, read_moderation
+from serving.asking import (
+    BadModeration,
+    Moderation,
+    UnguardedRequest,
+    asked,
+    identify,
+    read_moderation,
+    require_guarded,
+)
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1}}}
 
@@ -163,3 +171,18 @@ def test_what_goes_to_the_gate():
     assert asked(block, None) == asked(block, granted) == {"tighten": True}
     assert asked(score, None) == asked(score, other) == {}
     assert asked(score, granted) == {"shadow": True, "caller": granted.key_sha256}
+
+
+@pytest.mark.parametrize("body", [b'{"use_beam_search": true}', b'{"use_be\\u0061m_search": true, "n": 2}'])
+def test_beam_search_is_refused_however_it_is_spelt(body):
+    """Also with escapes in its name."""
+    with pytest.raises(UnguardedRequest, match="Beam search"):
+        require_guarded(body)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"use_beam_search": false}', b'{"prompt": "use_beam_search"}', b'{"use_beam_search":', b"[]"]
+)
+def test_what_is_no_beam_search_passes(body):
+    """Talk of it, its absence, and what is not JSON, which vLLM answers itself."""
+    require_guarded(body)

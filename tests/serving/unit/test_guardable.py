@@ -1,0 +1,57 @@
+"""Ways of running vLLM that are not guarded are refused by name, and what runs guarded is not."""
+
+import json
+
+import pytest
+
+from probes.errors import ServingError
+from serving.guardable import UNGUARDED, require_guardable
+from serving.server import _parse
+from tests.serving.lab import MODEL
+
+REFUSED = {
+    "--worker-cls": ["some.Worker"],
+    "--scheduler-cls": ["some.Scheduler"],
+    "--grpc": [],
+    "--runner": ["pooling"],
+    "--speculative-config": [json.dumps({"method": "suffix", "num_speculative_tokens": 2})],
+    "--pipeline-parallel-size": ["2"],
+    "--decode-context-parallel-size": ["2"],
+    "--prefill-context-parallel-size": ["2"],
+    "--enable-dbo": [],
+    "--ubatch-size": ["2"],
+    "--kv-sharing-fast-prefill": [],
+    "--kv-transfer-config": [json.dumps({"kv_connector": "ExampleConnector", "kv_role": "kv_both"})],
+    "--kv-offloading-size": ["1"],
+    "--diffusion-config": [json.dumps({"canvas_length": 8})],
+}
+GUARDED = [
+    [],
+    ["--async-scheduling"],
+    ["--tensor-parallel-size", "2"],
+    ["--data-parallel-size", "2"],
+    ["--enable-lora", "--lora-modules", "a=somewhere"],
+    ["--speculative-config", json.dumps({"method": "ngram", "num_speculative_tokens": 2})],
+    ["--speculative-config", json.dumps({"method": "draft_model", "model": "m", "num_speculative_tokens": 2})],
+    ["--no-enable-prefix-caching", "--enforce-eager"],
+]
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_what_is_not_guarded_is_refused(flag):
+    """The error names the flag, the reason and what to do instead."""
+    with pytest.raises(ServingError) as caught:
+        require_guardable(_parse([str(MODEL), flag, *REFUSED[flag]]))
+    assert caught.value.field == flag
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("flags", GUARDED)
+def test_what_is_guarded_is_not_refused(flags):
+    """Nothing that a test shows to be guarded is turned away."""
+    require_guardable(_parse([str(MODEL), *flags]))
+
+
+def test_every_refusal_is_tried_here():
+    """But for the one that only older versions of vLLM know."""
+    assert {each.flag for each in UNGUARDED} - set(REFUSED) == {"--compilation-config"}
