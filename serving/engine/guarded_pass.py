@@ -117,12 +117,13 @@ class GuardedPass:
 
         For the self-test, when one prompt alone has passed; all ranks call it.
         """
+        own = self._last.resolve() if self._last else {}
+        group = get_tp_group()
+        # Before anything is raised: no rank is left waiting for another.
+        first = group.broadcast_object(own if group.rank_in_group == 0 else None, src=0)
         silent = [index for index, ran in enumerate(self._sensor.fired.tolist()) if not ran]
         if silent:
             raise _disagrees(f"taps {silent} of {len(self._sensor.fired)} did not run")
-        own = self._last.resolve() if self._last else {}
-        group = get_tp_group()
-        first = group.broadcast_object(own if group.rank_in_group == 0 else None, src=0)
         if own.keys() != first.keys():
             raise _disagrees(f"it scored {sorted(own)}, the first rank {sorted(first)}")
         for request, scores in own.items():

@@ -32,6 +32,27 @@ class FlickeringTap(GuardedWorker):
         return output
 
 
+class DisagreeingRank(GuardedWorker):
+    """A worker that reads something else than the others, on the second rank only."""
+
+    def load_model(self, **options: Any) -> None:
+        super().load_model(**options)
+        if self.rank == 1:
+            for module in self.model_runner.get_model().modules():
+                if hasattr(module, "foreguard_matrix"):
+                    module.foreguard_matrix.mul_(1.5)
+
+
+class SilentRank(SilentTap):
+    """A worker whose taps are gone from the model on the second rank only."""
+
+    def load_model(self, **options: Any) -> None:
+        if self.rank == 1:
+            super().load_model(**options)
+        else:
+            GuardedWorker.load_model(self, **options)
+
+
 class LostScores(GuardedWorker):
     """A worker whose scores never reach the scheduler."""
 

@@ -21,19 +21,31 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize(
-    ("part", "fault", "says"),
+    ("part", "fault", "says", "ranks"),
     [
-        ("WORKER", "SilentTap", "tap_silent"),
-        pytest.param("WORKER", "FlickeringTap", "not_finite", marks=pytest.mark.long),
-        pytest.param("WORKER", "LostScores", "missing", marks=pytest.mark.long),
-        ("SCHEDULER", "LostVerdict", "no verdict"),
+        ("WORKER", "SilentTap", "tap_silent", "1"),
+        pytest.param("WORKER", "FlickeringTap", "not_finite", "1", marks=pytest.mark.long),
+        pytest.param("WORKER", "LostScores", "missing", "1", marks=pytest.mark.long),
+        ("SCHEDULER", "LostVerdict", "no verdict", "1"),
+        pytest.param("WORKER", "DisagreeingRank", "rank 1: it read", "2", marks=pytest.mark.long),
+        pytest.param("WORKER", "SilentRank", "did not run", "2", marks=pytest.mark.long),
     ],
 )
-def test_a_guard_that_does_not_fire_opens_no_port(part, fault, says, reference, artifact, artifact_folder, tmp_path):
+def test_a_guard_that_does_not_fire_opens_no_port(
+    part, fault, says, ranks, reference, artifact, artifact_folder, tmp_path
+):
     """The self-test finds the fault, says which, and the process ends with an error; the port never answered."""
     (tmp_path / "policy.yaml").write_text(policy_text(reference, artifact))
     port = free_port()
-    flags = ["--enforce-eager", "--max-num-batched-tokens", "16", "--max-num-seqs", "8"]
+    flags = [
+        "--enforce-eager",
+        "--max-num-batched-tokens",
+        "16",
+        "--max-num-seqs",
+        "8",
+        "--tensor-parallel-size",
+        ranks,
+    ]
     command = guarded_command(MODEL, artifact_folder, tmp_path / "policy.yaml", port, [*FLAGS, *flags])
     faulty = (
         f"import sys, serving.server as s; s.{part} = 'tests.serving.faults.{fault}';"
@@ -45,7 +57,7 @@ def test_a_guard_that_does_not_fire_opens_no_port(part, fault, says, reference, 
         text=True,
         timeout=240,
         check=False,
-        env={**SMALL, **os.environ},
+        env={**SMALL, **os.environ, **({"VLLM_CPU_OMP_THREADS_BIND": "0|1"} if ranks == "2" else {})},
     )
     assert ended.returncode != 0
     assert says in ended.stdout + ended.stderr

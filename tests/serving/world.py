@@ -129,11 +129,11 @@ def key(messages: list[dict]) -> str:
 
 
 @contextmanager
-def world(start, reference: Reference, artifact, *vllm: str) -> Iterator[World]:
+def world(start, reference: Reference, artifact, *vllm: str, **environment: str) -> Iterator[World]:
     """Ask an unguarded server first, then keep a guarded one; both share one compile cache."""
-    with start(None, *vllm) as server:
+    with start(None, *vllm, **environment) as server:
         unguarded = {key(messages): answer(server.client(), messages) for messages in BENIGN + LONG}
         unguarded_log = server.log
-    with start(policy_text(reference, artifact), *vllm) as server:
+    with start(policy_text(reference, artifact), *vllm, **environment) as server:
         harmful, steered = clearly_harmful(reference, artifact, 8), steered_prompt(reference, artifact)
         yield World(server, reference, harmful, steered, unguarded, unguarded_log)
