@@ -71,8 +71,9 @@ class GuardedPass:
     def begin(self, num_tokens: int, orders: Orders) -> None:
         """Forget the last pass: a tap that stays silent in the next one leaves NaN, which is never a score."""
         self._num_tokens, self._orders, self._layout = num_tokens, orders, None
-        self._sensor.fired.zero_()
-        self._sensor.parts[:num_tokens].fill_(torch.nan)
+        if num_tokens:  # a step without tokens makes no pass
+            self._sensor.fired.zero_()
+            self._sensor.parts[:num_tokens].fill_(torch.nan)
         if self._slots is not None and (orders.unknown or orders.copies):
             self._slots.forget(orders.unknown)
             self._slots.copy(orders.copies)

@@ -168,6 +168,14 @@ def test_a_pass_that_was_never_laid_out_scores_nothing(guard, sensor, probes, to
     assert np.isnan(due.resolve()["b"][0])
 
 
+def test_a_step_without_tokens_makes_no_pass(guard, sensor, tokens):
+    """What the last pass left stays: the self-test looks at it after the engine has tidied up."""
+    forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
+    guard.begin(0, NO_ORDERS)
+    assert guard.collect() is None
+    assert sensor.fired.all()
+
+
 def test_scores_that_cannot_be_reduced_are_lost_and_said_to_be(probes):
     """An error on the way to the scheduler costs the scores, not the engine."""
     due = DueScores(probes, {"a": DuePrompt(np.arange(3), 3)}, torch.zeros(0, 2), torch.ones(2))
