@@ -42,6 +42,8 @@ UNSERVED = {
     "jamba-bfloat16": "did not pass vLLM's dummy run",
     "int8-w8a16-float32": _NO_KERNEL,
     "int8-w8a16-bfloat16": _NO_KERNEL,
+    "gptq-float32": "torch.float32 is not supported for quantization method auto_gptq",
+    "awq-float32": "torch.float32 is not supported for quantization method awq",
 }
 """Cases that vLLM's CPU build does not run, by a part of the error that says so."""
 
