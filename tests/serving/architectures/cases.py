@@ -42,6 +42,8 @@ UNSERVED = {
     "jamba-bfloat16": "did not pass vLLM's dummy run",
     "int8-w8a16-float32": _NO_KERNEL,
     "int8-w8a16-bfloat16": _NO_KERNEL,
+    "gptq-float32": "torch.float32 is not supported for quantization method auto_gptq",
+    "awq-float32": "torch.float32 is not supported for quantization method awq",
 }
 """Cases that vLLM's CPU build does not run, by a part of the error that says so."""
 
@@ -52,6 +54,6 @@ def tolerance(case):
         return Tolerance(median=0.05, worst=0.15)
     if case.dtype == "float32" and not case.scheme:
         # Rounding is below 1e-6; where the two compute a function by different approximations it is 1e-4.
-        return Tolerance(median=3e-4, worst=1e-3)
+        return Tolerance(median=5e-4, worst=2e-3)
     # Dense models stay below 0.02; among experts a router's near tie may fall the other way.
     return Tolerance(median=0.02, worst=0.1)

@@ -195,7 +195,8 @@ ARCHITECTURES = {
     "lfm2": Architecture(
         "LFM2",
         lambda: Lfm2Config(
-            **_GROUPED, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False, conv_dim=128,
+            **_GROUPED, layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False,
+            block_dim=128, conv_dim=128,
         ),
     ),
     "jamba": Architecture(
