@@ -50,7 +50,7 @@ demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
 bench: setup ## Guarded against unguarded vLLM, paired, about 45 minutes; goes on where it stopped
 	$(BIN)/python -m benchmarks --document docs/benchmarks.md
 
-compatibility: setup ## Served taps against Transformers for every architecture, about 20 minutes; goes on where it stopped
+compatibility: setup ## Served taps against Transformers for every architecture, about 30 minutes; goes on where it stopped
 	$(BIN)/python -m tests.serving.architectures --document docs/compatibility.md
 
 soak: setup ## 52,000 requests at saturation, cut and broken ones among them; books, memory, what is left: some 10 minutes

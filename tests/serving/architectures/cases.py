@@ -42,6 +42,7 @@ UNSERVED = {
     "jamba-bfloat16": "did not pass vLLM's dummy run",
     "int8-w8a16-float32": _NO_KERNEL,
     "int8-w8a16-bfloat16": _NO_KERNEL,
+    "int4-w4a16-float32": '"cpu_gemm_wna16" not',
     "gptq-float32": "torch.float32 is not supported for quantization method auto_gptq",
     "awq-float32": "torch.float32 is not supported for quantization method awq",
 }
@@ -55,5 +56,8 @@ def tolerance(case):
     if case.dtype == "float32" and not case.scheme:
         # Rounding is below 1e-6; where the two compute a function by different approximations it is 1e-4.
         return Tolerance(median=5e-4, worst=2e-3)
-    # Dense models stay below 0.02; among experts a router's near tie may fall the other way.
-    return Tolerance(median=0.02, worst=0.1)
+    if getattr(case.architecture.config(), "num_experts_per_tok", 0):
+        return Tolerance(
+            median=0.02, worst=0.2
+        )  # a router's near tie may fall the other way, and a short prompt show it
+    return Tolerance(median=0.02, worst=0.05)

@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 
 from serving.process import SMALL
 from tests.serving.architectures import checkpoint, quantised
-from tests.serving.architectures.configs import LENGTHS, LONGEST, VOCABULARY
+from tests.serving.architectures.configs import LONGEST, VOCABULARY
 from tests.serving.architectures.reference import Reference
 
+LENGTHS = (1, 2, 7, 31, 33, 64, 90, 150, 200)
+"""Of the prompts, in tokens."""
 CHUNK = 64
 """Tokens a step: longer prompts pass in chunks, shorter ones share a step."""
 _EVERY = ("--max-model-len", str(LONGEST), "--max-num-seqs", "8", "--max-num-batched-tokens", str(CHUNK))
@@ -54,7 +56,7 @@ def measure(case, folder):
         model = checkpoint.load(weights, case.dtype, **case.architecture.reference)
     mode = () if case.compiled else ("--enforce-eager",)
     arguments = (*case.architecture.arguments, *mode, "--dtype", case.dtype)
-    return compare(folder, Reference(model), prompts(case.architecture.lengths), arguments)
+    return compare(folder, Reference(model), prompts(), arguments)
 
 
 def compare(folder, reference, asked, arguments):
@@ -83,10 +85,10 @@ def compare(folder, reference, asked, arguments):
     )
 
 
-def prompts(lengths=LENGTHS):
+def prompts():
     """Return prompts of random tokens, the same every time."""
     generator = torch.Generator().manual_seed(2)
-    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
+    return [torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
 def serve(folder, asked, arguments, config, worker="tests.serving.architectures.worker.ParityWorker"):
