@@ -17,9 +17,11 @@ from probes.errors import (
     ModelError,
     PolicyError,
     SchemaTooNew,
+    ServingError,
 )
 from serving.process import free_port, guarded_command
 from serving.server import Launch, serve
+from tests.serving.adapter import make_adapter
 from tests.serving.lab import MODEL
 from tests.serving.world import policy_text
 
@@ -31,7 +33,7 @@ def launch(reference, artifact, artifact_folder, tmp_path):
     shutil.copytree(MODEL, tmp_path / "model")
     (tmp_path / "policy.yaml").write_text(policy_text(reference, artifact))
 
-    def launch(*vllm: str, port: int | None = None) -> None:
+    def launch(*vllm: str, port: int | None = None, adapters: dict | None = None) -> None:
         serve(
             Launch(
                 model=str(tmp_path / "model"),
@@ -40,6 +42,7 @@ def launch(reference, artifact, artifact_folder, tmp_path):
                 host="127.0.0.1",
                 port=port or free_port(),
                 vllm=vllm,
+                adapters=adapters or {},
             )
         )
 
@@ -132,12 +135,24 @@ def test_a_port_in_use_is_refused(launch):
         ["--decode-context-parallel-size", "2"],
         ["--enable-dbo"],
         ["--runner", "pooling"],
-        ["--enable-lora"],
     ],
 )
 def test_what_the_guard_cannot_watch_is_refused(launch, flags):
     """A flag that would take the guard out, or around it, stops the start."""
-    refused(ForeguardError, launch, *flags, says="guard|adapters")
+    refused(ForeguardError, launch, *flags, says="guard")
+
+
+def test_an_adapter_that_is_not_served_is_refused(launch, tmp_path):
+    """The error names those that are."""
+    flags = ["--enable-lora", "--lora-modules", f"polite={tmp_path}"]
+    refused(ServingError, launch, *flags, says="no adapter is served as 'rude'", adapters={"rude": tmp_path})
+
+
+def test_an_adapter_with_the_model_s_own_artifact_is_refused(launch, reference, tmp_path):
+    """An adapter makes another model of it: the artifact's fingerprint must be the adapted one's."""
+    make_adapter(reference, tmp_path / "lora", seed=1)
+    flags = ["--enable-lora", "--lora-modules", f"polite={tmp_path / 'lora'}"]
+    refused(ArtifactMismatch, launch, *flags, says="lora", adapters={"polite": tmp_path / "artifact"})
 
 
 def test_the_command_says_what_and_how_and_ends_with_status_2(artifact_folder, tmp_path):
