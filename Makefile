@@ -38,7 +38,7 @@ check: setup ## Lint, types, and the floors' import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup $(INTERPRETER) ## The test suite
+test: setup ## The test suite
 	$(BIN)/python -m pytest
 
 test-long: setup $(INTERPRETER) ## What `make test` leaves out: more modes and faults in real servers, about 10 minutes
