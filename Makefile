@@ -41,7 +41,7 @@ check: setup ## Lint, types, and the floors' import rules
 test: setup ## The test suite
 	$(BIN)/python -m pytest
 
-test-long: setup $(INTERPRETER) ## What `make test` leaves out: more modes and faults in real servers, about 10 minutes
+test-long: setup $(INTERPRETER) ## What `make test` leaves out: every engine, architecture and fault, more than an hour
 	$(BIN)/python -m pytest -m long
 
 demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
