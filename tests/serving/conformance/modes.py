@@ -16,15 +16,6 @@ class Mode:
     v2: bool = False
     asynchronous: bool = False
 
-    @property
-    def cannot(self) -> dict[str, str]:
-        """Return the scenarios that vLLM itself does not get through here, guarded or not, with the reason."""
-        if self.v2:
-            return {
-                "structured_outputs": "Triton's interpreter does not take the mask of the kernel that applies a grammar"
-            }
-        return {}
-
     def __str__(self) -> str:
         return self.name
 
