@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vllm.logger import init_logger
@@ -51,7 +52,7 @@ class GuardedScheduler(Scheduler):
         artifacts = config.load_artifacts()
         self._policies: list[BoundPolicy] = [config.bind_policy(artifact) for artifact in artifacts]
         self._strengths = _strengths(self._policies, artifacts)
-        self._adapters = {(each.name, str(each.path)): number for number, each in enumerate(config.adapters, 1)}
+        self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
         self._orders = OrderBook(self)
         self._verdicts: dict[str, dict[str, Any]] = {}
         self._to_steer: list[Request] = []
@@ -78,7 +79,7 @@ class GuardedScheduler(Scheduler):
         """Return whose probes score the request: 0 is the model itself, None an adapter that has no artifact."""
         adapter = request.lora_request
         # Another folder under a known name is another adapter: vLLM may be told to load one while it runs.
-        return 0 if adapter is None else self._adapters.get((adapter.lora_name, adapter.lora_path))
+        return 0 if adapter is None else self._adapters.get((adapter.lora_name, Path(adapter.lora_path)))
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule a step, with the guard's orders to the workers."""
