@@ -186,8 +186,10 @@ def test_what_is_left_behind_is_named(change, found):
 
 def test_processes_are_found_by_their_session():
     """A session of its own has its process in it, with memory, descriptors and threads; ended, it is gone."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    program = [sys.executable, "-c", "print(flush=True); input()"]
+    process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
     try:
+        process.stdout.readline()  # it runs
         assert list(session_pids(process.pid)) == [process.pid]
         [held] = usage(process.pid).values()
         assert held.resident_bytes > 2**20
