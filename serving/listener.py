@@ -1,11 +1,15 @@
-"""The listener: hears verdicts where vLLM's engine client hands its outputs to the OpenAI routes.
+"""The listener: hears verdicts where the engine's outputs arrive in the API process.
 
-Every generating route calls `engine_client.generate`, so wrapping that one method sees every verdict. It also takes the
-verdict off the output, where a non-streaming response would print it, and puts the operator's message in place of the
-tokens that a blocked completion does not have.
+Every generating route calls `engine_client.generate`, so wrapping that one method sees every prompt. Verdicts ride the
+first output of a request, and are noted before vLLM makes anything of it: it merges outputs that nobody has taken yet,
+drops those of an answer that is not streamed, and ends an answer at a stop string that the engine knows nothing of.
+
+It touches, of `vllm/v1/engine/async_llm.py`: `generate` and `output_processor.process_outputs`, both wrapped.
 """
 
-from collections.abc import AsyncGenerator, Callable
+import copy
+import itertools
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from vllm.outputs import RequestOutput
@@ -13,73 +17,89 @@ from vllm.sampling_params import SamplingParams
 
 from guard.metrics import GuardMetrics
 from guard.verdict import Verdict
-from serving.engine.wire import EXTRA, STOP_BLOCKED
+from serving.engine.wire import EXTRA, PROMPT, STOP_BLOCKED, VERDICT
 from serving.exchange import Exchange, Prompt, current
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
 
-def listen(generate: Generate, message: str, metrics: GuardMetrics) -> Generate:
-    """Return vLLM's `generate`, hearing verdicts; `message` is what a blocked completion says."""
+class Listener:
+    """Hears the verdicts on all prompts of this process."""
 
-    def listening(
-        prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
+    def __init__(self, message: str, metrics: GuardMetrics) -> None:
+        """`message` is what a blocked completion says, in place of the tokens that it does not have."""
+        self._message = message
+        self._metrics = metrics
+        self._prompts: dict[int, Prompt] = {}
+        self._numbers = itertools.count()
+
+    def attach(self, engine_client: Any) -> None:
+        """Listen to vLLM's engine client."""
+        engine_client.generate = self._listening(engine_client.generate)
+        processor = engine_client.output_processor
+        processor.process_outputs = self._hearing(processor.process_outputs)
+
+    def _hearing(self, process: Callable[..., Any]) -> Callable[..., Any]:
+        def hear_and_process(outputs: Sequence[Any], *args: Any, **options: Any) -> Any:
+            for output in outputs:
+                if output.kv_transfer_params is not None:
+                    self._hear(output)
+            return process(outputs, *args, **options)
+
+        return hear_and_process
+
+    def _hear(self, output: Any) -> None:
+        """Take the verdict off an output that brings one: what else its parameters hold is the client's."""
+        carried = output.kv_transfer_params.pop(EXTRA, None)
+        output.kv_transfer_params = output.kv_transfer_params or None
+        # A prompt whose client has left is counted already.
+        if carried and (prompt := self._prompts.get(carried[PROMPT])):
+            self._record(prompt, Verdict.from_wire(carried[VERDICT]))
+
+    def _record(self, prompt: Prompt, verdict: Verdict) -> None:
+        # Each of n completions brings its own verdict; the prompt is counted once.
+        if prompt.verdict is None:
+            self._metrics.observe(verdict)
+        if prompt.verdict is None or verdict.action.severity > prompt.verdict.action.severity:
+            prompt.verdict = verdict
+
+    def _listening(self, generate: Generate) -> Generate:
+        def listening(
+            prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
+        ) -> AsyncGenerator[RequestOutput, None]:
+            exchange = current.get()
+            lora = options.get("lora_request")
+            entry = Prompt(request_id, n=sampling_params.n or 1, model=lora.lora_name if lora else None)
+            if exchange is not None:
+                exchange.prompts.append(entry)
+            number = next(self._numbers)
+            params = _with_asked(sampling_params, exchange, number)
+            return self._heard(generate(prompt, params, request_id, **options), entry, number)
+
+        return listening
+
+    async def _heard(
+        self, outputs: AsyncGenerator[RequestOutput, None], entry: Prompt, number: int
     ) -> AsyncGenerator[RequestOutput, None]:
-        exchange = current.get()
-        lora = options.get("lora_request")
-        entry = Prompt(request_id, n=sampling_params.n or 1, model=lora.lora_name if lora else None)
-        if exchange is not None:
-            exchange.prompts.append(entry)
-        params = _with_asked(sampling_params, exchange)
-        return _heard(generate(prompt, params, request_id, **options), entry, message, metrics)
+        self._prompts[number] = entry
+        try:
+            async for output in outputs:
+                _note_completions(entry, output, self._message)
+                yield output
+        finally:
+            # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no further.
+            del self._prompts[number]
+            if entry.verdict is None:
+                self._metrics.observe_aborted()
+            await outputs.aclose()
 
-    return listening
 
-
-def _with_asked(params: SamplingParams, exchange: Exchange | None) -> SamplingParams:
+def _with_asked(params: SamplingParams, exchange: Exchange | None, number: int) -> SamplingParams:
     # A client can fill `extra_args` through `vllm_xargs`; what it put under the guard's key is thrown away.
-    extra = {key: value for key, value in (params.extra_args or {}).items() if key != EXTRA}
-    if exchange is not None and exchange.asked:
-        extra[EXTRA] = exchange.asked
-    params.extra_args = extra or None
+    asked = exchange.asked if exchange is not None else {}
+    params = copy.copy(params)  # which may serve several prompts
+    params.extra_args = {**(params.extra_args or {}), EXTRA: {**asked, PROMPT: number}}
     return params
-
-
-async def _heard(
-    outputs: AsyncGenerator[RequestOutput, None], entry: Prompt, message: str, metrics: GuardMetrics
-) -> AsyncGenerator[RequestOutput, None]:
-    try:
-        async for output in outputs:
-            if carried := _take_verdict(output):
-                _record(entry, carried, metrics)
-            _note_completions(entry, output, message)
-            yield output
-    finally:
-        # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no further.
-        if entry.verdict is None:
-            metrics.observe_aborted()
-        await outputs.aclose()
-
-
-def _take_verdict(output: RequestOutput) -> dict[str, Any] | None:
-    params = output.kv_transfer_params
-    if not params or EXTRA not in params:
-        return None
-    output.kv_transfer_params = {key: value for key, value in params.items() if key != EXTRA} or None
-    carried: dict[str, Any] = params[EXTRA]
-    return carried
-
-
-def _record(entry: Prompt, carried: dict[str, Any], metrics: GuardMetrics) -> None:
-    # Each of n completions brings its own verdict, and brings it with every output: the prompt is counted once.
-    if entry.verdict is not None and entry.verdict.event_id == carried["event_id"]:
-        return
-    verdict = Verdict.from_wire(carried)
-    if entry.verdict is None:
-        metrics.observe(verdict)
-        entry.verdict = verdict
-    elif verdict.action.severity > entry.verdict.action.severity:
-        entry.verdict = verdict
 
 
 def _note_completions(entry: Prompt, output: RequestOutput, message: str) -> None:

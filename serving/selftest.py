@@ -9,7 +9,7 @@ from vllm.sampling_params import SamplingParams
 
 from guard.verdict import Verdict
 from probes.errors import ServingError
-from serving.engine.wire import EXTRA
+from serving.engine.wire import EXTRA, VERDICT
 
 TIMEOUT_S = 300.0
 _REMEDY = "do not serve with this set-up: it would not guard; report the versions and the model"
@@ -58,5 +58,5 @@ async def _ask(engine_client: Any, rank: int | None) -> Verdict | None:
     name = f"foreguard-canary-{uuid.uuid4().hex}"
     async for output in engine_client.generate(prompt, SamplingParams(max_tokens=1), name, data_parallel_rank=rank):
         carried = (output.kv_transfer_params or {}).get(EXTRA)
-        verdict = Verdict.from_wire(carried) if carried else verdict
+        verdict = Verdict.from_wire(carried[VERDICT]) if carried else verdict
     return verdict

@@ -17,7 +17,7 @@ from serving import shapes
 from serving.asking import BadModeration, UnguardedRequest, asked, identify, read_moderation, require_guarded
 from serving.config import GuardConfig
 from serving.exchange import Exchange, current
-from serving.listener import listen
+from serving.listener import Listener
 from serving.responder import ROUTES, Message, Responder, Route, Send
 from serving.selftest import canary
 
@@ -64,7 +64,7 @@ class GuardMiddleware:
         bound = config.bind_policy(config.load_artifact())
         verdict = await canary(state.engine_client)
         metrics = GuardMetrics(REGISTRY, bound)
-        state.engine_client.generate = listen(state.engine_client.generate, bound.policy.response.message, metrics)
+        Listener(bound.policy.response.message, metrics).attach(state.engine_client)
         self._model = state.openai_serving_models.base_model_paths[0].name
         self._policy = bound.policy
         logger.info(

@@ -29,7 +29,7 @@ from guard.verdict import Action, Unscored, Verdict
 from probes.artifact import Artifact
 from serving.config import GuardConfig
 from serving.engine.orders import OrderBook
-from serving.engine.wire import EXTRA, SCORES, STOP_BLOCKED
+from serving.engine.wire import EXTRA, PROMPT, SCORES, STOP_BLOCKED, VERDICT
 
 logger = init_logger("vllm.foreguard.gate")
 
@@ -54,7 +54,8 @@ class GuardedScheduler(Scheduler):
         self._strengths = _strengths(self._policies, artifacts)
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
         self._orders = OrderBook(self)
-        self._verdicts: dict[str, dict[str, Any]] = {}
+        self._decided: set[str] = set()
+        self._undelivered: dict[str, dict[str, Any]] = {}
         self._to_steer: list[Request] = []
         self._held_logprobs: dict[str, list[Any]] = {}
         self._step = _Step({}, ())
@@ -68,7 +69,7 @@ class GuardedScheduler(Scheduler):
     def _update_request_as_session(self, session: Request, update: Any) -> None:
         # A streamed input goes on: what was decided was decided on less than is now asked.
         super()._update_request_as_session(session, update)
-        self._verdicts.pop(session.request_id, None)
+        self._decided.discard(session.request_id)
         self._ask_for(session)
 
     def _ask_for(self, request: Request) -> None:
@@ -96,13 +97,14 @@ class GuardedScheduler(Scheduler):
         for request in self._to_steer:
             self._resume_steered(request)
         self._to_steer.clear()
-        self._deliver(outputs)
+        if self._undelivered:
+            self._deliver(outputs)
         return outputs
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
     ) -> tuple[list[int], bool]:
-        if request.request_id not in self._verdicts:
+        if request.request_id not in self._decided:
             verdict = self._decide(request)
             if verdict.action is Action.BLOCK:
                 request.status = RequestStatus.FINISHED_STOPPED
@@ -133,7 +135,8 @@ class GuardedScheduler(Scheduler):
     def _decide(self, request: Request) -> Verdict:
         verdict = self._judge(request)
         self._orders.decided(request)
-        self._verdicts[request.request_id] = verdict.to_wire()
+        self._decided.add(request.request_id)
+        self._undelivered[request.request_id] = {PROMPT: _asked(request).get(PROMPT), VERDICT: verdict.to_wire()}
         return verdict
 
     def _judge(self, request: Request) -> Verdict:
@@ -143,7 +146,7 @@ class GuardedScheduler(Scheduler):
         else:
             scores = self._step.scores.get(request.request_id, Unscored.MISSING.value)
         policy = self._policies[subject or 0]
-        asked = (request.sampling_params.extra_args or {}).get(EXTRA, {}) if request.sampling_params else {}
+        asked = _asked(request)
         reading = Unscored(scores) if isinstance(scores, str) else scores
         try:
             return policy.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
@@ -176,25 +179,19 @@ class GuardedScheduler(Scheduler):
         self.prev_step_scheduled_req_ids.discard(request.request_id)
 
     def _deliver(self, outputs: dict[int, Any]) -> None:
-        """Put verdicts onto the outputs of their requests: onto each of them, for any may be the only one that arrives.
-
-        vLLM merges outputs that nobody has taken yet, and drops those of an answer that is not streamed; it keeps the
-        parameters of the last one. And which one is the last is known here only if no stop string ends it over there.
-        """
+        """Put verdicts onto the first outputs of their requests: they are noted where these arrive (`listener`)."""
         for client in outputs.values():
             for output in client.outputs:
-                if verdict := self._verdicts.get(output.request_id):
-                    output.kv_transfer_params = _with(output.kv_transfer_params, verdict)
+                if carried := self._undelivered.pop(output.request_id, None):
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA: carried}
+        # What was steered has no output yet; what was aborted meanwhile will have none.
+        self._undelivered = {name: each for name, each in self._undelivered.items() if name in self.requests}
 
-    def _free_request(
-        self, request: Request, *args: Any, **kwargs: Any
-    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        kv_params, ec_params = super()._free_request(request, *args, **kwargs)
-        verdict = self._verdicts.pop(request.request_id, None)
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        self._decided.discard(request.request_id)
         self._held_logprobs.pop(request.request_id, None)
         self._orders.close(request)
-        # The request's last output is made after this, and finds no verdict any more.
-        return (_with(kv_params, verdict) if verdict else kv_params), ec_params
+        return super()._free_request(request, *args, **kwargs)
 
 
 class GuardedAsyncScheduler(GuardedScheduler, AsyncScheduler):
@@ -207,8 +204,11 @@ def guarded_scheduler(*, vllm_config: Any, **options: Any) -> GuardedScheduler:
     return gate(vllm_config=vllm_config, **options)
 
 
-def _with(kv_params: dict[str, Any] | None, verdict: dict[str, Any]) -> dict[str, Any]:
-    return {**(kv_params or {}), EXTRA: verdict}
+def _asked(request: Request) -> dict[str, Any]:
+    """Return what the API process says and asks about the request."""
+    params = request.sampling_params
+    asked: dict[str, Any] = (params.extra_args or {}).get(EXTRA, {}) if params else {}
+    return asked
 
 
 def _strengths(policies: list[BoundPolicy], artifacts: list[Artifact]) -> list[list[float]]:

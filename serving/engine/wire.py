@@ -17,7 +17,13 @@ STREAM_PARTS = "foreguard_parts"
 
 EXTRA = "foreguard"
 """Key of `additional_config` (the guard's configuration), of `SamplingParams.extra_args` (what a caller may ask of the
-gate) and of `EngineCoreOutput.kv_transfer_params` (the verdict)."""
+gate, and `PROMPT`) and of `EngineCoreOutput.kv_transfer_params` (the `VERDICT`, and `PROMPT`)."""
+
+PROMPT = "prompt"
+"""Under `EXTRA`: what the API process calls the prompt, which may have several requests (`n`) in the engine."""
+
+VERDICT = "verdict"
+"""Under `EXTRA`: the verdict, as `Verdict.to_wire` has it; with a request's first output alone."""
 
 STOP_BLOCKED = "foreguard:blocked"
 """`stop_reason` of a request that the gate ended."""

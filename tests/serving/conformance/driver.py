@@ -66,13 +66,14 @@ def about(engine: Any) -> dict[str, Any]:
 
 
 def count_events(scheduler: Any) -> Counter[str]:
-    """Count preemptions and drafted tokens from here on: proof that a scenario is what it says."""
+    """Count preemptions, by request too, and drafted tokens from here on: proof that a scenario is what it says."""
     counts: Counter[str] = Counter()
     preempt, stats = scheduler._preempt_request, scheduler.make_spec_decoding_stats
 
-    def preempt_and_count(*args: Any, **options: Any) -> Any:
+    def preempt_and_count(request: Any, *args: Any, **options: Any) -> Any:
         counts["preempted"] += 1
-        return preempt(*args, **options)
+        counts[f"preempted {request.request_id.rpartition('-')[0]}"] += 1  # vLLM made the name its own by an ending
+        return preempt(request, *args, **options)
 
     def stats_and_count(*args: Any, **options: Any) -> Any:
         counts["drafted"] += options["num_draft_tokens"]
@@ -126,7 +127,7 @@ def note(output: Any, outcome: dict[str, Any]) -> None:
     """Take in one output of a request: cumulative, but for the verdict, which is kept from whichever brought it."""
     carried = (output.kv_transfer_params or {}).get("foreguard")
     if carried:
-        outcome.setdefault("verdicts", []).append(carried)
+        outcome.setdefault("verdicts", []).append(carried["verdict"])
     outcome["cached"] = output.num_cached_tokens
     outcome["finished"] = output.finished
     outcome["prompt_logprobs"] = output.prompt_logprobs and len(output.prompt_logprobs)

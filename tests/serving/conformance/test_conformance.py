@@ -60,6 +60,14 @@ def events(played, scenario, which="guarded"):
     return {k: sum(each.get(k, 0) for _, each in played[which][scenario]) for k in ("preempted", "drafted", "accepted")}
 
 
+def made_room(played, scenario):
+    """Requests of a crowd that either engine took out to make room for others."""
+    if scenario != "crowded":
+        return set()
+    counts = [count for which in ("guarded", "unguarded") for _, count in played[which][scenario]]
+    return {name.removeprefix("preempted ") for count in counts for name in count}
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_prompt_has_the_scores_of_a_pass_of_it_alone(played, cast, scenario):
     """Cold or cached, whole or in chunks, alone or in a crowd, preempted or not: every probe's score, every readout."""
@@ -89,11 +97,19 @@ def test_what_is_decided_is_done(played, cast, scenario):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_what_is_allowed_answers_as_without_a_guard(played, cast, scenario):
-    """Token for token, with as many log-probabilities, whoever beside it was blocked or steered."""
+    """Token for token, with as many log-probabilities, whoever beside it was blocked or steered.
+
+    Not compared is what one of the engines preempted in mid-answer to make room, and the other did not, or elsewhere: vLLM
+    computes the answer so far anew, in one pass, and that rounds differently.
+    """
+    compared = 0
     for request, ours, theirs in pairs(played, cast, scenario):
-        if cast.action(request["prompt"]) == "allow" and not (request.get("leaves") or request.get("sampled")):
+        unlike = request.get("leaves") or request.get("sampled") or request["id"] in made_room(played, scenario)
+        if cast.action(request["prompt"]) == "allow" and not unlike:
             assert ours["completions"] == theirs["completions"], request["id"]
             assert ours["prompt_logprobs"] == theirs["prompt_logprobs"]
+            compared += 1
+    assert compared or scenario == "several_completions"
 
 
 @pytest.mark.parametrize("scenario", ["mixed", "cold_then_warm", "cancelled", "reset_in_mid_flight"])
@@ -126,8 +142,9 @@ def test_the_mode_is_what_it_says(played, mode, cast):
     assert about["scheduler"] == ("GuardedAsyncScheduler" if mode.asynchronous else "GuardedScheduler")
     assert about["at_once"] == (2 if mode.asynchronous else 1)
     cached = sum(ours.get("cached") or 0 for _, ours, _ in pairs(played, cast, "cold_then_warm"))
-    assert bool(cached) is ("--no-enable-prefix-caching" not in mode.flags)
-    if "starved" in mode.name:
+    if "starved" in mode.name:  # what is cached is soon evicted
         assert events(played, "crowded", "unguarded")["preempted"] > 0
+    else:
+        assert bool(cached) is ("--no-enable-prefix-caching" not in mode.flags)
     assert (events(played, "crowded")["drafted"] > 0) is ("--speculative-config" in mode.flags)
     assert events(played, "reset_in_mid_flight", "unguarded")["preempted"] > 0

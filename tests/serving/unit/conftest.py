@@ -18,7 +18,7 @@ from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe
 from serving.config import GuardConfig
-from serving.engine.wire import EXTRA, STOP_BLOCKED
+from serving.engine.wire import EXTRA, PROMPT, STOP_BLOCKED, VERDICT
 from serving.voice import GuardMiddleware
 
 POLICY = """\
@@ -50,17 +50,35 @@ def completion(index=0, text="hello", *, blocked=False):
 
 
 def output(*completions, verdict=None, finished=True, request_id="chatcmpl-1", **kv):
-    """One output of vLLM's engine client; a verdict rides in `kv_transfer_params`."""
-    params = {**kv, **({EXTRA: verdict.to_wire()} if verdict else {})}
+    """One output of vLLM's engine client; a verdict rides in `kv_transfer_params`, until it has arrived."""
+    params = {**kv, **({EXTRA: {VERDICT: verdict.to_wire()}} if verdict else {})}
     return vllm.outputs.RequestOutput(
         request_id, "prompt", [1, 2, 3], None, list(completions), finished, kv_transfer_params=params or None
     )
 
 
+class Processor:
+    """VLLM's output processor, as far as the guard knows it: the engine's outputs arrive here."""
+
+    def process_outputs(self, outputs):
+        """Make something of them."""
+
+    def arrive(self, item, params):
+        """Let the engine's output arrive that vLLM makes `item` of."""
+        carried = (item.kv_transfer_params or {}).get(EXTRA)
+        if carried:
+            carried[PROMPT] = (params.extra_args or {}).get(EXTRA, {}).get(PROMPT)
+        arriving = SimpleNamespace(kv_transfer_params=item.kv_transfer_params)
+        self.process_outputs([arriving])
+        item.kv_transfer_params = arriving.kv_transfer_params
+        return item
+
+
 class Engine:
-    """Answers as vLLM with the gate in it does: the verdict comes with each completion's first output and with its end."""
+    """Answers as vLLM with the gate in it does: the verdict comes with each completion's first output."""
 
     def __init__(self, bound):
+        self.output_processor = Processor()
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 100)
         self.scores = [0.0]
         self.asked = []
@@ -73,14 +91,16 @@ class Engine:
     async def generate(self, prompt, params, request_id, **options):
         """Yield the outputs of `params.n` completions."""
         asked = (params.extra_args or {}).get(EXTRA, {})
-        self.asked.append(asked)
+        self.asked.append({name: word for name, word in asked.items() if name != PROMPT})
         verdict = self._bound.judge(self.scores, tighten=bool(asked.get("tighten")), shadow=bool(asked.get("shadow")))
         for index in range(params.n or 1):
             if verdict.action == "block":
-                yield output(completion(index, blocked=True), verdict=verdict, request_id=request_id)
+                item = output(completion(index, blocked=True), verdict=verdict, request_id=request_id)
+                yield self.output_processor.arrive(item, params)
             else:
-                yield output(completion(index, "hel"), verdict=verdict, finished=False, request_id=request_id)
-                yield output(completion(index, "lo"), verdict=verdict, request_id=request_id)
+                item = output(completion(index, "hel"), verdict=verdict, finished=False, request_id=request_id)
+                yield self.output_processor.arrive(item, params)
+                yield output(completion(index, "lo"), request_id=request_id)
 
 
 @pytest.fixture
@@ -198,8 +218,8 @@ def serve(config, registry):
 
 @pytest.fixture
 def outputs():
-    """Makers of vLLM's output objects: `outputs.one(...)`, `outputs.completion(...)`."""
-    return SimpleNamespace(one=output, completion=completion)
+    """Makers of vLLM's output objects, `outputs.one(...)`, `outputs.completion(...)`, and of what they arrive at."""
+    return SimpleNamespace(one=output, completion=completion, processor=Processor)
 
 
 @pytest.fixture

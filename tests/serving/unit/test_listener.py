@@ -1,6 +1,7 @@
 """The listener hears each verdict once and leaves no trace of it in vLLM's outputs."""
 
 import asyncio
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
 from guard.verdict import Action, Unscored
-from serving.engine.wire import EXTRA
+from serving.engine.wire import EXTRA, PROMPT
 from serving.exchange import Exchange, current
-from serving.listener import listen
+from serving.listener import Listener
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
 BOUND = bind(
@@ -38,9 +39,9 @@ def exchange():
 
 
 @pytest.fixture
-def hear(registry):
+def hear(registry, outputs):
     """A maker of (listening `generate`, what vLLM would see as parameters, ids of closed requests)."""
-    metrics = GuardMetrics(registry, BOUND)
+    listener = Listener("No.", GuardMetrics(registry, BOUND))
 
     def make(*produced, fault=None):
         closed = []
@@ -49,13 +50,15 @@ def hear(registry):
             generate.params = params
             try:
                 for item in produced:
-                    yield item
+                    yield client.output_processor.arrive(item, params)
                 if fault:
                     raise fault
             finally:
                 closed.append(request_id)
 
-        return listen(generate, "No.", metrics), lambda: generate.params, closed
+        client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
+        listener.attach(client)
+        return client.generate, lambda: generate.params, closed
 
     return make
 
@@ -79,23 +82,57 @@ async def test_verdict_is_taken_and_other_parameters_stay(hear, exchange, output
     """A client that is shown `kv_transfer_params` finds its connector's keys there, and no verdict."""
     verdict = BOUND.judge([1.0])
     listening, _, _ = hear(
-        outputs.one(outputs.completion(), verdict=verdict, finished=False, remote_host="a"),
-        outputs.one(outputs.completion(), verdict=verdict),
+        outputs.one(outputs.completion(), verdict=verdict, finished=False),
+        outputs.one(outputs.completion(), remote_host="a"),
     )
     first, last = await drain(listening("p", SamplingParams(), "id"))
-    assert first.kv_transfer_params == {"remote_host": "a"}
-    assert last.kv_transfer_params is None
+    assert first.kv_transfer_params is None
+    assert last.kv_transfer_params == {"remote_host": "a"}
     assert exchange.prompts[0].verdict == verdict
 
 
-async def test_counted_once_though_delivered_twice(hear, exchange, outputs, registry):
-    """The verdict comes with every output; the prompt is one prompt."""
-    verdict = BOUND.judge([1.0])
-    listening, _, _ = hear(*[outputs.one(outputs.completion(), verdict=verdict)] * 2)
-    await drain(listening("p", SamplingParams(), "id"))
+async def test_heard_though_vllm_hands_on_another_output(registry, exchange, outputs):
+    """Merged into a later output, or left out of an answer that is not streamed: the verdict was noted before."""
+    verdict, processor = BOUND.judge([1.0]), outputs.processor()
+
+    async def generate(prompt, params, request_id):
+        processor.arrive(outputs.one(outputs.completion(), verdict=verdict, finished=False), params)
+        yield outputs.one(outputs.completion())
+
+    client = SimpleNamespace(generate=generate, output_processor=processor)
+    Listener("No.", GuardMetrics(registry, BOUND)).attach(client)
+    await drain(client.generate("p", SamplingParams(), "id"))
+    assert exchange.prompts[0].verdict == verdict
     assert counted(registry, "allow") == 1
     assert registry.get_sample_value("foreguard_score_count", {"probe": "harm"}) == 1
     assert aborted(registry) == 0
+
+
+async def test_prompts_of_one_name_are_told_apart(hear, exchange, outputs):
+    """Two requests may come under one id, which clients choose (`X-Request-Id`): each gets its own verdict."""
+    allowed, blocked = BOUND.judge([1.0]), BOUND.judge([3.0])
+    params = SamplingParams()
+    first, _, _ = hear(outputs.one(outputs.completion(), verdict=allowed))
+    second, _, _ = hear(outputs.one(outputs.completion(blocked=True), verdict=blocked))
+    both = first("p", params, "id"), second("q", params, "id")
+    await asyncio.gather(*map(drain, both))
+    assert [prompt.verdict for prompt in exchange.prompts] == [allowed, blocked]
+
+
+async def test_a_verdict_on_a_prompt_that_nobody_waits_for_is_not_counted(registry, outputs):
+    """Its client has left, and it was counted then."""
+    processor, seen = outputs.processor(), []
+
+    async def generate(prompt, params, request_id):
+        seen.append(params)
+        yield outputs.one(finished=False)
+
+    client = SimpleNamespace(generate=generate, output_processor=processor)
+    Listener("No.", GuardMetrics(registry, BOUND)).attach(client)
+    await drain(client.generate("p", SamplingParams(), "id"))
+    late = processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge([1.0])), *seen)
+    assert late.kv_transfer_params is None
+    assert (aborted(registry), counted(registry, "allow")) == (1, 0)
 
 
 async def test_n_completions_are_one_prompt(hear, exchange, outputs, registry):
@@ -140,7 +177,9 @@ async def test_a_client_that_leaves_is_counted(hear, exchange, outputs, registry
     await anext(generator)
     await generator.aclose()
     assert aborted(registry) == 1
-    late, _, closed_late = hear(*[outputs.one(outputs.completion(), verdict=BOUND.judge([0.0]))] * 2)
+    late, _, closed_late = hear(
+        outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])), outputs.one(outputs.completion())
+    )
     generator = late("p", SamplingParams(), "late")
     await anext(generator)
     await generator.aclose()
@@ -149,7 +188,7 @@ async def test_a_client_that_leaves_is_counted(hear, exchange, outputs, registry
     assert (closed, closed_late) == (["early"], ["late"])
 
 
-async def test_a_client_that_leaves_twice_is_counted(registry):
+async def test_a_client_that_leaves_twice_is_counted(registry, outputs):
     """Cancelled again while vLLM is still told that nobody waits: the prompt is counted all the same, once."""
 
     async def generate(prompt, params, request_id):
@@ -158,7 +197,9 @@ async def test_a_client_that_leaves_twice_is_counted(registry):
         finally:
             await asyncio.sleep(60)
 
-    generator = listen(generate, "No.", GuardMetrics(registry, BOUND))("p", SamplingParams(), "id")
+    client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
+    Listener("No.", GuardMetrics(registry, BOUND)).attach(client)
+    generator = client.generate("p", SamplingParams(), "id")
     await anext(generator)
     closing = asyncio.create_task(generator.aclose())
     await asyncio.sleep(0)
@@ -181,9 +222,9 @@ async def test_what_a_client_puts_under_the_guard_s_key_is_thrown_away(hear, exc
     listening, params, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
     forged = SamplingParams(extra_args={EXTRA: {"shadow": True, "caller": "a" * 64}, "mine": 1})
     await drain(listening("p", forged, "id"))
-    assert params().extra_args == {"mine": 1}
-    await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
-    assert params().extra_args is None
+    assert params().extra_args == {"mine": 1, EXTRA: {PROMPT: 0}}
+    await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True, PROMPT: 7}}), "id"))
+    assert params().extra_args == {EXTRA: {PROMPT: 1}}
 
 
 async def test_what_the_middleware_heard_goes_to_the_gate(hear, exchange, outputs):
@@ -191,7 +232,7 @@ async def test_what_the_middleware_heard_goes_to_the_gate(hear, exchange, output
     exchange.asked = {"tighten": True}
     listening, params, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
     await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
-    assert params().extra_args == {EXTRA: {"tighten": True}}
+    assert params().extra_args == {EXTRA: {"tighten": True, PROMPT: 0}}
 
 
 async def test_routes_without_an_exchange_are_counted_and_scrubbed(hear, outputs, registry):
@@ -199,7 +240,7 @@ async def test_routes_without_an_exchange_are_counted_and_scrubbed(hear, outputs
     listening, params, _ = hear(outputs.one(outputs.completion(blocked=True), verdict=BOUND.judge([3.0])))
     (found,) = await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
     assert found.outputs[0].text == "No."
-    assert params().extra_args is None
+    assert params().extra_args == {EXTRA: {PROMPT: 0}}
     assert counted(registry, "block") == 1
 
 
