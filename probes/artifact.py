@@ -27,6 +27,8 @@ MANIFEST = "manifest.json"
 TENSORS = "probes.safetensors"
 BENIGN_SCORES = "scores.harmless"
 HARMFUL_SCORES = "scores.harmful"
+BENIGN_ANSWERS = "answers.harmless"
+HARMFUL_ANSWERS = "answers.harmful"
 _RECALIBRATE = "fetch the artifact again, or run `foreguard calibrate`"
 
 
@@ -37,7 +39,9 @@ class Artifact:
     `tensors` holds, all float32: each probe's as `Probe.shapes` has them, `steering.<name>.<tensor>` of the shapes that
     `SteeringVector.shapes` gives, and the calibration split's request scores `scores.harmless` `[N, K]` and
     `scores.harmful` `[M, K]`, columns in the manifest's order of probes: thresholds for any target false-positive rate
-    come from these. `attachments` are whole files that go along, by name: no server reads them.
+    come from these. Where there are watches, `answers.harmless` `[N, W]` and `answers.harmful` `[M, W]` are the scores of the
+    model's answers to such prompts likewise, and each watch has its tensors as `Watch.shapes` has them. `attachments` are
+    whole files that go along, by name: no server reads them.
     """
 
     manifest: Manifest
@@ -189,6 +193,10 @@ def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> N
     for v in manifest.steering:
         expected |= {f"steering.{v.name}.{tensor}": shape for tensor, shape in v.shapes(hidden_size).items()}
     expected |= {BENIGN_SCORES: (None, num_probes), HARMFUL_SCORES: (None, num_probes)}
+    for watch in manifest.watches:
+        expected |= watch.shapes
+    if manifest.watches:
+        expected |= dict.fromkeys((BENIGN_ANSWERS, HARMFUL_ANSWERS), (None, len(manifest.watches)))
     if set(expected) != set(tensors):
         odd = sorted(set(expected) ^ set(tensors))
         raise ArtifactCorrupt(f"missing or unexpected tensors: {', '.join(odd)}", field=TENSORS, remedy=_RECALIBRATE)
@@ -204,3 +212,5 @@ def _check_tensor(name: str, tensor: torch.Tensor, expected: tuple[int | None, .
         )
     if not torch.isfinite(tensor).all():
         raise ArtifactCorrupt("holds NaN or infinite values", field=name, remedy=_RECALIBRATE)
+    if name.startswith("watch.") and name.endswith(".spread") and not (tensor > 0).all():
+        raise ArtifactCorrupt("holds a spread that is not positive", field=name, remedy=_RECALIBRATE)

@@ -145,6 +145,35 @@ class Probe(_Strict):
         return self
 
 
+class Watch(_Strict):
+    """One probe, read along an answer while it is generated: `probes.answer_reading` says how.
+
+    Tensors `watch.<name>.centre` and `watch.<name>.spread` are float32 `[max_tokens]`: mean and standard deviation, at each
+    token of an answer, of the levels that harmless answers have there.
+    """
+
+    name: Name
+    probe: Name
+    """Whose token scores are averaged: a probe of one channel, whose head is `sum`."""
+    readout: Readout
+    """The moving mean: `ema` or `swim`."""
+    max_tokens: int = Field(ge=1)
+    """Tokens of the longest answers that it was calibrated for; later ones are judged as the last of these."""
+    evaluation: tuple[Evaluation, ...] = ()
+    """Held-out numbers of answers to harmful prompts against answers to harmless ones."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of its tensors."""
+        return {f"watch.{self.name}.{tensor}": (self.max_tokens,) for tensor in ("centre", "spread")}
+
+    @model_validator(mode="after")
+    def _readout_moves(self) -> Self:
+        if self.readout.kind not in ("ema", "swim"):
+            raise ValueError("a watch has a moving mean: readout 'ema' or 'swim'")
+        return self
+
+
 class SteeringVector(_Strict):
     """One steering vector, or map, at `resid_post`: `probes.steering` says what each operator and gate does.
 
@@ -223,6 +252,7 @@ class Manifest(_Strict):
     fingerprint: Fingerprint
     probes: tuple[Probe, ...]
     steering: tuple[SteeringVector, ...] = ()
+    watches: tuple[Watch, ...] = ()
     combinations: dict[Name, Annotated[dict[Name, float], Field(min_length=1)]] = {}
     """Weighted sums of probe scores that calibration recommends; policies may use them by name."""
     data: tuple[DataDigest, ...] = ()
@@ -241,7 +271,8 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        for kind, names in (("probes", [p.name for p in self.probes]), ("steering", [v.name for v in self.steering])):
+        kinds = {"probes": self.probes, "steering": self.steering, "watches": self.watches}
+        for kind, names in ((kind, [each.name for each in named]) for kind, named in kinds.items()):
             if len(names) != len(set(names)):
                 raise ValueError(f"{kind}: names must be unique")
         return self
@@ -252,6 +283,14 @@ class Manifest(_Strict):
         for name, weights in self.combinations.items():
             if name in probes or not set(weights) <= probes:
                 raise ValueError(f"combination {name!r} must be of probes that exist, and named like none of them")
+        return self
+
+    @model_validator(mode="after")
+    def _watches_have_probes(self) -> Self:
+        plain = {probe.name for probe in self.probes if (probe.channels, probe.head) == (1, "sum")}
+        for watch in self.watches:
+            if watch.probe not in plain:
+                raise ValueError(f"watch {watch.name!r} needs a probe of one channel with head 'sum': {watch.probe!r}")
         return self
 
     @model_validator(mode="after")

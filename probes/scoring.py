@@ -93,6 +93,10 @@ class ProbeBank:
         """The probes' names `[K]`."""
         return tuple(probe.name for probe in self.probes)
 
+    def channel(self, probe: str) -> int:
+        """Return the first channel of the probe of this name."""
+        return int(self.plan.firsts[self.names.index(probe)])
+
     def token_scores(self, activations: Mapping[Tap, torch.Tensor]) -> Scores:
         """Return token scores `[T, C]` from the activations `[T, W]` at the taps."""
         if not self.readings:
