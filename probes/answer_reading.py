@@ -62,7 +62,9 @@ class AnswersRead:
         self._bank = bank
         self._averages = np.array([readout.kind == "ema" for readout in readouts], dtype=bool)
         self._alphas = np.array([readout.alpha for readout in readouts])
-        self._windows = np.array([1 if readout.kind == "ema" else readout.window for readout in readouts], dtype=np.int64)
+        self._windows = np.array(
+            [1 if readout.kind == "ema" else readout.window for readout in readouts], dtype=np.int64
+        )
         shape = (capacity, len(readouts))
         self._counts = np.zeros(capacity, dtype=np.int64)
         self._averaged, self._sums, self._peaks = np.zeros(shape), np.zeros(shape), np.empty(shape)
@@ -79,8 +81,8 @@ class AnswersRead:
 
         A token without a score (NaN) leaves its answer without one, to its end.
         """
-        scores, counts = scores.astype(np.float64), self._counts[rows]
-        levels = np.where(self._averages, self._average(rows, counts, scores), self._windowed(rows, counts, scores))
+        exact, counts = scores.astype(np.float64), self._counts[rows]
+        levels = np.where(self._averages, self._average(rows, counts, exact), self._windowed(rows, counts, exact))
         place = np.minimum(counts, len(self._bank.centre) - 1)
         unusual = (levels - self._bank.centre[place]) / self._bank.spread[place]
         self._peaks[rows] = np.maximum(self._peaks[rows], unusual)
@@ -104,4 +106,4 @@ class AnswersRead:
         place = rows[:, None], self._columns, counts[:, None] % self._windows
         self._sums[rows] += scores - self._recent[place]
         self._recent[place] = scores
-        return self._sums[rows] / np.minimum(counts[:, None] + 1, self._windows)
+        return np.asarray(self._sums[rows] / np.minimum(counts[:, None] + 1, self._windows))

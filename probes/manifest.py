@@ -271,8 +271,11 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        kinds = {"probes": self.probes, "steering": self.steering, "watches": self.watches}
-        for kind, names in ((kind, [each.name for each in named]) for kind, named in kinds.items()):
+        for kind, names in (
+            ("probes", [probe.name for probe in self.probes]),
+            ("steering", [vector.name for vector in self.steering]),
+            ("watches", [watch.name for watch in self.watches]),
+        ):
             if len(names) != len(set(names)):
                 raise ValueError(f"{kind}: names must be unique")
         return self
