@@ -67,11 +67,12 @@ def check(
     table = Table(title=f"{loaded.label}: {loaded.mode}, unscored prompts: {loaded.on_unscored}", title_justify="left")
     for column in ("rule", "action", "when"):
         table.add_column(column)
-    for rule in loaded.rules:
+    for rule in (*loaded.rules, *loaded.answer_rules):
         conditions = [
             _condition(name, condition, thresholds.get((rule.name, name))) for name, condition in rule.when.items()
         ]
-        table.add_row(rule.name, rule.action.value, "\n".join(conditions))
+        of_answer = " the answer" if rule in loaded.answer_rules else ""
+        table.add_row(rule.name, rule.action.value + of_answer, "\n".join(conditions))
     console = Console()
     console.print(table)
     for idle, before in (bound.idle_rules if bound else {}).items():
@@ -79,21 +80,13 @@ def check(
 
 
 def _bound(policy: "Policy", artifact: Path) -> "BoundPolicy":
-    from guard.decide import bind
-    from probes.artifact import BENIGN_SCORES, Artifact
+    from guard.binding import bind_to
+    from probes.artifact import Artifact
     from probes.steering import require_servable_steering
 
     loaded = Artifact.load(artifact)
-    manifest = loaded.manifest
-    require_servable_steering(manifest)
-    return bind(
-        policy.beside(manifest.combinations),
-        [probe.name for probe in manifest.probes],
-        loaded.tensors[BENIGN_SCORES].numpy(),
-        escalating=manifest.escalating,
-        steering=[vector.name for vector in manifest.steering],
-        digest=manifest.digest,
-    )
+    require_servable_steering(loaded.manifest)
+    return bind_to(loaded, policy)
 
 
 def _condition(name: str, condition: "Condition", threshold: float | None) -> str:

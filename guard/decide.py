@@ -4,7 +4,6 @@
 """
 
 import math
-import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from guard.answer_rules import BoundAnswerRules
 from guard.bound_rule import Band, BoundRule, Columns
 from guard.policy import Condition, Policy, Rule, TargetFpr
 from guard.threshold import certify
-from guard.verdict import Action, Mode, Unscored, Verdict
+from guard.verdict import Action, Unscored, Verdict
 from probes.errors import PolicyError, TooFewNegatives
 
 
@@ -28,6 +28,8 @@ class BoundPolicy:
     probes: tuple[str, ...]
     rules: tuple[BoundRule, ...]
     """Most severe first: the first that holds decides."""
+    answers: BoundAnswerRules | None = None
+    """The rules on answers, where the policy has any."""
 
     @property
     def idle_rules(self) -> dict[str, str]:
@@ -42,9 +44,8 @@ class BoundPolicy:
     @property
     def thresholds(self) -> dict[tuple[str, str], float]:
         """Return the upper thresholds in force, by (rule, score)."""
-        return {
-            (rule.name, band.score): band.above for rule in self.rules for band in rule.bands if band.above > -math.inf
-        }
+        rules = (*self.rules, *(self.answers.rules if self.answers else ()))
+        return {(rule.name, band.score): band.above for rule in rules for band in rule.bands if band.above > -math.inf}
 
     def judge(self, scores: Sequence[float] | Unscored, *, tighten: bool = False, shadow: bool = False) -> Verdict:
         """Return the verdict on one prompt's probe `scores`, or on their absence.
@@ -59,19 +60,13 @@ class BoundPolicy:
             unscored, named = Unscored.NOT_FINITE, {}
         rule = None if unscored else next((rule for rule in self.rules if rule.holds(named)), None)
         decision = self.policy.on_unscored if unscored else rule.action if rule else Action.ALLOW
-        if tighten and decision in (Action.FLAG, Action.STEER):
-            decision = Action.BLOCK
-        mode = Mode.SHADOW if shadow else self.policy.mode
-        return Verdict(
-            decision=decision,
-            action=decision if mode is Mode.ENFORCE else Action.ALLOW,
-            mode=mode,
-            scores=named,
-            policy=self.policy.label,
-            event_id=f"fge_{secrets.token_hex(12)}",
+        return self.policy.verdict(
+            decision.tightened if tighten else decision,
+            named,
             rule=rule.name if rule else None,
             unscored=unscored,
-            decision_seconds=time.perf_counter() - began,
+            shadow=shadow,
+            began=began,
         )
 
     def firing(self, columns: Columns) -> dict[str, npt.NDArray[np.bool_]]:
@@ -99,6 +94,17 @@ def _weighted(weights: Mapping[str, float], scores: Mapping[str, Any]) -> Any:
     return total
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What an artifact knows of answers."""
+
+    watches: Sequence[str]
+    benign_scores: npt.NDArray[np.float32]
+    """Of answers to harmless prompts, `[N, W]`."""
+    escalating: Collection[str] = ()
+    """The watches of probes that say that something is unusual, and not that it is harmful."""
+
+
 def bind(
     policy: Policy,
     probes: Sequence[str],
@@ -107,8 +113,10 @@ def bind(
     escalating: Collection[str] = (),
     steering: Sequence[str] = (),
     digest: str | None = None,
+    watched: Watched | None = None,
 ) -> BoundPolicy:
-    """Bind `policy` to an artifact: its `probes`, their `benign_scores` `[N, K]`, its `steering` vectors and its `digest`.
+    """Bind `policy` to an artifact: its `probes`, their `benign_scores` `[N, K]`, its `steering` vectors, its `digest`, and
+    what it has for watching answers.
 
     Probes that are `escalating` say that a prompt is unusual, and not that it is harmful. Raises `PolicyError` for a rule
     that blocks by them alone, for a probe, combination or vector that does not exist, for another artifact than the
@@ -123,28 +131,45 @@ def bind(
     if policy.steering and policy.steering.vector not in steering:
         raise _unknown("steering.vector", policy.steering.vector, "steering vector", steering)
     columns = score_columns(policy, probes, benign_scores)
-    for rule in policy.rules:
-        _require_detection(rule, policy, escalating)
-    rules = tuple(
+    combined = {name for name, weights in policy.combine.items() if _only_escalates(weights, escalating)}
+    rules = _bound("rules", policy.rules, columns, combined.union(escalating))
+    return BoundPolicy(policy, tuple(probes), rules, _bound_answers(policy, watched))
+
+
+def _bound(section: str, rules: Sequence[Rule], columns: Columns, escalating: Collection[str]) -> tuple[BoundRule, ...]:
+    """Return rules whose scores have benign `columns`, most severe first. Raises `PolicyError`."""
+    for rule in rules:
+        _require_detection(section, rule, escalating)
+    return tuple(
         BoundRule(
             rule.name,
             rule.action,
-            tuple(_band(f"rules.{rule.name}.when.{s}", s, c, columns) for s, c in rule.when.items()),
+            tuple(_band(f"{section}.{rule.name}.when.{s}", s, c, columns) for s, c in rule.when.items()),
         )
-        for rule in sorted(policy.rules, key=lambda rule: -rule.action.severity)
+        for rule in sorted(rules, key=lambda rule: -rule.action.severity)
     )
-    return BoundPolicy(policy, tuple(probes), rules)
 
 
-def _require_detection(rule: Rule, policy: Policy, escalating: Collection[str]) -> None:
-    """Raise `PolicyError` where a rule blocks, and nothing that it asks about has seen harm."""
-    if rule.action is not Action.BLOCK:
-        return
-    combined = {name for name, weights in policy.combine.items() if _only_escalates(weights, escalating)}
-    if all(score in combined or score in escalating for score in rule.when):
+def _bound_answers(policy: Policy, watched: Watched | None) -> BoundAnswerRules | None:
+    if not policy.answer_rules:
+        return None
+    if watched is None or not watched.watches:
         raise PolicyError(
-            f"blocks by {', '.join(rule.when)} alone, which says that a prompt is unusual and not that it is harmful",
-            field=f"rules.{rule.name}.when",
+            "the artifact has no watches, so answers cannot be read",
+            field="answer_rules",
+            remedy="calibrate with --watch-answers, or remove the section",
+        )
+    columns = {name: watched.benign_scores[:, index].astype(np.float64) for index, name in enumerate(watched.watches)}
+    rules = _bound("answer_rules", policy.answer_rules, columns, watched.escalating)
+    return BoundAnswerRules(policy, tuple(watched.watches), rules)
+
+
+def _require_detection(section: str, rule: Rule, escalating: Collection[str]) -> None:
+    """Raise `PolicyError` where a rule blocks, and nothing that it asks about has seen harm."""
+    if rule.action is Action.BLOCK and all(score in escalating for score in rule.when):
+        raise PolicyError(
+            f"blocks by {', '.join(rule.when)} alone, which says that something is unusual and not that it is harmful",
+            field=f"{section}.{rule.name}.when",
             remedy="use action 'flag' or 'steer', or add a condition on a probe that detects harm",
         )
 
@@ -177,7 +202,7 @@ def _combination(
 
 def _band(field: str, score: str, condition: Condition, columns: Columns) -> Band:
     if score not in columns:
-        raise _unknown(field, score, "probe or combination", list(columns))
+        raise _unknown(field, score, "watch" if field.startswith("answer") else "probe or combination", list(columns))
     lower = _resolved(f"{field}.above", condition.above, columns[score], -math.inf)
     upper = _resolved(f"{field}.below", condition.below, columns[score], math.inf)
     if lower >= upper:

@@ -11,6 +11,7 @@ from guard.verdict import Action, Mode, Unscored, Verdict
 
 # Scores are logits; a decision takes microseconds, where the usual buckets start at milliseconds.
 SCORE_BUCKETS = (-20, -15, -10, -7.5, -5, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 7.5, 10, 15, 20)
+TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SECONDS_BUCKETS = (1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2)
 
 
@@ -34,6 +35,24 @@ class GuardMetrics:
             "foreguard_decision_seconds", "Time from scores to verdict.", buckets=SECONDS_BUCKETS, registry=registry
         )
         self.errors = Counter("foreguard_errors", "Faults inside the guard, by type.", ["type"], registry=registry)
+        self.answers = Counter(
+            "foreguard_answers",
+            "Decisions on answers that crossed a threshold while they were generated, by what was decided and the mode.",
+            ["action", "mode"],
+            registry=registry,
+        )
+        self.unscored_answers = Counter(
+            "foreguard_answers_unscored",
+            "Answers that could not be read to their end, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.answer_tokens = Histogram(
+            "foreguard_answer_tokens",
+            "Tokens that an answer had when it crossed a threshold.",
+            buckets=TOKEN_BUCKETS,
+            registry=registry,
+        )
         self._publish_policy(registry, policy)
         self._start_at_zero(policy)
 
@@ -46,6 +65,15 @@ class GuardMetrics:
         for probe, score in verdict.scores.items():
             self.score.labels(probe).observe(score)
         self.decision_seconds.observe(verdict.decision_seconds)
+
+    def observe_answer(self, verdict: Verdict, num_tokens: int) -> None:
+        """Count one decision on an answer of so many tokens."""
+        self.answers.labels(verdict.decision.value, verdict.mode.value).inc()
+        if verdict.unscored:
+            self.unscored_answers.labels(verdict.unscored.value).inc()
+            self.errors.labels(verdict.unscored.value).inc()
+        else:
+            self.answer_tokens.observe(num_tokens)
 
     def observe_aborted(self) -> None:
         """Count a prompt whose client left, or whose request failed, before its verdict came: no fault of the guard."""
@@ -75,9 +103,11 @@ class GuardMetrics:
         for action in Action:
             for mode in Mode:
                 self.requests.labels(action.value, mode.value)
+                self.answers.labels(action.value, mode.value)
         for reason in Unscored:
             self.unscored.labels(reason.value)
             if reason is not Unscored.ABORTED:
+                self.unscored_answers.labels(reason.value)
                 self.errors.labels(reason.value)
         for probe in (*policy.probes, *policy.policy.combine):
             self.score.labels(probe)

@@ -4,12 +4,15 @@ A policy is a YAML file. `Policy` is its validated form; `policy_file.py` reads 
 `decide.py` binds it to an artifact and makes decisions. Format: `docs/policy.md`.
 """
 
+import secrets
+import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
 
-from guard.verdict import Action, Mode
+from guard.verdict import Action, Mode, Unscored, Verdict
 from probes.manifest import Name
 
 _Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -106,6 +109,8 @@ class Policy(_Strict):
     combine: dict[Name, Annotated[dict[Name, _Number], Field(min_length=1)]] = {}
     """Weighted sums of probe scores, usable in rules like probes."""
     rules: tuple[Rule, ...] = Field(min_length=1)
+    answer_rules: tuple[Rule, ...] = ()
+    """Rules on the answer, while it is generated, by watches of the artifact. None: answers are not watched."""
     steering: Steering | None = None
     response: Response = Response()
     expose_scores: bool = False
@@ -123,15 +128,49 @@ class Policy(_Strict):
             update={"combine": {name: dict(each) for name, each in combinations.items()} | self.combine}
         )
 
+    def verdict(
+        self,
+        decision: Action,
+        scores: Mapping[str, float] = MappingProxyType({}),
+        *,
+        rule: str | None = None,
+        unscored: Unscored | None = None,
+        shadow: bool = False,
+        began: float | None = None,
+    ) -> Verdict:
+        """Return the verdict that carries out `decision`, or in shadow mode records it; `began` is when it was begun."""
+        mode = Mode.SHADOW if shadow else self.mode
+        return Verdict(
+            decision=decision,
+            action=decision if mode is Mode.ENFORCE else Action.ALLOW,
+            mode=mode,
+            scores=dict(scores),
+            policy=self.label,
+            event_id=f"fge_{secrets.token_hex(12)}",
+            rule=rule,
+            unscored=unscored,
+            decision_seconds=0.0 if began is None else time.perf_counter() - began,
+        )
+
     @model_validator(mode="after")
     def _rules_are_told_apart(self) -> Self:
-        for what, names in (("rules", [r.name for r in self.rules]), ("callers", [c.name for c in self.callers])):
+        rules = [rule.name for rule in (*self.rules, *self.answer_rules)]
+        for what, names in (("rules", rules), ("callers", [c.name for c in self.callers])):
             if len(names) != len(set(names)):
                 raise ValueError(f"{what}: names must be unique")
         return self
 
     @model_validator(mode="after")
     def _steer_has_a_vector(self) -> Self:
-        if self.steering is None and any(rule.action is Action.STEER for rule in self.rules):
+        rules = (*self.rules, *self.answer_rules)
+        if self.steering is None and any(rule.action is Action.STEER for rule in rules):
             raise ValueError("a rule steers, but the policy has no 'steering' section")
+        return self
+
+    @model_validator(mode="after")
+    def _answers_only_rise(self) -> Self:
+        for rule in self.answer_rules:
+            for score, condition in rule.when.items():
+                if condition.below is not None:
+                    raise ValueError(f"answer_rules: {score} only ever rises along an answer, so it has no 'below'")
         return self

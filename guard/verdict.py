@@ -18,6 +18,11 @@ class Action(StrEnum):
         """Rank among the actions: 0 is the mildest."""
         return _SEVERITY[self]
 
+    @property
+    def tightened(self) -> "Action":
+        """What a client may ask for instead: a block for whatever is not allowed."""
+        return Action.ALLOW if self is Action.ALLOW else Action.BLOCK
+
 
 _SEVERITY = {action: rank for rank, action in enumerate(Action)}
 

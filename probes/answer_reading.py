@@ -71,6 +71,12 @@ class AnswersRead:
         self._recent = np.zeros((*shape, self._windows.max(initial=1)))
         self._columns = np.arange(len(readouts))
 
+    def grow(self, more: int) -> None:
+        """Make room for `more` answers."""
+        for name in ("_counts", "_averaged", "_sums", "_peaks", "_recent"):
+            held = getattr(self, name)
+            setattr(self, name, np.concatenate([held, np.zeros((more, *held.shape[1:]), held.dtype)]))
+
     def begin(self, rows: Rows) -> None:
         """Begin new answers at `rows`."""
         self._counts[rows], self._sums[rows], self._recent[rows] = 0, 0.0, 0.0

@@ -7,12 +7,12 @@ guarded server. The key holds the artifact's digest and the policy's path, not i
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from guard.decide import BoundPolicy, bind
+from guard.binding import bind_to
+from guard.decide import BoundPolicy
 from guard.policy_file import load_policy
-from probes.artifact import BENIGN_SCORES, Artifact
+from probes.artifact import Artifact
 from probes.errors import ArtifactMismatch, ServingError
 from serving.engine.wire import EXTRA
 
@@ -66,15 +66,7 @@ class GuardConfig(BaseModel):
 
     def bind_policy(self, artifact: Artifact) -> BoundPolicy:
         """Read the policy and bind it to `artifact`."""
-        manifest = artifact.manifest
-        return bind(
-            load_policy(self.policy).beside(manifest.combinations),
-            [probe.name for probe in manifest.probes],
-            np.asarray(artifact.tensors[BENIGN_SCORES].numpy()),
-            escalating=manifest.escalating,
-            steering=[vector.name for vector in manifest.steering],
-            digest=manifest.digest,
-        )
+        return bind_to(artifact, load_policy(self.policy))
 
 
 def _load(folder: Path, digest: str) -> Artifact:

@@ -27,6 +27,8 @@ class Prompt:
     """Indices of completions that the gate ended."""
     passed: bool = False
     """Whether any completion got through the gate."""
+    answer: Verdict | None = None
+    """The most severe verdict on any of its answers, where one crossed a threshold."""
 
     @property
     def decided(self) -> bool:
@@ -65,6 +67,12 @@ class Exchange:
         """The most severe verdict of the request's prompts."""
         verdicts = [prompt.verdict for prompt in self.prompts if prompt.verdict]
         return max(verdicts, key=lambda verdict: (verdict.action.severity, bool(verdict.unscored)), default=None)
+
+    @property
+    def answer(self) -> Verdict | None:
+        """The most severe verdict on any of the request's answers, as far as they have come."""
+        verdicts = [prompt.answer for prompt in self.prompts if prompt.answer]
+        return max(verdicts, key=lambda verdict: verdict.action.severity, default=None)
 
     @property
     def decision(self) -> str:

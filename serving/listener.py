@@ -17,7 +17,7 @@ from vllm.sampling_params import SamplingParams
 
 from guard.metrics import GuardMetrics
 from guard.verdict import Verdict
-from serving.engine.wire import EXTRA, PROMPT, STOP_BLOCKED, VERDICT
+from serving.engine.wire import ANSWER, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT
 from serving.exchange import Exchange, Prompt, current
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
@@ -53,8 +53,11 @@ class Listener:
         carried = output.kv_transfer_params.pop(EXTRA, None)
         output.kv_transfer_params = output.kv_transfer_params or None
         # A prompt whose client has left is counted already.
-        if carried and (prompt := self._prompts.get(carried[PROMPT])):
+        prompt = self._prompts.get(carried[PROMPT]) if carried else None
+        if prompt and VERDICT in carried:
             self._record(prompt, Verdict.from_wire(carried[VERDICT]))
+        if prompt and ANSWER in carried:
+            self._record_answer(prompt, carried[ANSWER])
 
     def _record(self, prompt: Prompt, verdict: Verdict) -> None:
         # Each of n completions brings its own verdict; the prompt is counted once.
@@ -62,6 +65,13 @@ class Listener:
             self._metrics.observe(verdict)
         if prompt.verdict is None or verdict.action.severity > prompt.verdict.action.severity:
             prompt.verdict = verdict
+
+    def _record_answer(self, prompt: Prompt, carried: dict[str, Any]) -> None:
+        num_tokens = carried.pop("tokens")
+        verdict = Verdict.from_wire(carried)
+        self._metrics.observe_answer(verdict, num_tokens)
+        if prompt.answer is None or verdict.decision.severity > prompt.answer.decision.severity:
+            prompt.answer = verdict
 
     def _listening(self, generate: Generate) -> Generate:
         def listening(
@@ -108,5 +118,8 @@ def _note_completions(entry: Prompt, output: RequestOutput, message: str) -> Non
         if completion.stop_reason == STOP_BLOCKED:
             entry.blocked.add(completion.index)
             completion.text, completion.finish_reason, completion.stop_reason = message, "content_filter", None
-        else:
-            entry.passed = True
+            continue
+        entry.passed = True
+        if completion.stop_reason == STOP_ANSWER:
+            # What was said before stays said.
+            completion.finish_reason, completion.stop_reason = "content_filter", None

@@ -132,6 +132,8 @@ class Responder:
         headers = {"x-guardrail-decision": self._exchange.decision, "x-guardrail-policy": self._policy.label}
         if verdict is not None:
             headers["x-guardrail-event-id"] = verdict.event_id
+        if self._exchange.answer is not None:
+            headers["x-guardrail-answer"] = self._exchange.answer.action.value
         return [(name.encode(), value.encode()) for name, value in headers.items()]
 
     def _with_moderation(self, start: Message, rest: list[Message]) -> list[Message]:
@@ -152,8 +154,19 @@ class Responder:
         return shapes.moderation_chunk(self._refusal(), self._route.chunk)
 
     def _moderation(self) -> dict[str, Any]:
-        exchange = self._exchange
-        return shapes.moderation(exchange.verdict, self._policy.label, with_scores=exchange.sees_scores)
+        exchange, model = self._exchange, self._policy.label
+        output = self._moderated_output()
+        return shapes.moderation(exchange.verdict, model, with_scores=exchange.sees_scores, output=output)
+
+    def _moderated_output(self) -> dict[str, Any]:
+        exchange, model = self._exchange, self._policy.label
+        if not self._policy.answer_rules or exchange.blocked:
+            return shapes.PROMPT_ONLY
+        if self._is_stream(self._held[0]):
+            return shapes.WATCHED
+        if exchange.answer is None:
+            return shapes.nothing_found(model)
+        return shapes.moderated(exchange.answer, model, with_scores=exchange.sees_scores)
 
     @staticmethod
     def _is_stream(start: Message) -> bool:

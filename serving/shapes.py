@@ -115,21 +115,33 @@ def error(message: str, code: str, param: str | None) -> Json:
     return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
 
 
-def moderation(verdict: Verdict | None, model: str, *, with_scores: bool) -> Json:
-    """Return the `moderation` object of a response whose request asked for one.
+def moderation(verdict: Verdict | None, model: str, *, with_scores: bool, output: Json) -> Json:
+    """Return the `moderation` object of a response whose request asked for one; `output` says of the answer what is known."""
+    return {"input": moderated(verdict, model, with_scores=with_scores), "output": output}
 
-    Only the prompt was judged, so `output` says so instead of claiming that nothing was found.
-    """
-    not_evaluated = {
-        "type": "error",
-        "code": "not_evaluated",
-        "message": "The guard judges the prompt, not the output.",
-    }
+
+def moderated(verdict: Verdict | None, model: str, *, with_scores: bool) -> Json:
+    """Return what the verdict says of the prompt, or of the answer."""
     if verdict is None or verdict.unscored:
-        failed = {"type": "error", "code": "unscored", "message": "The prompt has no score."}
-        return {"input": failed, "output": not_evaluated}
-    flagged = verdict.decision is not Action.ALLOW
-    scores = verdict.scores if with_scores else {}
+        return {"type": "error", "code": "unscored", "message": "There is no score."}
+    return _moderation_result(verdict.decision is not Action.ALLOW, verdict.scores if with_scores else {}, model)
+
+
+def nothing_found(model: str) -> Json:
+    """Return what is said of an answer that was watched to its end and crossed nothing."""
+    return _moderation_result(False, {}, model)
+
+
+def not_evaluated(message: str) -> Json:
+    """Return what is said of an answer that nobody judged: so, instead of claiming that nothing was found."""
+    return {"type": "error", "code": "not_evaluated", "message": message}
+
+
+PROMPT_ONLY = not_evaluated("The guard judges the prompt, not the output.")
+WATCHED = not_evaluated("The guard judges the output while it is generated: see finish_reason.")
+
+
+def _moderation_result(flagged: bool, scores: dict[str, float], model: str) -> Json:
     result = {
         "type": "moderation_result",
         "model": model,
@@ -138,7 +150,7 @@ def moderation(verdict: Verdict | None, model: str, *, with_scores: bool) -> Jso
         "category_scores": scores,
         "category_applied_input_types": {name: ["text"] for name in scores},
     }
-    return {"input": {"type": "moderation_results", "model": model, "results": [result]}, "output": not_evaluated}
+    return {"type": "moderation_results", "model": model, "results": [result]}
 
 
 def moderation_chunk(refusal: Refusal, kind: str) -> bytes:

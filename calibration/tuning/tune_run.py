@@ -24,7 +24,8 @@ from calibration.tuning.tune import (
     with_numbers,
 )
 from calibration.tuning.tune_prompts import TunePrompts, score_groups
-from guard.decide import BoundPolicy, bind, score_columns
+from guard.binding import bind_to
+from guard.decide import BoundPolicy, score_columns
 from guard.policy import Policy
 from guard.policy_file import parse_policy
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
@@ -114,13 +115,7 @@ def tune_policy(
         groups, prompts = score_groups(scoring, parsed, file, harmful, request.strata, request.hard_benign)
 
     def bound(tuned: Policy) -> BoundPolicy:
-        return bind(
-            tuned,
-            names,
-            artifact.tensors[BENIGN_SCORES].numpy(),
-            escalating=artifact.manifest.escalating,
-            steering=_vectors(artifact),
-        )
+        return bind_to(artifact, tuned, pinned=False)
 
     scores: tuple[Tuned, ...] = ()
     joint = None
@@ -211,10 +206,6 @@ def _platt_at(artifact: Artifact, prevalence: float | None) -> dict[str, Platt]:
     if prevalence is None:
         return {}
     return {probe.name: probe.platt.at(prevalence) for probe in artifact.manifest.probes if probe.platt is not None}
-
-
-def _vectors(artifact: Artifact) -> list[str]:
-    return [vector.name for vector in artifact.manifest.steering]
 
 
 def _read_policy(path: Path) -> str:

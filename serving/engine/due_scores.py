@@ -1,8 +1,8 @@
 """Scores on their way: what the taps read of finished prompts, copied to the host while the device goes on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +31,22 @@ class DuePrompt:
     """Which of the bank's probes score it."""
 
 
+class Reading(Protocol):
+    """Something that was read in a step, on its way to the gate."""
+
+    attribute: ClassVar[str]
+    """Of `ModelRunnerOutput`, on which it travels."""
+
+    def resolve(self) -> Any:
+        """Return it, waiting for the copy if need be."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class DueScores:
     """Token scores of the prompts that one step finished, not yet reduced."""
+
+    attribute: ClassVar[str] = SCORES
 
     probes: ProbeBank
     prompts: Mapping[str, DuePrompt]
@@ -55,12 +68,8 @@ class DueScores:
         fired: torch.Tensor,
     ) -> "DueScores":
         """Start the copy to the host, which waits for nothing that the device has yet to do after this."""
-        if not parts.is_cuda:
-            return cls(probes, prompts, parts, fired.clone())
-        arrived = torch.cuda.Event(blocking=True)
-        host = cls(probes, prompts, parts.to("cpu", non_blocking=True), fired.to("cpu", non_blocking=True), arrived)
-        arrived.record()
-        return host
+        (host, ran), arrived = to_host(parts, fired)
+        return cls(probes, prompts, host, ran, arrived)
 
     @classmethod
     def lost(cls, probes: ProbeBank, requests: Iterable[str]) -> "DueScores":
@@ -92,25 +101,36 @@ class DueScores:
         }
 
 
-class ScoredOutput(AsyncModelRunnerOutput):
-    """vLLM's output of a step that it does not wait for, with the scores along."""
+def to_host(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], "torch.cuda.Event | None"]:
+    """Start copies of tensors to the host; the event, where there is one, happens when they have all arrived."""
+    if not tensors[0].is_cuda:
+        return [tensor.clone() for tensor in tensors], None
+    arrived = torch.cuda.Event(blocking=True)
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    arrived.record()
+    return copies, arrived
 
-    def __init__(self, output: AsyncModelRunnerOutput, due: DueScores) -> None:
+
+class ScoredOutput(AsyncModelRunnerOutput):
+    """vLLM's output of a step that it does not wait for, with what was read along."""
+
+    def __init__(self, output: AsyncModelRunnerOutput, readings: Sequence[Reading]) -> None:
         self._output = output
-        self._due = due
+        self._readings = readings
 
     def get_output(self) -> ModelRunnerOutput:
         """Wait for both."""
-        output = self._output.get_output()
-        setattr(output, SCORES, self._due.resolve())
-        return output
+        return _attached(self._output.get_output(), self._readings)
 
 
-def with_scores(output: Any, due: DueScores | None) -> Any:
-    """Return the output of a step, of whichever kind the runner gave, with what is due."""
-    if due is None or output is None:
+def with_scores(output: Any, readings: Sequence[Reading]) -> Any:
+    """Return the output of a step, of whichever kind the runner gave, with what was read in it."""
+    if not readings or output is None:
         return output
-    if isinstance(output, AsyncModelRunnerOutput):
-        return ScoredOutput(output, due)
-    setattr(output, SCORES, due.resolve())
+    return ScoredOutput(output, readings) if isinstance(output, AsyncModelRunnerOutput) else _attached(output, readings)
+
+
+def _attached(output: ModelRunnerOutput, readings: Sequence[Reading]) -> ModelRunnerOutput:
+    for reading in readings:
+        setattr(output, reading.attribute, reading.resolve())
     return output

@@ -9,14 +9,13 @@ A request with no verdict has no tokens: the gate asks for a verdict at the firs
 a reason why there are none. Nothing that fails upstream can skip it.
 """
 
-import hashlib
-import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -28,8 +27,18 @@ from guard.decide import BoundPolicy
 from guard.verdict import Action, Unscored, Verdict
 from probes.artifact import Artifact
 from serving.config import GuardConfig
+from serving.engine.answer_watches import AnswerWatches
 from serving.engine.orders import OrderBook
-from serving.engine.wire import EXTRA, PROMPT, SCORES, STOP_BLOCKED, VERDICT
+from serving.engine.private_blocks import keep_private
+from serving.engine.wire import (
+    ANSWER,
+    EXTRA,
+    PROMPT,
+    SCORES,
+    STOP_ANSWER,
+    STOP_BLOCKED,
+    VERDICT,
+)
 
 logger = init_logger("vllm.foreguard.gate")
 
@@ -39,6 +48,8 @@ class _Step:
     """What the gate needs to know about the output being processed."""
 
     scores: dict[str, list[float] | str]
+    crossed: dict[str, Verdict]
+    """Answers that crossed a threshold."""
     prompt_logprobs: tuple[dict[str, Any], ...]
     """Log-probabilities of prompts: of their own tokens, and of tokens that were asked for."""
 
@@ -56,9 +67,10 @@ class GuardedScheduler(Scheduler):
         self._orders = OrderBook(self)
         self._decided: set[str] = set()
         self._undelivered: dict[str, dict[str, Any]] = {}
+        self._watches = AnswerWatches(self._policies, artifacts, self.vllm_config.scheduler_config.max_num_seqs)
         self._to_steer: list[Request] = []
         self._held_logprobs: dict[str, list[Any]] = {}
-        self._step = _Step({}, ())
+        self._step = _Step({}, {}, ())
 
     def add_request(self, request: Request) -> None:
         """Take a request in, whose prompt is to be scored."""
@@ -70,11 +82,13 @@ class GuardedScheduler(Scheduler):
         # A streamed input goes on: what was decided was decided on less than is now asked.
         super()._update_request_as_session(session, update)
         self._decided.discard(session.request_id)
+        self._watches.end(session.request_id)
         self._ask_for(session)
 
     def _ask_for(self, request: Request) -> None:
         if (subject := self._subject(request)) is not None:
             self._orders.open(request, subject)
+            self._watches.begin(request, subject)
 
     def _subject(self, request: Request) -> int | None:
         """Return whose probes score the request: 0 is the model itself, None an adapter that has no artifact."""
@@ -85,14 +99,15 @@ class GuardedScheduler(Scheduler):
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule a step, with the guard's orders to the workers."""
         step = super().schedule(*args, **kwargs)
-        self._orders.give(step)
+        self._orders.give(step, self._watches.asked(step.num_scheduled_tokens))
         return step
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Process a step's output, deciding on every prompt that it finished."""
         output = model_runner_output
         prompt_logprobs = output.prompt_logprobs_dict, output.prompt_token_id_logprobs_dict
-        self._step = _Step(getattr(output, SCORES, {}), prompt_logprobs)
+        crossed = self._watches.take_in(scheduler_output, output, self.requests, self._judge_answer)
+        self._step = _Step(getattr(output, SCORES, {}), crossed, prompt_logprobs)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in self._to_steer:
             self._resume_steered(request)
@@ -115,10 +130,34 @@ class GuardedScheduler(Scheduler):
                 self._to_steer.append(request)
                 self._hold_logprobs(request.request_id)
                 return [], False
+        elif (crossed := self._step.crossed.get(request.request_id)) and self._interrupt(request, crossed):
+            return [], True
         if self._held_logprobs:
             self._give_logprobs(request.request_id)
         result: tuple[list[int], bool] = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         return result
+
+    def _judge_answer(self, name: str, reading: npt.NDArray[np.float64] | Unscored) -> Verdict:
+        request = self.requests[name]
+        asked = _asked(request)
+        rules = self._policies[self._subject(request) or 0].answers
+        assert rules is not None  # noqa: S101 - or the answer would not be watched
+        return rules.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
+
+    def _interrupt(self, request: Request, verdict: Verdict) -> bool:
+        """Do what was decided on an answer in its middle; return whether it ends here."""
+        carried = self._undelivered.setdefault(request.request_id, {PROMPT: _asked(request).get(PROMPT)})
+        carried[ANSWER] = verdict.to_wire() | {"tokens": request.num_output_tokens}
+        if verdict.action is Action.BLOCK:
+            request.status = RequestStatus.FINISHED_STOPPED
+            request.stop_reason = STOP_ANSWER
+            request.resumable = False
+        elif verdict.action is Action.STEER:
+            # From the first position on that no step was scheduled with.
+            begin = request.num_computed_tokens
+            keep_private(request, begin, self.hash_block_size)
+            self._orders.steer(request, self._strengths[self._subject(request) or 0], begin)
+        return verdict.action is Action.BLOCK
 
     def _hold_logprobs(self, request_id: str) -> None:
         """Keep the prompt's log-probabilities: its token is dropped, and a runner gives them once, with the prompt's end.
@@ -168,8 +207,9 @@ class GuardedScheduler(Scheduler):
 
         With prefix caching only the prompt's last block is recomputed. Its first token is then sampled under steering.
         """
-        _keep_steering_out_of_the_prefix_cache(request, self.hash_block_size)
-        self._orders.steer(request, self._strengths[self._subject(request) or 0])
+        begin = request.num_prompt_tokens - 1  # which predicts the first token
+        keep_private(request, begin, self.hash_block_size)
+        self._orders.steer(request, self._strengths[self._subject(request) or 0], begin)
         if request.status is RequestStatus.PREEMPTED:
             request.drop_stale_output = True  # vLLM took it out already, to make room
             return
@@ -190,6 +230,7 @@ class GuardedScheduler(Scheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         self._decided.discard(request.request_id)
         self._held_logprobs.pop(request.request_id, None)
+        self._watches.end(request.request_id)
         self._orders.close(request)
         return super()._free_request(request, *args, **kwargs)
 
@@ -220,24 +261,3 @@ def _strengths(policies: list[BoundPolicy], artifacts: list[Artifact]) -> list[l
         return [steering.strength if steering and (subject, steering.vector) == each else 0.0 for each in vectors]
 
     return [of(subject) for subject in range(len(artifacts))]
-
-
-def _keep_steering_out_of_the_prefix_cache(request: Request, block_size: int) -> None:
-    """Give every block from the prompt's last position on a name that no other request can ask for.
-
-    Blocks are shared by the hash of their tokens; keys and values computed under steering must not be. Each hash chains
-    to the one before, so salting them makes all that follow unique as well.
-    """
-    hasher = request._block_hasher
-    if hasher is None:
-        return
-    del request.block_hashes[(request.num_prompt_tokens - 1) // block_size :]
-    request._block_hasher = _salted(hasher, secrets.token_bytes(16))
-    request.update_block_hashes()
-
-
-def _salted(hasher: Callable[[Request], list[bytes]], salt: bytes) -> Callable[[Request], list[bytes]]:
-    def salted(request: Request) -> list[bytes]:
-        return [hashlib.sha256(salt + digest).digest() for digest in hasher(request)]
-
-    return salted

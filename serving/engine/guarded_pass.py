@@ -5,9 +5,10 @@ the finished prompts' scores on their way. A runner's adapter (`runner_v1`, `run
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from vllm.distributed import get_pp_group, get_tp_group, tensor_model_parallel_all_reduce
 from vllm.logger import init_logger
@@ -16,7 +17,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from probes.errors import ModelError
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
-from serving.engine.due_scores import DuePrompt, DueScores
+from serving.engine.due_answers import DueAnswers
+from serving.engine.due_scores import DuePrompt, DueScores, Reading
 from serving.engine.kv_slots import KVSlots
 from serving.engine.sensor import Sensor
 from serving.engine.wire import NO_ORDERS, Orders
@@ -27,11 +29,22 @@ _AGREEMENT = 1e-3
 """How far ranks may be apart, relative and absolute: they add up the same numbers."""
 
 
+class Places(NamedTuple):
+    """Where some requests stand in a batch, int64 `[R]` each."""
+
+    starts: npt.NDArray[np.int64]
+    """Each one's first row."""
+    stops: npt.NDArray[np.int64]
+    """The row after its last."""
+    positions: npt.NDArray[np.int64]
+    """The position of its first row's token."""
+
+
 class Layout(Protocol):
     """How the batch of the pass is laid out."""
 
-    def rows(self, request_id: str) -> tuple[int, int, int]:
-        """Return a request's first row, the row after its last, and the position of its first row's token."""
+    def places(self, request_ids: Sequence[str]) -> Places:
+        """Return where the requests stand in the batch."""
         ...
 
     def slots(self, group: int, num_tokens: int) -> torch.Tensor:
@@ -43,13 +56,22 @@ class GuardedPass:
     """Carries steering to the sensor before a forward pass, and scores from it after."""
 
     def __init__(
-        self, sensor: Sensor, probes: ProbeBank, steering: SteeringBank, subjects: Sequence[slice] = (slice(None),)
+        self,
+        sensor: Sensor,
+        probes: ProbeBank,
+        steering: SteeringBank,
+        subjects: Sequence[slice] = (slice(None),),
+        watched: Sequence[int] = (),
     ) -> None:
-        """`subjects` says which of the bank's probes score the model itself, and which each of its adapters."""
+        """`subjects` says which of the bank's probes score the model itself, and which each of its adapters.
+
+        `watched` are the channels that watches read, of all subjects' watches in turn.
+        """
         self._sensor = sensor
         self._probes = probes
         self._steering = steering
         self._subjects = subjects
+        self._watched = np.array(watched, dtype=np.int64)
         self._steered = 0
         self._orders = NO_ORDERS
         self._num_tokens = 0
@@ -84,22 +106,24 @@ class GuardedPass:
         if self._orders.steering or self._steered:
             self._set_coefficients(layout)
 
-    def collect(self) -> DueScores | None:
-        """Keep the scores of the pass just run, and start those that are due on their way."""
+    def collect(self) -> tuple[Reading, ...]:
+        """Keep the scores of the pass just run, and start those that are asked for on their way."""
         if self._slots is None or not self._num_tokens:
-            return None
-        asked = self._orders.due
+            return ()
+        asked = self._orders
         try:
             self._keep(self._slots)
-            due = self._due(self._slots) if asked else None
+            due = self._due(self._slots) if asked.due else None
+            answers = self._answers() if asked.watched else None
         except Exception:
             # What the slots hold is now anyone's guess, so nothing in them is known any more. If even that fails, so does
             # the engine: better no answer than an unguarded one.
-            logger.exception("the guard failed after a forward pass; its prompts are unscored")
+            logger.exception("the guard failed after a forward pass; its prompts and answers are unscored")
             self._slots.forget_all()
-            due = DueScores.lost(self._probes, asked) if asked else None
+            due = DueScores.lost(self._probes, asked.due) if asked.due else None
+            answers = DueAnswers.lost(self._probes) if asked.watched else None
         self._last = due or self._last
-        return due
+        return tuple(reading for reading in (due, answers) if reading)
 
     def send(self) -> torch.Tensor:
         """Return what was read up to this pipeline stage, `[T, P]`, for the next one; the next pass leaves it alone."""
@@ -146,6 +170,20 @@ class GuardedPass:
         }
         return DueScores.on_their_way(self._probes, prompts, kept.take(slots), self._sensor.fired)
 
+    def _answers(self) -> DueAnswers:
+        """Take the scores of the answers' tokens among the pass's rows; prompts' own are left out."""
+        assert self._layout is not None  # noqa: S101 - `_keep` asked
+        names = list(self._orders.watched)
+        places = self._layout.places(names)
+        firsts = np.maximum(places.positions, np.fromiter(self._orders.watched.values(), np.int64))
+        starts = places.starts + firsts - places.positions
+        counts = np.maximum(places.stops - starts, 0)
+        # Of each request `counts` rows in a row, from `starts` on.
+        rows = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+        index = torch.from_numpy(rows).to(self._sensor.parts.device, non_blocking=True)
+        parts = self._sensor.parts[index]
+        return DueAnswers.on_their_way(self._probes, self._watched, names, firsts, counts, parts)
+
     def _add_up_ranks(self) -> None:
         """Make whole what every rank read of its own slice of the neurons; a silent tap's NaN reaches all ranks."""
         split, parts = self._sensor.split, self._sensor.parts[: self._num_tokens]
@@ -156,8 +194,10 @@ class GuardedPass:
         # A tensor of its own for every step: an earlier one may still be on its way to the device. As long as the last
         # steered one at least, so that nothing of that stays.
         host = torch.zeros(max(self._num_tokens, self._steered), self._sensor.coefficients.shape[1])
-        for request, steer in self._orders.steering.items():
-            start, stop, position = layout.rows(request)
+        places = layout.places(list(self._orders.steering))
+        for steer, start, stop, position in zip(
+            self._orders.steering.values(), *(each.tolist() for each in places), strict=True
+        ):
             # The prompt before its last position is left as it is: the prefix cache shares it.
             start += max(steer.begin - position, 0)
             factors = self._steering.factors(max(position - steer.begin, 0), max(stop - start, 0))

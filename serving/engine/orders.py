@@ -8,7 +8,8 @@ wrapped where a KV connector loads blocks), `SchedulerOutput` (`num_scheduled_to
 `Request` (`num_prompt_tokens`, `num_computed_tokens`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -42,23 +43,26 @@ class OrderBook:
         """Ask no more."""
         self._open.pop(request.request_id, None)
 
-    def steer(self, request: Request, strengths: list[float]) -> None:
-        """Steer the request's answer from its first token on."""
-        self._steered[request.request_id] = Steer(strengths, request.num_prompt_tokens - 1)
+    def steer(self, request: Request, strengths: list[float], begin: int) -> None:
+        """Steer the request from the position `begin` on."""
+        self._steered[request.request_id] = Steer(strengths, begin)
 
     def close(self, request: Request) -> None:
         """Forget the request, which is over."""
         self._open.pop(request.request_id, None)
         self._steered.pop(request.request_id, None)
 
-    def give(self, step: SchedulerOutput) -> None:
-        """Put the orders of a step that was just scheduled onto it."""
+    def give(self, step: SchedulerOutput, watched: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Put the orders of a step that was just scheduled onto it; `watched` is as `Orders` has it."""
+        if not (self._open or self._steered or self._unknown or step.kv_cache_block_copies or watched):
+            return  # as in most steps, in which everyone is in mid-answer
         scheduled = step.num_scheduled_tokens
         orders = Orders(
-            due={name: due for name in self._open.keys() & scheduled.keys() if (due := self._due(name, step))},
-            steering={name: self._steered[name] for name in self._steered.keys() & scheduled.keys()},
+            due={name: due for name in self._open if name in scheduled and (due := self._due(name, step))},
+            steering={name: steer for name, steer in self._steered.items() if name in scheduled},
             unknown=self._unknown,
             copies=[tuple(copy) for copy in step.kv_cache_block_copies or ()],
+            watched=dict(watched),
         )
         self._unknown = []
         if orders:

@@ -4,6 +4,7 @@ It touches, of `vllm/v1/worker/gpu_model_runner.py`: `_prepare_inputs` (wrapped:
 `input_batch` (`req_id_to_index`, `num_computed_tokens_cpu`, `block_table`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import torch
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from serving.engine.guarded_pass import GuardedPass
+from serving.engine.guarded_pass import GuardedPass, Places
 
 
 class LayoutV1:
@@ -25,12 +26,13 @@ class LayoutV1:
         """Take in how many tokens of each request are scheduled, `[R]`."""
         self._scheduled = scheduled
 
-    def rows(self, request_id: str) -> tuple[int, int, int]:
-        """Return a request's first row, the row after its last, and the position of its first row's token."""
+    def places(self, request_ids: Sequence[str]) -> Places:
+        """Return where the requests stand in the batch."""
         batch = self._runner.input_batch
-        index = batch.req_id_to_index[request_id]
-        start = int(self._scheduled[:index].sum())
-        return start, start + int(self._scheduled[index]), int(batch.num_computed_tokens_cpu[index])
+        index = [batch.req_id_to_index[name] for name in request_ids]
+        stops: npt.NDArray[np.int64] = self._scheduled.cumsum(dtype=np.int64)[index]
+        positions = batch.num_computed_tokens_cpu[index].astype(np.int64)
+        return Places(starts=stops - self._scheduled[index], stops=stops, positions=positions)
 
     def slots(self, group: int, num_tokens: int) -> torch.Tensor:
         """Return the KV-cache slots `[num_tokens]` of the batch's rows."""

@@ -5,11 +5,13 @@ after it is laid out and before any CUDA graph is replayed), `block_tables.slot_
 `query_start_loc_np`, `num_computed_tokens_np`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from serving.engine.guarded_pass import GuardedPass
+from serving.engine.guarded_pass import GuardedPass, Places
 
 
 class LayoutV2:
@@ -19,12 +21,13 @@ class LayoutV2:
         self._block_tables = runner.block_tables
         self._batch = batch
 
-    def rows(self, request_id: str) -> tuple[int, int, int]:
-        """Return a request's first row, the row after its last, and the position of its first row's token."""
+    def places(self, request_ids: Sequence[str]) -> Places:
+        """Return where the requests stand in the batch."""
         batch = self._batch
-        index = batch.req_ids.index(request_id)
-        start, stop = batch.query_start_loc_np[index : index + 2].tolist()
-        return start, stop, int(batch.num_computed_tokens_np[index])
+        numbers = {name: number for number, name in enumerate(batch.req_ids)}
+        index = np.array([numbers[name] for name in request_ids], dtype=np.int64)
+        starts = batch.query_start_loc_np.astype(np.int64)
+        return Places(starts[index], starts[index + 1], batch.num_computed_tokens_np[index].astype(np.int64))
 
     def slots(self, group: int, num_tokens: int) -> torch.Tensor:
         """Return the KV-cache slots `[num_tokens]` of the batch's rows."""

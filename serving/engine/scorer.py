@@ -60,8 +60,8 @@ class ScoringWorker(GuardedWorker):
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """Run the model, and keep the scores of the prompts that it finished."""
         output = super().execute_model(scheduler_output)
-        due, self.foreguard_due = self.foreguard_due, None
-        for request, scores in (due.resolve() if due else {}).items():
+        readings, self.foreguard_read = self.foreguard_read, ()
+        for request, scores in (each for reading in readings for each in reading.resolve().items()):
             if isinstance(scores, str):
                 raise ModelError(
                     f"a prompt could not be scored: {scores}",

@@ -6,8 +6,14 @@ parallelism, for several API servers and under every executor.
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 SCORES = "foreguard_scores"
 """Attribute of `ModelRunnerOutput`: `{request_id: [K] floats, or an Unscored reason}` for prompts finished in the step."""
+
+ANSWERS = "foreguard_answers"
+"""Attribute of `ModelRunnerOutput`: the `AnswerTokens` of the step, or an Unscored reason, where answers are watched."""
 
 ORDERS = "foreguard_orders"
 """Attribute of `SchedulerOutput`: the step's `Orders`, where there are any."""
@@ -25,8 +31,14 @@ PROMPT = "prompt"
 VERDICT = "verdict"
 """Under `EXTRA`: the verdict, as `Verdict.to_wire` has it; with a request's first output alone."""
 
+ANSWER = "answer"
+"""Under `EXTRA`: the verdict on an answer that crossed a threshold, with the output of that step."""
+
 STOP_BLOCKED = "foreguard:blocked"
-"""`stop_reason` of a request that the gate ended."""
+"""`stop_reason` of a request that the gate ended before its first token."""
+
+STOP_ANSWER = "foreguard:answer"
+"""`stop_reason` of a request that the gate ended in the middle of its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +72,25 @@ class Orders:
     """KV-cache blocks that are filled from elsewhere: no forward pass scored their tokens."""
     copies: list[tuple[int, int]] = field(default_factory=list)
     """KV-cache blocks that are copied before the pass, (from, to): a partly cached block, continued by another request."""
+    watched: dict[str, int] = field(default_factory=dict)
+    """Requests whose answers are read, and the position of each one's first answer token."""
 
     def __bool__(self) -> bool:
         """Whether anything is asked."""
-        return bool(self.due or self.steering or self.unknown or self.copies)
+        return bool(self.due or self.steering or self.unknown or self.copies or self.watched)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """Token scores of watched answers, of the tokens that one step took in: one request after another."""
+
+    requests: list[str]
+    firsts: npt.NDArray[np.int64]
+    """Position of each request's first token among these, `[R]`."""
+    counts: npt.NDArray[np.int64]
+    """How many of these tokens are each request's, `[R]`; drafted ones that may yet be rejected among them."""
+    scores: npt.NDArray[np.float32]
+    """`[N, W]`: of the probes of all watches, the model's and then its adapters'."""
 
 
 NO_ORDERS = Orders()

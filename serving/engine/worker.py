@@ -4,6 +4,7 @@ It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `initialize_from_
 `reload_weights`, `start_weight_update` and `update_weights`, which it refuses.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.config import GuardConfig
 from serving.engine.dry_run import dry_run_of
-from serving.engine.due_scores import DueScores, with_scores
+from serving.engine.due_scores import Reading, with_scores
 from serving.engine.guarded_pass import GuardedPass
 from serving.engine.pipeline_stages import relay
 from serving.engine.runner_v1 import attach_v1
@@ -34,7 +35,7 @@ class GuardedWorker(PlatformWorker):
     """A worker whose model is tapped and whose outputs carry scores."""
 
     foreguard: GuardedPass
-    foreguard_due: DueScores | None
+    foreguard_read: Sequence[Reading]
 
     def load_model(self, **options: Any) -> None:
         """Load the weights and tap the model, before anything is compiled."""
@@ -51,8 +52,13 @@ class GuardedWorker(PlatformWorker):
             steering,
             dry_run_of(self.model_runner, is_v2=self.use_v2_model_runner),
         )
-        self.foreguard = GuardedPass(sensor, probes, steering, subjects)
-        self.foreguard_due = None
+        watched = [
+            probes.channel(f"{subject}.{watch.probe}")
+            for subject, artifact in enumerate(artifacts)
+            for watch in artifact.manifest.watches
+        ]
+        self.foreguard = GuardedPass(sensor, probes, steering, subjects, watched)
+        self.foreguard_read = ()
         attach = attach_v2 if self.use_v2_model_runner else attach_v1
         attach(self.model_runner, self.foreguard)
         if self.vllm_config.parallel_config.pipeline_parallel_size > 1:
@@ -68,14 +74,14 @@ class GuardedWorker(PlatformWorker):
         orders = getattr(scheduler_output, ORDERS, NO_ORDERS)
         self.foreguard.begin(scheduler_output.total_num_scheduled_tokens, orders)
         output = super().execute_model(scheduler_output)
-        self.foreguard_due = self.foreguard.collect()
+        self.foreguard_read = self.foreguard.collect()
         return output
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Sample, and send the scores along with the tokens."""
         output = super().sample_tokens(grammar_output)
-        due, self.foreguard_due = self.foreguard_due, None
-        return with_scores(output, due)
+        readings, self.foreguard_read = self.foreguard_read, ()
+        return with_scores(output, readings)
 
     def foreguard_require_agreement(self) -> None:
         """Raise `ModelError` unless this rank read in its last pass what the rank that reports read. For the self-test."""

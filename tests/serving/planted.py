@@ -7,11 +7,15 @@ import torch
 
 from probes.artifact import Artifact
 from probes.fingerprint import fingerprint
-from probes.manifest import Manifest, Probe, SteeringVector
+from probes.manifest import Manifest, Probe, SteeringVector, Watch
 from probes.readout import Readout
 from tests.serving.lab import MODEL, Reference, of
 
 HARM_LAYER = 3
+WATCHES = (
+    Watch(name="deep_swim", probe="r_ema", readout=Readout(kind="swim", window=4), max_tokens=8),
+    Watch(name="mean_ema", probe="r_mean", readout=Readout(kind="ema", alpha=0.3), max_tokens=24),
+)
 
 
 def planted_artifact(reference: Reference, folder: Path, adapter: Path | None = None) -> Artifact:
@@ -32,6 +36,10 @@ def planted_artifact(reference: Reference, folder: Path, adapter: Path | None = 
     scores[:, 0] = harmless @ weight + bias
     tensors["scores.harmless"] = scores
     tensors["scores.harmful"] = torch.zeros(1, len(probes))
+    for watch in WATCHES:
+        tensors[f"watch.{watch.name}.centre"] = torch.linspace(0.5, -0.5, watch.max_tokens)
+        tensors[f"watch.{watch.name}.spread"] = torch.linspace(2.0, 1.0, watch.max_tokens)
+    tensors["answers.harmless"] = tensors["answers.harmful"] = torch.zeros(1, len(WATCHES))
     steering = []
     for vector, own in _steering(harmful.mean(0), harmless.mean(0)):
         steering.append(vector)
@@ -42,6 +50,7 @@ def planted_artifact(reference: Reference, folder: Path, adapter: Path | None = 
         fingerprint=fingerprint(MODEL, adapter=adapter),
         probes=tuple(probes),
         steering=tuple(steering),
+        watches=WATCHES,
     )
     Artifact(manifest, tensors).save(folder)
     return Artifact.load(folder)
@@ -164,6 +173,26 @@ def naive_score(artifact: Artifact, read: Read, name: str) -> float:
     else:
         values = [_naive_readout(probe.readout, tokens) for tokens in channels]
     return probe.scale * _naive_head(probe.head, torch.tensor(values, dtype=torch.float64), own) + probe.bias
+
+
+def naive_answer(artifact: Artifact, read: Read, begin: int, watch: Watch) -> list[float]:
+    """Return a watch's score of the answer that begins at token `begin`, after each of its tokens."""
+    probe = next(probe for probe in artifact.manifest.probes if probe.name == watch.probe)
+    weight = artifact.tensors[f"probe.{probe.name}.weight"].double()
+    activations = [read[probe.site][layer].double() for layer in probe.layers]
+    tokens = sum(x @ own[0] for x, own in zip(activations, weight, strict=True)).tolist()[begin:]
+    centre, spread = (artifact.tensors[f"watch.{watch.name}.{name}"].tolist() for name in ("centre", "spread"))
+    found, best, level = [], -math.inf, 0.0
+    for t, token in enumerate(tokens):
+        if watch.readout.kind == "ema":
+            level = token if t == 0 else (1 - watch.readout.alpha) * level + watch.readout.alpha * token
+        else:
+            window = tokens[max(0, t + 1 - watch.readout.window) : t + 1]
+            level = sum(window) / len(window)
+        at = min(t, watch.max_tokens - 1)
+        best = max(best, (level - centre[at]) / spread[at])
+        found.append(best)
+    return found
 
 
 def _weighted(logits: list[float], values: list[float], temperature: float) -> float:

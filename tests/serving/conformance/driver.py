@@ -125,9 +125,9 @@ def add(engine: Any, request: dict[str, Any]) -> None:
 
 def note(output: Any, outcome: dict[str, Any]) -> None:
     """Take in one output of a request: cumulative, but for the verdict, which is kept from whichever brought it."""
-    carried = (output.kv_transfer_params or {}).get("foreguard")
-    if carried:
-        outcome.setdefault("verdicts", []).append(carried["verdict"])
+    carried = (output.kv_transfer_params or {}).get("foreguard", {})
+    for kind in carried.keys() & {"verdict", "answer"}:
+        outcome.setdefault(f"{kind}s", []).append(carried[kind])
     outcome["cached"] = output.num_cached_tokens
     outcome["finished"] = output.finished
     outcome["prompt_logprobs"] = output.prompt_logprobs and len(output.prompt_logprobs)

@@ -15,7 +15,7 @@ from probes.readout import Readout
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.engine.due_scores import DuePrompt, DueScores, with_scores
-from serving.engine.guarded_pass import GuardedPass
+from serving.engine.guarded_pass import GuardedPass, Places
 from serving.engine.kv_slots import KVSlots, scoring_group
 from serving.engine.sensor import Sensor
 from serving.engine.wire import NO_ORDERS, SCORES, Due, Orders, Steer
@@ -38,13 +38,12 @@ class Batch:
     def __init__(self, *requests):
         self.requests = requests
 
-    def rows(self, request_id):
-        start = 0
+    def places(self, request_ids):
+        found, start = {}, 0
         for name, positions, _ in self.requests:
-            if name == request_id:
-                return start, start + len(positions), positions[0]
+            found[name] = start, start + len(positions), positions[0]
             start += len(positions)
-        raise KeyError(request_id)
+        return Places(*np.array([found[name] for name in request_ids], dtype=np.int64).reshape(-1, 3).T)
 
     def slots(self, group, num_tokens):
         own = [
@@ -99,7 +98,7 @@ def forward(guard, sensor, batch, parts, orders=NO_ORDERS, *, silent=()):
     for tap in {0, 1}.difference(silent):
         sensor.parts[: len(parts), tap] = parts[:, tap]
         sensor.fired[tap] = 1
-    return guard.collect()
+    return next(iter(guard.collect()), None)
 
 
 def expected(probes, tokens):
@@ -163,7 +162,7 @@ def test_a_pass_that_was_never_laid_out_scores_nothing(guard, sensor, probes, to
     """A runner that moved on without its adapter: unscored, and nothing that was known before is known any more."""
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
     guard.begin(2, Orders(due={"a": Due(10, [5, 2, 1])}))
-    assert guard.collect().resolve() == {"a": Unscored.SENSOR_ERROR}
+    assert guard.collect()[0].resolve() == {"a": Unscored.SENSOR_ERROR}
     due = forward(guard, sensor, Batch(("b", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"b": Due(10, [5, 2, 1])}))
     assert np.isnan(due.resolve()["b"][0])
 
@@ -172,7 +171,7 @@ def test_a_step_without_tokens_makes_no_pass(guard, sensor, tokens):
     """What the last pass left stays: the self-test looks at it after the engine has tidied up."""
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
     guard.begin(0, NO_ORDERS)
-    assert guard.collect() is None
+    assert guard.collect() == ()
     assert sensor.fired.all()
 
 
@@ -223,10 +222,10 @@ def test_stages_of_a_pipeline_hand_on_what_they_read(probes, steering, tokens, m
         if not silent:
             first_sensor.parts[:10, 0], first_sensor.fired[0] = tokens[:, 0], 1
         sent = first.send()
-        assert first.collect() is None
+        assert first.collect() == ()
         last.receive(sent)
         last_sensor.parts[:10, 1], last_sensor.fired[0] = tokens[:, 1], 1
-        scores = last.collect().resolve()["a"]
+        scores = last.collect()[0].resolve()["a"]
         if silent:
             assert np.isnan(scores[0])
             assert np.isfinite(scores[1])
@@ -260,7 +259,7 @@ def test_scores_ride_on_whichever_output_the_runner_gave(guard, sensor, tokens):
 
     orders = Orders(due={"a": Due(10, [5, 2, 1])})
     due = forward(guard, sensor, Batch(("a", list(range(10)), [5, 2, 1])), tokens, orders)
-    now = with_scores(ModelRunnerOutput(req_ids=[], req_id_to_index={}), due)
-    later = with_scores(Later(), due)
+    now = with_scores(ModelRunnerOutput(req_ids=[], req_id_to_index={}), [due])
+    later = with_scores(Later(), [due])
     assert getattr(now, SCORES) == getattr(later.get_output(), SCORES) == due.resolve()
-    assert with_scores(None, due) is None
+    assert with_scores(None, [due]) is None

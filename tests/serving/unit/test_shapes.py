@@ -136,7 +136,7 @@ def with_moderation(moderation):
 @pytest.mark.parametrize("with_scores", [False, True])
 def test_moderation_object(with_scores):
     """Flagged or not is for everyone; names and values of scores are for those who may see them."""
-    parsed = with_moderation(shapes.moderation(verdict(), "p@1", with_scores=with_scores))
+    parsed = with_moderation(shapes.moderation(verdict(), "p@1", with_scores=with_scores, output=shapes.PROMPT_ONLY))
     (result,) = parsed.input.results
     assert result.flagged is True
     assert result.category_scores == ({"harm": 1.5} if with_scores else {})
@@ -149,14 +149,14 @@ def test_moderation_of_what_was_allowed_and_of_shadow():
     allowed = verdict(decision=Action.ALLOW, action=Action.ALLOW)
     shadow = verdict(decision=Action.BLOCK, action=Action.ALLOW, mode=Mode.SHADOW)
     for found, flagged in ((allowed, False), (shadow, True)):
-        parsed = with_moderation(shapes.moderation(found, "p", with_scores=False))
+        parsed = with_moderation(shapes.moderation(found, "p", with_scores=False, output=shapes.PROMPT_ONLY))
         assert parsed.input.results[0].flagged is flagged
 
 
 @pytest.mark.parametrize("missing", [None, verdict(unscored=Unscored.MISSING, scores={})])
 def test_moderation_without_a_score_is_an_error(missing):
     """No score is never "not flagged"."""
-    parsed = with_moderation(shapes.moderation(missing, "p", with_scores=True))
+    parsed = with_moderation(shapes.moderation(missing, "p", with_scores=True, output=shapes.PROMPT_ONLY))
     assert (parsed.input.type, parsed.input.code) == ("error", "unscored")
 
 
@@ -171,6 +171,6 @@ def test_documented_examples_are_what_is_sent():
         shapes.chat(facts),
         shapes.completion(facts),
         shapes.error(message, "content_filter", "messages"),
-        {"moderation": shapes.moderation(flagged, "production@1", with_scores=False)},
+        {"moderation": shapes.moderation(flagged, "production@1", with_scores=False, output=shapes.PROMPT_ONLY)},
     ):
         assert made in blocks

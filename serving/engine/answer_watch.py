@@ -1,0 +1,120 @@
+"""Watching answers: reads each one's token scores in the engine as they come, and finds those that cross a threshold.
+
+All that are watched are read at once, in arrays with a row for each. A token's score is known in the step that takes it in,
+which is the one after it was sampled.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from guard.answer_rules import BoundAnswerRules
+from guard.verdict import Unscored, Verdict
+from probes.answer_reading import AnswersRead, WatchBank
+from serving.engine.wire import AnswerTokens
+
+Judge = Callable[[str, npt.NDArray[np.float64] | Unscored], Verdict]
+"""Takes a request and its answer's scores so far `[W]`, or the reason why it has none."""
+
+
+class AnswerWatch:
+    """The answers of one model, or of one of its adapters, that are being watched."""
+
+    def __init__(self, rules: BoundAnswerRules, bank: WatchBank, columns: slice, capacity: int) -> None:
+        """`columns` are the scores of this model's watches among those of all; `capacity` is how many answers are usual."""
+        self._rules = rules
+        self._columns = columns
+        self._read = AnswersRead(bank, capacity)
+        self._free = list(range(capacity))
+        self._rows: dict[str, int] = {}
+        self._begins = np.zeros(capacity, dtype=np.int64)
+        self._decided = np.zeros(capacity, dtype=np.int64)
+
+    def __contains__(self, request: str) -> bool:
+        """Whether the request's answer is watched."""
+        return request in self._rows
+
+    def begin(self, request: str, position: int) -> None:
+        """Watch the answer whose first token is at `position`."""
+        if not self._free:
+            self._grow()
+        row = self._rows[request] = self._free.pop()
+        self._begins[row], self._decided[row] = position, len(self._rules.rules)
+        self._read.begin(np.array([row]))
+
+    def end(self, request: str) -> None:
+        """Watch the answer no longer."""
+        row = self._rows.pop(request, None)
+        if row is not None:
+            self._free.append(row)
+
+    def asked(self, scheduled: Mapping[str, int]) -> dict[str, int]:
+        """Return those of the `scheduled` requests that are watched, with the position of their answers' first tokens."""
+        own = {request: row for request, row in self._rows.items() if request in scheduled}
+        return dict(zip(own, self._begins[list(own.values())].tolist(), strict=True)) if own else {}
+
+    def take_in(
+        self, tokens: AnswerTokens, asked: Sequence[str], known: Mapping[str, int], judge: Judge
+    ) -> Iterator[tuple[str, Verdict]]:
+        """Read a step's tokens of the requests `asked` for; yield a verdict on each answer that crossed one threshold more.
+
+        `known` says of a request, where not all, how many of its tokens count: the others are drafts that were rejected.
+        """
+        places = {request: place for place, request in enumerate(tokens.requests)}
+        yield from self.lose([request for request in asked if request not in places], Unscored.MISSING, judge)
+        own = [places[request] for request in asked if request in places and request in self._rows]
+        if not own:
+            return
+        names = [tokens.requests[place] for place in own]
+        rows = np.array([self._rows[name] for name in names])
+        counts = tokens.counts[own]
+        if known:
+            counts = np.minimum(counts, [known.get(name, count) for name, count in zip(names, counts, strict=True)])
+        gap = self._follow(rows, tokens, np.array(own), counts)
+        scores = self._read.scores(rows)
+        lost = gap | np.isnan(scores).any(axis=1)
+        number = self._rules.first(scores)
+        for place in np.flatnonzero(lost | (number < self._decided[rows])):
+            self._decided[rows[place]] = number[place]
+            yield names[place], judge(names[place], _reason(gap[place]) if lost[place] else scores[place])
+            if lost[place]:
+                self.end(names[place])
+
+    def lose(self, requests: Sequence[str], reason: Unscored, judge: Judge) -> Iterator[tuple[str, Verdict]]:
+        """Yield the verdicts on watched answers among `requests` whose tokens could not be read; they are not watched on."""
+        for request in requests:
+            if request in self._rows:
+                yield request, judge(request, reason)
+                self.end(request)
+
+    def _follow(
+        self,
+        rows: npt.NDArray[np.int64],
+        tokens: AnswerTokens,
+        own: npt.NDArray[np.int64],
+        counts: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.bool_]:
+        """Read what is new of each answer, in order; return which of them have a token missing before it, `[n]`."""
+        begins = np.cumsum(tokens.counts)[own] - tokens.counts[own]
+        # What was read before is read again after a preemption: it is left out.
+        old = self._begins[rows] + self._read.counts(rows) - tokens.firsts[own]
+        gap = (old < 0) & (counts > 0)
+        new = np.where(gap, 0, counts - old)
+        for turn in range(int(new.max(initial=0))):
+            still = np.flatnonzero(new > turn)
+            scores = tokens.scores[begins[still] + old[still] + turn, self._columns]
+            self._read.read(rows[still], scores)
+        return np.asarray(gap)
+
+    def _grow(self) -> None:
+        """Make room for as many again: requests that were preempted wait with their answers half read."""
+        more = len(self._begins)
+        self._read.grow(more)
+        self._free = list(range(more, 2 * more))
+        self._begins = np.concatenate([self._begins, np.zeros(more, dtype=np.int64)])
+        self._decided = np.concatenate([self._decided, np.zeros(more, dtype=np.int64)])
+
+
+def _reason(gap: bool) -> Unscored:
+    return Unscored.MISSING if gap else Unscored.NOT_FINITE

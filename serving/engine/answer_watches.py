@@ -1,0 +1,77 @@
+"""The watch over all answers in the engine: of the model and of its adapters, where their policies have rules on answers.
+
+It touches, of vLLM's: `SchedulerOutput` (`num_scheduled_tokens`, `scheduled_spec_decode_tokens`), `ModelRunnerOutput`
+(`sampled_token_ids`, `req_id_to_index`) and `Request` (`num_prompt_tokens`, `num_stale_output_tokens`, `drop_stale_output`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+
+from guard.decide import BoundPolicy
+from guard.verdict import Unscored, Verdict
+from probes.answer_reading import WatchBank
+from probes.artifact import Artifact
+from serving.engine.answer_watch import AnswerWatch, Judge
+from serving.engine.wire import ANSWERS, NO_ORDERS, ORDERS, AnswerTokens
+
+
+class AnswerWatches:
+    """An `AnswerWatch` for each subject whose answers are watched: 0 is the model itself, then come its adapters."""
+
+    def __init__(self, policies: Sequence[BoundPolicy], artifacts: Sequence[Artifact], capacity: int) -> None:
+        self._watches: dict[int | None, AnswerWatch] = {}
+        first = 0
+        for subject, (policy, artifact) in enumerate(zip(policies, artifacts, strict=True)):
+            watches = artifact.manifest.watches
+            columns = slice(first, first := first + len(watches))
+            if policy.answers:
+                bank = WatchBank.of(watches, artifact.tensors)
+                self._watches[subject] = AnswerWatch(policy.answers, bank, columns, capacity)
+
+    def begin(self, request: Request, subject: int | None) -> None:
+        """Watch the answer to the request's prompt, if answers of this subject are watched."""
+        if watch := self._watches.get(subject):
+            watch.begin(request.request_id, request.num_prompt_tokens)
+
+    def end(self, request: str) -> None:
+        """Watch the request's answer no longer."""
+        for watch in self._watches.values():
+            watch.end(request)
+
+    def asked(self, scheduled: Mapping[str, int]) -> dict[str, int]:
+        """Return which of the `scheduled` requests the workers are to read the answers of, as `Orders.watched` has it."""
+        return {name: at for watch in self._watches.values() for name, at in watch.asked(scheduled).items()}
+
+    def take_in(
+        self, step: SchedulerOutput, output: ModelRunnerOutput, requests: Mapping[str, Request], judge: Judge
+    ) -> dict[str, Verdict]:
+        """Read what the step took in of answers; return the verdicts on those that crossed a threshold."""
+        asked = [name for name in getattr(step, ORDERS, NO_ORDERS).watched if not _is_dropped(requests.get(name))]
+        if not asked:
+            return {}
+        tokens: AnswerTokens | str = getattr(output, ANSWERS, Unscored.MISSING.value)
+        found: dict[str, Verdict] = {}
+        for watch in self._watches.values():
+            if isinstance(tokens, str):
+                found.update(watch.lose(asked, Unscored(tokens), judge))
+            else:
+                found.update(watch.take_in(tokens, asked, _accepted(step, output), judge))
+        return found
+
+
+def _is_dropped(request: Any) -> bool:
+    """Whether vLLM drops what is in flight of the request: it was taken out to start over, as for steering."""
+    return request is None or bool(request.num_stale_output_tokens and request.drop_stale_output)
+
+
+def _accepted(step: SchedulerOutput, output: ModelRunnerOutput) -> dict[str, int]:
+    """Return, of the requests that had tokens drafted, how many of those that the step took in are their own."""
+    return {
+        name: len(output.sampled_token_ids[output.req_id_to_index[name]])
+        for name in step.scheduled_spec_decode_tokens
+        if name in output.req_id_to_index
+    }

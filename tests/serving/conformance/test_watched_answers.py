@@ -1,0 +1,176 @@
+"""An answer is ended, steered or flagged at the very token at which it crosses a threshold, however the engine runs it.
+
+The reference is a plain forward pass over prompt and answer, and the definition of a watch, written out.
+"""
+
+import hashlib
+
+import pytest
+import torch
+
+from serving.config import GuardConfig
+from serving.engine.wire import STOP_ANSWER
+from tests.serving.conformance.cast import TOLERANCE, Cast
+from tests.serving.conformance.engine import engine
+from tests.serving.conformance.modes import EVERY, V1_ASYNCHRONOUS
+from tests.serving.planted import WATCHES, naive_answer
+from tests.serving.world import OBSERVER_KEY, policy_text
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+LENGTH = 40
+QUICK = V1_ASYNCHRONOUS[:1]
+SHADOW = {"foreguard": {"shadow": True, "caller": hashlib.sha256(OBSERVER_KEY.encode()).hexdigest()}}
+NAMES = [f"benign{i}" for i in range(8)] + [f"long{i}" for i in range(4)]
+
+
+def along(cast, prompt, answer):
+    """Each watch's score after each token of the answer, by name."""
+    read = cast.reference.read([*prompt, *answer])
+    return {watch.name: naive_answer(cast.artifact, read, len(prompt), watch) for watch in WATCHES}
+
+
+def threshold(ends, ranks):
+    """In the middle of the widest gap between two neighbours of these ranks, so that no rounding decides."""
+    falling = sorted(ends, reverse=True)
+    high, low = max(((falling[rank], falling[rank + 1]) for rank in ranks), key=lambda pair: pair[0] - pair[1])
+    assert high - low > 2 * TOLERANCE, "the answers do not stand apart"
+    return (high + low) / 2
+
+
+@pytest.fixture(scope="module")
+def limits(cast):
+    """Thresholds that some answers cross in their middle: to end them, to steer them, to flag them."""
+    ends = []
+    for name in NAMES:
+        prompt = cast.prompts[name]
+        tokens = cast.reference.model.generate(torch.tensor([prompt]), max_new_tokens=LENGTH, do_sample=False)[0]
+        ends.append(
+            {watch: scores[-1] for watch, scores in along(cast, prompt, tokens[len(prompt) :].tolist()).items()}
+        )
+    block = threshold([end["deep_swim"] for end in ends], range(2, 6))
+    rest = [end for end in ends if end["deep_swim"] < block]
+    return {
+        "block": block,
+        "flag": threshold([end["deep_swim"] for end in rest], range(3)),
+        "steer": threshold([end["mean_ema"] for end in rest], range(3)),
+    }
+
+
+@pytest.fixture(scope="module")
+def cast(reference, artifact, artifact_folder, tmp_path_factory):
+    return Cast.of(reference, artifact, artifact_folder, tmp_path_factory.mktemp("watched"))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(mode, id=mode.name, marks=() if mode in QUICK else pytest.mark.long) for mode in EVERY],
+)
+def played(request, cast, limits, tmp_path_factory):
+    """Outcomes of the prompts, all at once: acted on, and again with a caller's leave to watch only."""
+    mode, folder = request.param, tmp_path_factory.mktemp(request.param.name)
+    (folder / "policy.yaml").write_text(
+        policy_text(cast.reference, cast.artifact)
+        + f"""
+answer_rules:
+  - {{name: ends, action: block, when: {{deep_swim: {{above: {limits["block"]}}}}}}}
+  - {{name: turns, action: steer, when: {{mean_ema: {{above: {limits["steer"]}}}}}}}
+  - {{name: seen, action: flag, when: {{deep_swim: {{above: {limits["flag"]}}}}}}}
+"""
+    )
+    guard = GuardConfig(**{**cast.guard.model_dump(), "policy": folder / "policy.yaml"})
+    with engine(folder / "log", guard, mode.flags, v2=mode.v2, asynchronous=mode.asynchronous) as running:
+        found = {}
+        for which, more in (("watched", {}), ("shadow", {"extra_args": SHADOW})):
+            params = {"max_tokens": LENGTH, "ignore_eos": True, **more}
+            requests = [
+                {"id": f"{name}-{which}", "prompt": cast.prompts[name], "step": at // 2, "params": params}
+                for at, name in enumerate(NAMES)
+            ]
+            found[which], _ = running.play(requests)
+        again = [
+            {"id": f"{name}-again", "prompt": [*cast.prompts[name], *tokens_of(found["watched"][f"{name}-watched"])]}
+            for name in NAMES
+        ]
+        found["again"], _ = running.play(again)
+    return found
+
+
+def tokens_of(outcome):
+    return outcome["completions"]["0"]["tokens"]
+
+
+def crosses(scores, limit):
+    """The first token after which the score is above the limit, or None, and whether rounding could decide otherwise."""
+    first = next((t for t, score in enumerate(scores) if score > limit), None)
+    unsure = any(abs(score - limit) < TOLERANCE for score in scores)
+    return first, unsure
+
+
+def judged(played, cast, which="watched"):
+    """Each prompt's name, outcome, tokens that were read (the last one never is), and its scores after each of them."""
+    for name in NAMES:
+        outcome = played[which][f"{name}-{which}"]
+        ended = outcome["completions"]["0"]["stop"] == STOP_ANSWER
+        tokens = tokens_of(outcome)
+        read = tokens if ended else tokens[:-1]
+        yield name, outcome, ended, along(cast, cast.prompts[name], read)
+
+
+def test_an_answer_ends_at_the_token_that_crosses(played, cast, limits):
+    """It has that token, and none behind it; an answer that crosses nothing has all of its tokens."""
+    ended_by_guard = 0
+    for name, outcome, ended, scores in judged(played, cast):
+        first, unsure = crosses(scores["deep_swim"], limits["block"])
+        if unsure or any(verdict["action"] == "steer" for verdict in outcome.get("answers", [])):
+            continue
+        assert ended is (first is not None), name
+        if ended:
+            assert first == len(scores["deep_swim"]) - 1, name
+            assert outcome["completions"]["0"]["finish"] == "stop"
+            ended_by_guard += 1
+        else:
+            assert len(tokens_of(outcome)) == LENGTH
+    assert ended_by_guard >= 2
+
+
+def test_verdicts_are_in_order_of_severity_and_have_the_scores(played, cast, limits):
+    """One for each threshold more severe, with the scores of a plain pass up to that token."""
+    seen = set()
+    for name, outcome, _, scores in judged(played, cast, "shadow"):
+        actions = [verdict["decision"] for verdict in outcome.get("answers", [])]
+        assert actions == sorted(set(actions), key=["flag", "steer", "block"].index), name
+        for verdict in outcome.get("answers", []):
+            at = verdict["tokens"] - 1
+            assert verdict["scores"] == pytest.approx({w: own[at] for w, own in scores.items()}, abs=TOLERANCE), name
+            assert verdict["action"] == "allow"
+            seen.add(verdict["decision"])
+        first, unsure = crosses(scores["deep_swim"], limits["block"])
+        assert unsure or ("block" in actions) is (first is not None), name
+        assert len(tokens_of(outcome)) == LENGTH
+    assert seen >= {"steer", "block"}
+
+
+def test_a_steered_answer_turns_behind_the_token_that_crosses(played, cast):
+    """Up to there it is the unsteered one, and then another."""
+    turned = 0
+    for name in NAMES:
+        ours, theirs = played["watched"][f"{name}-watched"], played["shadow"][f"{name}-shadow"]
+        steered = [verdict for verdict in ours.get("answers", []) if verdict["action"] == "steer"]
+        ended = [verdict for verdict in ours.get("answers", []) if verdict["action"] == "block"]
+        if not steered:
+            shared = len(tokens_of(ours))
+            assert tokens_of(ours) == tokens_of(theirs)[:shared], name
+        elif not ended:
+            shared = steered[0]["tokens"]
+            assert tokens_of(ours)[:shared] == tokens_of(theirs)[:shared], name
+            turned += tokens_of(ours) != tokens_of(theirs)
+    assert turned
+
+
+def test_nothing_steered_is_left_in_the_prefix_cache(played, cast):
+    """Asked again with its own answer behind it, each prompt has the scores of a plain pass."""
+    for name in NAMES:
+        prompt = [*cast.prompts[name], *tokens_of(played["watched"][f"{name}-watched"])]
+        [verdict] = played["again"][f"{name}-again"]["verdicts"]
+        assert verdict["scores"] == pytest.approx(cast.expected(prompt), abs=TOLERANCE), name

@@ -1,0 +1,137 @@
+"""Answers are read in step with the engine: drafts, repeats after a preemption, gaps and rows that are used again."""
+
+import numpy as np
+import pytest
+import torch
+
+from guard.binding import bind_to
+from guard.policy import Policy
+from guard.verdict import Action, Unscored
+from probes.answer_reading import WatchBank
+from probes.artifact import BENIGN_ANSWERS, BENIGN_SCORES, HARMFUL_ANSWERS, HARMFUL_SCORES, Artifact
+from probes.fingerprint import Fingerprint
+from probes.manifest import Manifest, Probe, Watch
+from probes.readout import Readout
+from serving.engine.answer_watch import AnswerWatch
+from serving.engine.wire import AnswerTokens
+
+RULE = {"name": "a", "action": "block", "when": {"peak": {"above": 2}}}
+FLAG = {"name": "b", "action": "flag", "when": {"peak": {"above": 1}}}
+PROMPT = 5
+
+
+@pytest.fixture
+def artifact():
+    """An artifact whose one watch is its probe's highest token score so far."""
+    digests = dict.fromkeys(("config", "weights", "tokenizer", "chat_template"), "")
+    watch = Watch(name="peak", probe="harm", readout=Readout(kind="swim", window=1), max_tokens=1)
+    tensors = {"watch.peak.centre": torch.zeros(1), "watch.peak.spread": torch.ones(1)}
+    tensors |= {BENIGN_SCORES: torch.zeros(4, 1), HARMFUL_SCORES: torch.ones(3, 1)}
+    tensors |= {BENIGN_ANSWERS: torch.zeros(4, 1), HARMFUL_ANSWERS: torch.ones(3, 1)}
+    return Artifact(
+        Manifest(
+            name="a",
+            created="",
+            fingerprint=Fingerprint(architecture="A", num_layers=1, hidden_size=2, dtype="float32", **digests),
+            probes=(Probe(name="harm", method="m", layers=(0,)),),
+            watches=(watch,),
+        ),
+        {"probe.harm.weight": torch.ones(1, 1, 2), **tensors},
+    )
+
+
+@pytest.fixture
+def rules(artifact):
+    """Block above 2, flag above 1; what has no score is flagged."""
+    told = {"name": "p", "version": "1", "on_unscored": "flag", "rules": [RULE | {"when": {"harm": {"above": 9}}}]}
+    answers = [RULE | {"name": "c"}, FLAG]
+    return bind_to(artifact, Policy.model_validate(told | {"answer_rules": answers})).answers
+
+
+@pytest.fixture
+def watch(rules, artifact):
+    """A watch with room for two answers."""
+    return AnswerWatch(rules, WatchBank.of(artifact.manifest.watches, artifact.tensors), slice(0, 1), 2)
+
+
+@pytest.fixture
+def step(watch, rules):
+    """One step: for each request the position of its first token and the tokens' scores; returns the actions taken."""
+
+    def step(known=None, asked=None, **taken):
+        names, scores = list(taken), [score for _, own in taken.values() for score in own]
+        tokens = AnswerTokens(
+            names,
+            np.array([first for first, _ in taken.values()], dtype=np.int64),
+            np.array([len(own) for _, own in taken.values()], dtype=np.int64),
+            np.array(scores, dtype=np.float32).reshape(-1, 1),
+        )
+        judge = lambda name, reading: rules.judge(reading)  # noqa: E731
+        return dict(watch.take_in(tokens, asked or names, known or {}, judge))
+
+    return step
+
+
+def actions(found):
+    return {name: verdict.action for name, verdict in found.items()}
+
+
+def test_each_threshold_is_told_of_once(watch, step):
+    """At the token that crosses it, and again only for a more severe one."""
+    watch.begin("r", PROMPT)
+    assert step(r=(5, [0.0])) == {}
+    assert actions(step(r=(6, [1.5]))) == {"r": Action.FLAG}
+    assert step(r=(7, [1.7])) == {}
+    assert actions(step(r=(8, [2.5]))) == {"r": Action.BLOCK}
+    assert step(r=(9, [9.0])) == {}
+
+
+def test_rejected_drafts_do_not_count(watch, step):
+    """Of three rows two are the answer's; the third's place is taken by the token that replaced it."""
+    watch.begin("r", PROMPT)
+    assert step({"r": 2}, r=(5, [0.0, 0.0, 9.0])) == {}
+    assert step({"r": 1}, r=(7, [0.5, 9.0])) == {}
+    assert actions(step(r=(8, [3.0]))) == {"r": Action.BLOCK}
+
+
+def test_what_a_preemption_computes_again_is_read_once(watch, step):
+    """In whatever pieces it comes; rows before the answer are not sent, an empty piece is none."""
+    watch.begin("r", PROMPT)
+    step(r=(5, [0.0]))
+    step(r=(6, [0.1]))
+    assert step(r=(5, [])) == {}
+    assert step(r=(5, [9.0])) == {}
+    assert actions(step(r=(6, [9.0, 1.5]))) == {"r": Action.FLAG}
+
+
+def test_a_missing_token_is_no_score(watch, step):
+    """Not sent at all, or one before it was not: the policy says what happens, once, and it is not watched on."""
+    for name in ("gone", "gap"):
+        watch.begin(name, PROMPT)
+    step(gone=(5, [0.0]), gap=(5, [0.0]))
+    found = step(asked=["gone", "gap"], gap=(7, [0.0]))
+    assert {name: verdict.unscored for name, verdict in found.items()} == dict.fromkeys(found, Unscored.MISSING)
+    assert actions(found) == {"gone": Action.FLAG, "gap": Action.FLAG}
+    assert "gone" not in watch
+    assert "gap" not in watch
+    assert step(gap=(8, [9.0])) == {}
+
+
+def test_a_score_that_is_no_number_is_none(watch, step):
+    """And says so."""
+    watch.begin("r", PROMPT)
+    assert step(r=(5, [float("nan")]))["r"].unscored is Unscored.NOT_FINITE
+
+
+def test_rows_are_used_again_and_grow(watch, step):
+    """More answers than there was room for, one after another and at once: each begins at nothing."""
+    for turn in range(3):
+        names = [f"r{turn}-{number}" for number in range(5)]
+        for name in names:
+            watch.begin(name, PROMPT)
+        high = {name: (5, [2.5 if number == turn else 0.0]) for number, name in enumerate(names)}
+        assert actions(step(**high)) == {names[turn]: Action.BLOCK}
+        assert set(watch.asked(dict.fromkeys(names, 1)).values()) == {PROMPT}
+        for name in names:
+            watch.end(name)
+    assert watch.asked({"r0-0": 1}) == {}
