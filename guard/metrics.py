@@ -63,7 +63,7 @@ class GuardMetrics:
             self.unscored.labels(verdict.unscored.value).inc()
             self.errors.labels(verdict.unscored.value).inc()
         for probe, score in verdict.scores.items():
-            self.score.labels(probe).observe(score)
+            self._scores[probe].observe(score)
         self.decision_seconds.observe(verdict.decision_seconds)
 
     def observe_answer(self, verdict: Verdict, num_tokens: int) -> None:
@@ -109,5 +109,5 @@ class GuardMetrics:
             if reason is not Unscored.ABORTED:
                 self.unscored_answers.labels(reason.value)
                 self.errors.labels(reason.value)
-        for probe in (*policy.probes, *policy.policy.combine):
-            self.score.labels(probe)
+        # Looked up once: there may be many probes, and this is done for every prompt.
+        self._scores = {probe: self.score.labels(probe) for probe in (*policy.probes, *policy.policy.combine)}

@@ -113,11 +113,12 @@ class ProbeBank:
 
     def positions(self, num_tokens: int) -> npt.NDArray[np.int64]:
         """Return the sorted token positions that any readout needs from a prompt of `num_tokens` tokens."""
-        readouts = [probe.readout for probe in self.probes]
-        if all(readout.kind == "last" for readout in readouts):
-            needed = {position for readout in readouts for position in readout.positions(num_tokens)}
-            return np.array(sorted(needed), dtype=np.int64)
-        return np.arange(num_tokens, dtype=np.int64)
+        offsets = self.plan.all_offsets
+        if offsets is None:
+            return np.arange(num_tokens, dtype=np.int64)
+        if num_tokens > offsets[0]:
+            return num_tokens - 1 - offsets
+        return np.unique(np.maximum(num_tokens - 1 - offsets, 0))
 
     def request_scores(self, scores: Scores, positions: npt.NDArray[np.int64], num_tokens: int) -> Scores:
         """Return the request's scores `[K]` from token `scores` `[P, C]` at `positions` `[P]` of a prompt of `num_tokens`.
@@ -150,6 +151,8 @@ class _Plan:
     simple: npt.NDArray[np.int64]
     """Probes that are the score of one channel at one token, and their `offsets`: they are scored all at once."""
     offsets: npt.NDArray[np.int64]
+    all_offsets: npt.NDArray[np.int64] | None
+    """Distinct offsets of all probes, largest first, where each reads one token; None where some read them all."""
     others: list[int]
     scales: npt.NDArray[np.float64]
     biases: npt.NDArray[np.float64]
@@ -163,12 +166,15 @@ class _Plan:
             for index, probe in enumerate(probes)
             if (probe.readout.kind, probe.channels, probe.head) == ("last", 1, "sum")
         ]
+        offsets = {probe.readout.offset for probe in probes}
+        reads_all = any(probe.readout.kind != "last" for probe in probes)
         return cls(
             order=order,
             starts=np.searchsorted(owners[order], np.unique(owners)),
             firsts=np.cumsum([0, *(probe.channels for probe in probes)])[:-1],
             simple=np.array(simple, dtype=np.int64),
             offsets=np.array([probes[index].readout.offset for index in simple], dtype=np.int64),
+            all_offsets=None if reads_all else np.array(sorted(offsets, reverse=True), dtype=np.int64),
             others=[index for index in range(len(probes)) if index not in simple],
             scales=np.array([probe.scale for probe in probes], dtype=np.float64),
             biases=np.array([probe.bias for probe in probes], dtype=np.float64),

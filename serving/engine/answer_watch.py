@@ -5,6 +5,7 @@ which is the one after it was sampled.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,15 @@ from guard.answer_rules import BoundAnswerRules
 from guard.verdict import Unscored, Verdict
 from probes.answer_reading import AnswersRead, WatchBank
 from serving.engine.wire import AnswerTokens
+
+
+class Crossing(NamedTuple):
+    """An answer that crossed a threshold, or that could not be read on."""
+
+    verdict: Verdict
+    num_tokens: int
+    """How many of its tokens had been read."""
+
 
 Judge = Callable[[str, npt.NDArray[np.float64] | Unscored], Verdict]
 """Takes a request and its answer's scores so far `[W]`, or the reason why it has none."""
@@ -56,7 +66,7 @@ class AnswerWatch:
 
     def take_in(
         self, tokens: AnswerTokens, asked: Sequence[str], known: Mapping[str, int], judge: Judge
-    ) -> Iterator[tuple[str, Verdict]]:
+    ) -> Iterator[tuple[str, Crossing]]:
         """Read a step's tokens of the requests `asked` for; yield a verdict on each answer that crossed one threshold more.
 
         `known` says of a request, where not all, how many of its tokens count: the others are drafts that were rejected.
@@ -77,16 +87,20 @@ class AnswerWatch:
         number = self._rules.first(scores)
         for place in np.flatnonzero(lost | (number < self._decided[rows])):
             self._decided[rows[place]] = number[place]
-            yield names[place], judge(names[place], _reason(gap[place]) if lost[place] else scores[place])
             if lost[place]:
-                self.end(names[place])
+                yield from self.lose([names[place]], _reason(gap[place]), judge)
+            else:
+                yield names[place], Crossing(judge(names[place], scores[place]), self._num_read(names[place]))
 
-    def lose(self, requests: Sequence[str], reason: Unscored, judge: Judge) -> Iterator[tuple[str, Verdict]]:
+    def lose(self, requests: Sequence[str], reason: Unscored, judge: Judge) -> Iterator[tuple[str, Crossing]]:
         """Yield the verdicts on watched answers among `requests` whose tokens could not be read; they are not watched on."""
         for request in requests:
             if request in self._rows:
-                yield request, judge(request, reason)
+                yield request, Crossing(judge(request, reason), self._num_read(request))
                 self.end(request)
+
+    def _num_read(self, request: str) -> int:
+        return int(self._read.counts(np.array([self._rows[request]]))[0])
 
     def _follow(
         self,

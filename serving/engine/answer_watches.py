@@ -12,10 +12,10 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from guard.decide import BoundPolicy
-from guard.verdict import Unscored, Verdict
+from guard.verdict import Unscored
 from probes.answer_reading import WatchBank
 from probes.artifact import Artifact
-from serving.engine.answer_watch import AnswerWatch, Judge
+from serving.engine.answer_watch import AnswerWatch, Crossing, Judge
 from serving.engine.wire import ANSWERS, NO_ORDERS, ORDERS, AnswerTokens
 
 
@@ -48,13 +48,13 @@ class AnswerWatches:
 
     def take_in(
         self, step: SchedulerOutput, output: ModelRunnerOutput, requests: Mapping[str, Request], judge: Judge
-    ) -> dict[str, Verdict]:
-        """Read what the step took in of answers; return the verdicts on those that crossed a threshold."""
+    ) -> dict[str, Crossing]:
+        """Read what the step took in of answers; return those that crossed a threshold."""
         asked = [name for name in getattr(step, ORDERS, NO_ORDERS).watched if not _is_dropped(requests.get(name))]
         if not asked:
             return {}
         tokens: AnswerTokens | str = getattr(output, ANSWERS, Unscored.MISSING.value)
-        found: dict[str, Verdict] = {}
+        found: dict[str, Crossing] = {}
         for watch in self._watches.values():
             if isinstance(tokens, str):
                 found.update(watch.lose(asked, Unscored(tokens), judge))

@@ -27,6 +27,7 @@ from guard.decide import BoundPolicy
 from guard.verdict import Action, Unscored, Verdict
 from probes.artifact import Artifact
 from serving.config import GuardConfig
+from serving.engine.answer_watch import Crossing
 from serving.engine.answer_watches import AnswerWatches
 from serving.engine.orders import OrderBook
 from serving.engine.private_blocks import keep_private
@@ -48,7 +49,7 @@ class _Step:
     """What the gate needs to know about the output being processed."""
 
     scores: dict[str, list[float] | str]
-    crossed: dict[str, Verdict]
+    crossed: dict[str, Crossing]
     """Answers that crossed a threshold."""
     prompt_logprobs: tuple[dict[str, Any], ...]
     """Log-probabilities of prompts: of their own tokens, and of tokens that were asked for."""
@@ -144,10 +145,11 @@ class GuardedScheduler(Scheduler):
         assert rules is not None  # noqa: S101 - or the answer would not be watched
         return rules.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
 
-    def _interrupt(self, request: Request, verdict: Verdict) -> bool:
+    def _interrupt(self, request: Request, crossing: Crossing) -> bool:
         """Do what was decided on an answer in its middle; return whether it ends here."""
+        verdict = crossing.verdict
         carried = self._undelivered.setdefault(request.request_id, {PROMPT: _asked(request).get(PROMPT)})
-        carried[ANSWER] = verdict.to_wire() | {"tokens": request.num_output_tokens}
+        carried[ANSWER] = verdict.to_wire() | {"tokens": crossing.num_tokens}
         if verdict.action is Action.BLOCK:
             request.status = RequestStatus.FINISHED_STOPPED
             request.stop_reason = STOP_ANSWER

@@ -99,12 +99,14 @@ def test_what_is_decided_is_done(played, cast, scenario):
 def test_what_is_allowed_answers_as_without_a_guard(played, cast, scenario):
     """Token for token, with as many log-probabilities, whoever beside it was blocked or steered.
 
-    Not compared is what one of the engines preempted in mid-answer to make room, and the other did not, or elsewhere: vLLM
-    computes the answer so far anew, in one pass, and that rounds differently.
+    Not compared is, in a crowd, what one of the engines preempted to make room, and the other did not, or elsewhere, and what
+    found more of its prompt in the cache in one of them: the same numbers come of another pass there, rounded differently.
     """
     compared = 0
     for request, ours, theirs in pairs(played, cast, scenario):
+        elsewhere = scenario == "crowded" and ours["cached"] != theirs["cached"]
         unlike = request.get("leaves") or request.get("sampled") or request["id"] in made_room(played, scenario)
+        unlike = unlike or elsewhere
         if cast.action(request["prompt"]) == "allow" and not unlike:
             assert ours["completions"] == theirs["completions"], request["id"]
             assert ours["prompt_logprobs"] == theirs["prompt_logprobs"]

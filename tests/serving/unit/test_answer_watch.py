@@ -73,7 +73,7 @@ def step(watch, rules):
 
 
 def actions(found):
-    return {name: verdict.action for name, verdict in found.items()}
+    return {name: crossing.verdict.action for name, crossing in found.items()}
 
 
 def test_each_threshold_is_told_of_once(watch, step):
@@ -110,7 +110,8 @@ def test_a_missing_token_is_no_score(watch, step):
         watch.begin(name, PROMPT)
     step(gone=(5, [0.0]), gap=(5, [0.0]))
     found = step(asked=["gone", "gap"], gap=(7, [0.0]))
-    assert {name: verdict.unscored for name, verdict in found.items()} == dict.fromkeys(found, Unscored.MISSING)
+    assert {crossing.verdict.unscored for crossing in found.values()} == {Unscored.MISSING}
+    assert {crossing.num_tokens for crossing in found.values()} == {1}
     assert actions(found) == {"gone": Action.FLAG, "gap": Action.FLAG}
     assert "gone" not in watch
     assert "gap" not in watch
@@ -120,7 +121,7 @@ def test_a_missing_token_is_no_score(watch, step):
 def test_a_score_that_is_no_number_is_none(watch, step):
     """And says so."""
     watch.begin("r", PROMPT)
-    assert step(r=(5, [float("nan")]))["r"].unscored is Unscored.NOT_FINITE
+    assert step(r=(5, [float("nan")]))["r"].verdict.unscored is Unscored.NOT_FINITE
 
 
 def test_rows_are_used_again_and_grow(watch, step):
