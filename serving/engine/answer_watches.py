@@ -15,6 +15,7 @@ from guard.decide import BoundPolicy
 from guard.verdict import Unscored
 from probes.answer_reading import WatchBank
 from probes.artifact import Artifact
+from probes.errors import ServingError
 from serving.engine.answer_watch import AnswerWatch, Crossing, Judge
 from serving.engine.wire import ANSWERS, NO_ORDERS, ORDERS, AnswerTokens
 
@@ -22,7 +23,11 @@ from serving.engine.wire import ANSWERS, NO_ORDERS, ORDERS, AnswerTokens
 class AnswerWatches:
     """An `AnswerWatch` for each subject whose answers are watched: 0 is the model itself, then come its adapters."""
 
-    def __init__(self, policies: Sequence[BoundPolicy], artifacts: Sequence[Artifact], capacity: int) -> None:
+    def __init__(self, policies: Sequence[BoundPolicy], artifacts: Sequence[Artifact], vllm_config: Any) -> None:
+        """Raises `ServingError` where answers cannot be read as vLLM is set up."""
+        if any(policy.answers for policy in policies):
+            _require_readable(vllm_config)
+        capacity = vllm_config.scheduler_config.max_num_seqs
         self._watches: dict[int | None, AnswerWatch] = {}
         first = 0
         for subject, (policy, artifact) in enumerate(zip(policies, artifacts, strict=True)):
@@ -61,6 +66,17 @@ class AnswerWatches:
             else:
                 found.update(watch.take_in(tokens, asked, _accepted(step, output), judge))
         return found
+
+
+def _require_readable(vllm_config: Any) -> None:
+    # There a step is laid out before it is known which drafts of the last one were accepted, so that the host does not know
+    # which tokens its rows are.
+    if vllm_config.speculative_config and vllm_config.scheduler_config.async_scheduling:
+        raise ServingError(
+            "answers cannot be watched under asynchronous scheduling while tokens are drafted",
+            field="answer_rules",
+            remedy="add `-- --no-async-scheduling`, or remove --speculative-config or the policy's answer_rules",
+        )
 
 
 def _is_dropped(request: Any) -> bool:

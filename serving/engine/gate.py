@@ -68,7 +68,7 @@ class GuardedScheduler(Scheduler):
         self._orders = OrderBook(self)
         self._decided: set[str] = set()
         self._undelivered: dict[str, dict[str, Any]] = {}
-        self._watches = AnswerWatches(self._policies, artifacts, self.vllm_config.scheduler_config.max_num_seqs)
+        self._watches = AnswerWatches(self._policies, artifacts, self.vllm_config)
         self._to_steer: list[Request] = []
         self._held_logprobs: dict[str, list[Any]] = {}
         self._step = _Step({}, {}, ())

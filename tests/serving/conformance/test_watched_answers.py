@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 LENGTH = 40
 QUICK = V1_ASYNCHRONOUS[:1]
+REFUSED = [mode for mode in EVERY if mode.asynchronous and "--speculative-config" in mode.flags]
+READ = [mode for mode in EVERY if mode not in REFUSED]
 SHADOW = {"foreguard": {"shadow": True, "caller": hashlib.sha256(OBSERVER_KEY.encode()).hexdigest()}}
 NAMES = [f"benign{i}" for i in range(8)] + [f"long{i}" for i in range(4)]
 
@@ -62,20 +64,11 @@ def cast(reference, artifact, artifact_folder, tmp_path_factory):
     return Cast.of(reference, artifact, artifact_folder, tmp_path_factory.mktemp("watched"))
 
 
-@pytest.fixture
-def mode(request):
-    return request.node.callspec.params["played"]
-
-
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(mode, id=mode.name, marks=() if mode in QUICK else pytest.mark.long) for mode in EVERY],
-)
-def played(request, cast, limits, tmp_path_factory):
-    """Outcomes of the prompts, all at once: acted on, and again with a caller's leave to watch only."""
-    mode, folder = request.param, tmp_path_factory.mktemp(request.param.name)
+def watching(cast, limits, folder):
+    """The usual policy, with rules on answers."""
+    text = policy_text(cast.reference, cast.artifact)
     (folder / "policy.yaml").write_text(
-        policy_text(cast.reference, cast.artifact)
+        text
         + f"""
 answer_rules:
   - {{name: ends, action: block, when: {{deep_swim: {{above: {limits["block"]}}}}}}}
@@ -83,7 +76,22 @@ answer_rules:
   - {{name: seen, action: flag, when: {{deep_swim: {{above: {limits["flag"]}}}}}}}
 """
     )
-    guard = GuardConfig(**{**cast.guard.model_dump(), "policy": folder / "policy.yaml"})
+    return GuardConfig(**{**cast.guard.model_dump(), "policy": folder / "policy.yaml"})
+
+
+@pytest.fixture
+def mode(request):
+    return request.node.callspec.params["played"]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(mode, id=mode.name, marks=() if mode in QUICK else pytest.mark.long) for mode in READ],
+)
+def played(request, cast, limits, tmp_path_factory):
+    """Outcomes of the prompts, all at once: acted on, and again with a caller's leave to watch only."""
+    mode, folder = request.param, tmp_path_factory.mktemp(request.param.name)
+    guard = watching(cast, limits, folder)
     with engine(folder / "log", guard, mode.flags, v2=mode.v2, asynchronous=mode.asynchronous) as running:
         found = {}
         for which, more in (("watched", {}), ("shadow", {"extra_args": SHADOW})):
@@ -186,3 +194,14 @@ def test_nothing_steered_is_left_in_the_prefix_cache(played, cast):
         prompt = [*cast.prompts[name], *tokens_of(played["watched"][f"{name}-watched"])]
         [verdict] = played["again"][f"{name}-again"]["verdicts"]
         assert verdict["scores"] == pytest.approx(cast.expected(prompt), abs=TOLERANCE), name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", REFUSED, ids=str)
+def test_what_cannot_be_read_is_refused_at_the_start(mode, cast, limits, tmp_path):
+    """Drafts under asynchronous scheduling: the engine says so, and does not start."""
+    with (
+        pytest.raises(RuntimeError, match="cannot be watched under asynchronous scheduling"),
+        engine(tmp_path / "log", watching(cast, limits, tmp_path), mode.flags, v2=mode.v2, asynchronous=True),
+    ):
+        pass
