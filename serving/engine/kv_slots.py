@@ -57,10 +57,7 @@ class KVSlots:
 
     def take(self, slots: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return what is kept at `slots`, `[n, P]`, on the device."""
-        index = torch.from_numpy(slots)
-        if self._values.is_cuda:
-            index = index.pin_memory().to(self._values.device, non_blocking=True)
-        return self._values[index]
+        return self._values[self._index(slots)]
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Make the scores of these blocks unknown."""
@@ -82,5 +79,7 @@ class KVSlots:
     def _blocks(self) -> torch.Tensor:
         return self._values.view(self._num_blocks, self._block_size, self._values.shape[1])
 
-    def _index(self, blocks: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(blocks, dtype=torch.int64, device=self._values.device)
+    def _index(self, numbers: npt.ArrayLike) -> torch.Tensor:
+        index = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+        # From memory that is not pinned the copy would wait for all that the device has yet to do.
+        return (index.pin_memory() if self._values.is_cuda else index).to(self._values.device, non_blocking=True)
