@@ -1,4 +1,7 @@
-"""Scores on their way: what the taps read of finished prompts, copied to the host while the device goes on."""
+"""Scores on their way: what the taps read of finished prompts, copied to the host while the device goes on.
+
+It touches, of `vllm/v1/outputs.py`: `AsyncModelRunnerOutput`, which it wraps.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -104,6 +107,10 @@ class ScoredOutput(AsyncModelRunnerOutput):
         output = self._output.get_output()
         setattr(output, SCORES, self._due.resolve())
         return output
+
+    def get_kv_connector_output(self) -> Any:
+        """Return what vLLM 0.33 saves of a step that failed."""
+        return self._output.get_kv_connector_output()
 
 
 def with_scores(output: Any, due: DueScores | None) -> Any:

@@ -2,8 +2,8 @@
 
 It overrides, of `vllm/v1/core/sched/scheduler.py`: `add_request`, `_update_request_as_session`, `schedule`,
 `update_from_output`, `_update_request_with_output` (the first sampled token is where a request passes or does not) and
-`_free_request`; and calls `_preempt_request`. Under asynchronous scheduling a step is scheduled before the last one's output
-is here: what a blocked or steered request had in flight by then is dropped by vLLM itself.
+`_free_request`; and calls `_preempt_request`, as `versions` has it. Under asynchronous scheduling a step is scheduled before
+the last one's output is here: what a blocked or steered request had in flight by then is dropped by vLLM itself.
 
 A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores or
 a reason why there are none. Nothing that fails upstream can skip it.
@@ -20,7 +20,6 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
@@ -29,6 +28,7 @@ from guard.verdict import Action, Unscored, Verdict
 from probes.artifact import Artifact
 from serving.config import GuardConfig
 from serving.engine.orders import OrderBook
+from serving.engine.versions import DroppingScheduler, prompt_logprobs
 from serving.engine.wire import EXTRA, SCORES, STOP_BLOCKED
 
 logger = init_logger("vllm.foreguard.gate")
@@ -43,7 +43,7 @@ class _Step:
     """Log-probabilities of prompts: of their own tokens, and of tokens that were asked for."""
 
 
-class GuardedScheduler(Scheduler):
+class GuardedScheduler(DroppingScheduler):
     """A scheduler in which a request's first token waits for its verdict."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -90,8 +90,7 @@ class GuardedScheduler(Scheduler):
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Process a step's output, deciding on every prompt that it finished."""
         output = model_runner_output
-        prompt_logprobs = output.prompt_logprobs_dict, output.prompt_token_id_logprobs_dict
-        self._step = _Step(getattr(output, SCORES, {}), prompt_logprobs)
+        self._step = _Step(getattr(output, SCORES, {}), prompt_logprobs(output))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in self._to_steer:
             self._resume_steered(request)
@@ -168,7 +167,7 @@ class GuardedScheduler(Scheduler):
         _keep_steering_out_of_the_prefix_cache(request, self.hash_block_size)
         self._orders.steer(request, self._strengths[self._subject(request) or 0])
         if request.status is RequestStatus.PREEMPTED:
-            request.drop_stale_output = True  # vLLM took it out already, to make room
+            self._drop_stale_output(request)  # vLLM took it out already, to make room
             return
         self.running.remove(request)
         self._preempt_request(request, time.monotonic(), drop_stale_output=True)
