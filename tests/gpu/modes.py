@@ -24,11 +24,11 @@ _N_GRAM = _draft(method="ngram", prompt_lookup_max=3, prompt_lookup_min=1)
 
 DEFAULT = "FULL_AND_PIECEWISE"
 MODES = (
-    _mode("v2", DEFAULT),
+    _mode("v2-default", DEFAULT),
     _mode("v2-full", "FULL"),
     _mode("v2-piecewise", "PIECEWISE"),
     _mode("v2-none", "NONE"),
-    _mode("v1", DEFAULT, v2=False, asynchronous=False),
+    _mode("v1-default", DEFAULT, v2=False, asynchronous=False),
     _mode("v1-async", DEFAULT, v2=False),
     _mode("v2-eager", "NONE", "--enforce-eager"),
     _mode("v2-synchronous", DEFAULT, asynchronous=False),
