@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 # Where pip looks for the CPU build of PyTorch when the configured registry lacks it.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.foreguard-installed
+GPU_PYTHON ?= python3
 INTERPRETER := $(VENV)/interpreter/.installed
 
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup check test test-long demo bench soak compatibility lock clean
+.PHONY: help setup check test test-long gpu demo bench soak compatibility lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -43,6 +44,11 @@ test: setup ## The test suite
 
 test-long: setup $(INTERPRETER) ## What `make test` leaves out: every engine, architecture and fault, more than an hour
 	$(BIN)/python -m pytest -m long
+
+# No set-up: a machine with a GPU has its own vLLM. docs/gpu.md says what else it needs, and how to do a part of this.
+gpu: ## On a machine with an NVIDIA GPU: the conformance suite there, then the guard's cost at an 8B shape
+	$(GPU_PYTHON) -m pytest -m gpu tests/gpu
+	$(GPU_PYTHON) -m benchmarks.device --document docs/benchmarks.md
 
 demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
 	$(BIN)/foreguard demo

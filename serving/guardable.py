@@ -49,7 +49,7 @@ def _is_cpu() -> bool:
 
 def _compiles_in_sequence_parallel(args: Namespace) -> object:
     passes: Any = getattr(args.compilation_config, "pass_config", None)
-    return getattr(passes, "enable_sp", False)
+    return getattr(passes, "enable_sp", False) or getattr(passes, "fuse_gemm_comms", False)  # which implies it
 
 
 UNGUARDED = (
@@ -97,8 +97,20 @@ UNGUARDED = (
     Unguarded(
         "--compilation-config",
         _compiles_in_sequence_parallel,
-        "sequence parallelism (pass_config.enable_sp) leaves the guard's taps a part of the rows",
-        "leave enable_sp out",
+        "sequence parallelism (pass_config.enable_sp, fuse_gemm_comms) leaves the guard's taps a part of the rows",
+        "leave both out",
+    ),
+    Unguarded(
+        "--enable-hc-sp",
+        _given("enable_hc_sp"),
+        "sequence parallelism leaves the guard's taps a part of the rows",
+        "leave it out",
+    ),
+    Unguarded(
+        "--monokernel",
+        _given("monokernel"),
+        "a kernel that computes whole blocks passes the guard's taps by",
+        "leave it out",
     ),
     Unguarded(
         "--kv-transfer-config",

@@ -20,7 +20,7 @@ from probes.errors import ServingError
 from serving.config import GuardConfig
 from serving.engine.wire import EXTRA
 from serving.process import SMALL
-from serving.server import require_tested_vllm
+from serving.supported import require_supported_vllm
 
 RECORDER = "serving.engine.recorder.RecordingWorker"
 SCORER = "serving.engine.scorer.ScoringWorker"
@@ -48,7 +48,7 @@ def vllm_engine(
     With an `artifact` it is guarded by that one's probes, and gives their scores; without, activations. Its output goes to
     the file `log`. Raises `ServingError` with the end of it where the engine stops.
     """
-    require_tested_vllm()
+    require_supported_vllm()
     probes = [_SCORE_BY, str(artifact)] if artifact else []
     longest = ["--max-model-len", str(max_tokens + 1)]
     command = [sys.executable, "-m", "serving.recording", str(model), *probes, *longest, *options]

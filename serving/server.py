@@ -18,8 +18,8 @@ from probes.steering import require_servable_steering
 from serving.config import AdapterConfig, GuardConfig
 from serving.guardable import require_guardable
 from serving.model_folder import model_folder
+from serving.supported import require_supported_vllm
 
-VLLM_TESTED = ("0.32.",)
 WORKER = "serving.engine.worker.GuardedWorker"
 SCHEDULER = "serving.engine.gate.guarded_scheduler"
 MIDDLEWARE = "serving.voice.GuardMiddleware"
@@ -51,7 +51,7 @@ class Launch:
 
 def serve(launch: Launch) -> None:
     """Check everything, then serve until stopped. Raises `ForeguardError` before a port is opened."""
-    require_tested_vllm()
+    require_supported_vllm()
     _require_environment()
     os.environ.update(_ENVIRONMENT)
     args = _parse([*_base_arguments(launch), *launch.vllm])
@@ -62,22 +62,6 @@ def serve(launch: Launch) -> None:
     args.middleware = [*args.middleware, MIDDLEWARE]
     args.additional_config = {**(args.additional_config or {}), **config.to_vllm()}
     _run(args)
-
-
-def require_tested_vllm() -> None:
-    """Raise `ServingError` unless vLLM is there in a version whose seams were tested."""
-    try:
-        from vllm.version import __version__ as version
-    except ImportError as error:
-        raise ServingError(
-            "vLLM is not installed", field="vllm", remedy="install `foreguard[gpu]`, or run `make setup` on a CPU"
-        ) from error
-    if not version.startswith(VLLM_TESTED):
-        raise ServingError(
-            f"version {version} was not tested; the guard might not fire in it",
-            field="vllm",
-            remedy=f"install vLLM {' or '.join(f'{tested}x' for tested in VLLM_TESTED)}",
-        )
 
 
 def _require_environment() -> None:
@@ -92,10 +76,11 @@ def _base_arguments(launch: Launch) -> list[str]:
 
 def _parse(arguments: list[str]) -> Namespace:
     from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
+    from serving.engine.versions import set_up_command_line
+
+    set_up_command_line()
     parser = FlexibleArgumentParser(description="vLLM, as started by foreguard serve")
     ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
     args: Namespace = parser.parse_args(["serve", *arguments])

@@ -1,10 +1,10 @@
 """The watch over all answers in the engine: of the model and of its adapters, where their policies have rules on answers.
 
 It touches, of vLLM's: `SchedulerOutput` (`num_scheduled_tokens`, `scheduled_spec_decode_tokens`), `ModelRunnerOutput`
-(`sampled_token_ids`, `req_id_to_index`) and `Request` (`num_prompt_tokens`, `num_stale_output_tokens`, `drop_stale_output`).
+(`sampled_token_ids`, `req_id_to_index`) and `Request` (`num_prompt_tokens`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -52,10 +52,10 @@ class AnswerWatches:
         return {name: at for watch in self._watches.values() for name, at in watch.asked(scheduled).items()}
 
     def take_in(
-        self, step: SchedulerOutput, output: ModelRunnerOutput, requests: Mapping[str, Request], judge: Judge
+        self, step: SchedulerOutput, output: ModelRunnerOutput, live: Callable[[str], bool], judge: Judge
     ) -> dict[str, Crossing]:
-        """Read what the step took in of answers; return those that crossed a threshold."""
-        asked = [name for name in getattr(step, ORDERS, NO_ORDERS).watched if not _is_dropped(requests.get(name))]
+        """Read what the step took in of `live` requests' answers; return those that crossed a threshold."""
+        asked = [name for name in getattr(step, ORDERS, NO_ORDERS).watched if live(name)]
         if not asked:
             return {}
         tokens: AnswerTokens | str = getattr(output, ANSWERS, Unscored.MISSING.value)
@@ -77,11 +77,6 @@ def _require_readable(vllm_config: Any) -> None:
             field="answer_rules",
             remedy="add `-- --no-async-scheduling`, or remove --speculative-config or the policy's answer_rules",
         )
-
-
-def _is_dropped(request: Any) -> bool:
-    """Whether vLLM drops what is in flight of the request: it was taken out to start over, as for steering."""
-    return request is None or bool(request.num_stale_output_tokens and request.drop_stale_output)
 
 
 def _accepted(step: SchedulerOutput, output: ModelRunnerOutput) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Finds the matrix of a served decoder block whose input are the MLP's neurons: site `mlp_neurons`.
 
 It touches, of vLLM: `RowParallelLinear` (`input_size`, `tp_rank`, `tp_size`, `input_is_parallel`), `AttentionLayerBase`,
-`MoERunner` and `get_input_quant_key`. Under tensor parallelism each rank holds a slice of the neurons, in the order of
+and `MoERunner`. Under tensor parallelism each rank holds a slice of the neurons, in the order of
 ranks; what a rank reads is its share of a sum.
 """
 
@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.fused_moe import MoERunner
-from vllm.model_executor.layers.fusion.quant_activation import get_input_quant_key
 from vllm.model_executor.layers.linear import RowParallelLinear
 
 from probes.errors import ModelError
+from serving.engine.versions import takes_quantised
 
 _LEAVE_OUT = "serve an artifact without probes on neurons; docs/artifact.md says which sites there are"
 
@@ -32,7 +32,7 @@ def down_projection(block: nn.Module, layer: int, width: int) -> RowParallelLine
         found = ", ".join(str(matrix.input_size) for matrix in matrices) or "none"
         raise _no_neurons(layer, f"has no single down-projection of {width} neurons (row-parallel matrices: {found})")
     [found_one] = fitting
-    if get_input_quant_key(found_one) is not None or not (found_one.input_is_parallel or found_one.tp_size == 1):
+    if takes_quantised(found_one) or not (found_one.input_is_parallel or found_one.tp_size == 1):
         raise _no_neurons(layer, "hands its neurons on quantised, or undivided to all ranks")
     return found_one
 

@@ -11,7 +11,7 @@ from vllm.logger import init_logger
 
 from guard.verdict import Unscored
 from probes.scoring import ProbeBank
-from serving.engine.due_scores import to_host
+from serving.engine.transfers import to_host
 from serving.engine.wire import ANSWERS, AnswerTokens
 
 logger = init_logger("vllm.foreguard.worker")

@@ -1,4 +1,7 @@
-"""Scores on their way: what the taps read of finished prompts, copied to the host while the device goes on."""
+"""Scores on their way: what the taps read of finished prompts, copied to the host while the device goes on.
+
+It touches, of `vllm/v1/outputs.py`: `AsyncModelRunnerOutput`, which it wraps.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from guard.verdict import Unscored
 from probes.scoring import ProbeBank
+from serving.engine.transfers import to_host
 from serving.engine.wire import SCORES
 
 logger = init_logger("vllm.foreguard.worker")
@@ -101,16 +105,6 @@ class DueScores:
         }
 
 
-def to_host(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], "torch.cuda.Event | None"]:
-    """Start copies of tensors to the host; the event, where there is one, happens when they have all arrived."""
-    if not tensors[0].is_cuda:
-        return [tensor.clone() for tensor in tensors], None
-    arrived = torch.cuda.Event(blocking=True)
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    arrived.record()
-    return copies, arrived
-
-
 class ScoredOutput(AsyncModelRunnerOutput):
     """vLLM's output of a step that it does not wait for, with what was read along."""
 
@@ -121,6 +115,10 @@ class ScoredOutput(AsyncModelRunnerOutput):
     def get_output(self) -> ModelRunnerOutput:
         """Wait for both."""
         return _attached(self._output.get_output(), self._readings)
+
+    def get_kv_connector_output(self) -> Any:
+        """Return what vLLM 0.33 saves of a step that failed."""
+        return self._output.get_kv_connector_output()
 
 
 def with_scores(output: Any, readings: Sequence[Reading]) -> Any:

@@ -2,8 +2,8 @@
 
 It overrides, of `vllm/v1/core/sched/scheduler.py`: `add_request`, `_update_request_as_session`, `schedule`,
 `update_from_output`, `_update_request_with_output` (the first sampled token is where a request passes or does not) and
-`_free_request`; and calls `_preempt_request`. Under asynchronous scheduling a step is scheduled before the last one's output
-is here: what a blocked or steered request had in flight by then is dropped by vLLM itself.
+`_free_request`; and calls `_preempt_request`, as `versions` has it. Under asynchronous scheduling a step is scheduled before
+the last one's output is here: what a blocked or steered request had in flight by then is dropped by vLLM itself.
 
 A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores or
 a reason why there are none. Nothing that fails upstream can skip it.
@@ -19,7 +19,6 @@ import numpy.typing as npt
 from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
@@ -31,6 +30,7 @@ from serving.engine.answer_watch import Crossing
 from serving.engine.answer_watches import AnswerWatches
 from serving.engine.orders import OrderBook
 from serving.engine.private_blocks import keep_private
+from serving.engine.versions import DroppingScheduler, prompt_logprobs
 from serving.engine.wire import (
     ANSWER,
     EXTRA,
@@ -55,7 +55,7 @@ class _Step:
     """Log-probabilities of prompts: of their own tokens, and of tokens that were asked for."""
 
 
-class GuardedScheduler(Scheduler):
+class GuardedScheduler(DroppingScheduler):
     """A scheduler in which a request's first token waits for its verdict."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -106,9 +106,8 @@ class GuardedScheduler(Scheduler):
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Process a step's output, deciding on every prompt that it finished."""
         output = model_runner_output
-        prompt_logprobs = output.prompt_logprobs_dict, output.prompt_token_id_logprobs_dict
-        crossed = self._watches.take_in(scheduler_output, output, self.requests, self._judge_answer)
-        self._step = _Step(getattr(output, SCORES, {}), crossed, prompt_logprobs)
+        crossed = self._watches.take_in(scheduler_output, output, self._live, self._judge_answer)
+        self._step = _Step(getattr(output, SCORES, {}), crossed, prompt_logprobs(output))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in self._to_steer:
             self._resume_steered(request)
@@ -137,6 +136,11 @@ class GuardedScheduler(Scheduler):
             self._give_logprobs(request.request_id)
         result: tuple[list[int], bool] = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         return result
+
+    def _live(self, name: str) -> bool:
+        """Whether what comes of the request counts: it is still there, and was not taken back with something under way."""
+        request = self.requests.get(name)
+        return request is not None and not self._drops(request)
 
     def _judge_answer(self, name: str, reading: npt.NDArray[np.float64] | Unscored) -> Verdict:
         request = self.requests[name]
@@ -213,7 +217,7 @@ class GuardedScheduler(Scheduler):
         keep_private(request, begin, self.hash_block_size)
         self._orders.steer(request, self._strengths[self._subject(request) or 0], begin)
         if request.status is RequestStatus.PREEMPTED:
-            request.drop_stale_output = True  # vLLM took it out already, to make room
+            self._drop_stale_output(request)  # vLLM took it out already, to make room
             return
         self.running.remove(request)
         self._preempt_request(request, time.monotonic(), drop_stale_output=True)

@@ -21,6 +21,7 @@ from serving.engine.due_answers import DueAnswers
 from serving.engine.due_scores import DuePrompt, DueScores, Reading
 from serving.engine.kv_slots import KVSlots
 from serving.engine.sensor import Sensor
+from serving.engine.transfers import index_on
 from serving.engine.wire import NO_ORDERS, Orders
 
 logger = init_logger("vllm.foreguard.worker")
@@ -180,8 +181,7 @@ class GuardedPass:
         counts = np.maximum(places.stops - starts, 0)
         # Of each request `counts` rows in a row, from `starts` on.
         rows = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
-        index = torch.from_numpy(rows).to(self._sensor.parts.device, non_blocking=True)
-        parts = self._sensor.parts[index]
+        parts = self._sensor.parts[index_on(self._sensor.parts.device, rows)]
         return DueAnswers.on_their_way(self._probes, self._watched, names, firsts, counts, parts)
 
     def _add_up_ranks(self) -> None:

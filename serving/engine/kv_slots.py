@@ -14,6 +14,7 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, UniformTypeKVCacheSpecs
 
 from probes.errors import ModelError
+from serving.engine.transfers import index_on
 from serving.engine.wire import Due
 
 
@@ -57,10 +58,7 @@ class KVSlots:
 
     def take(self, slots: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return what is kept at `slots`, `[n, P]`, on the device."""
-        index = torch.from_numpy(slots)
-        if self._values.is_cuda:
-            index = index.pin_memory().to(self._values.device, non_blocking=True)
-        return self._values[index]
+        return self._values[self._index(slots)]
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Make the scores of these blocks unknown."""
@@ -82,5 +80,5 @@ class KVSlots:
     def _blocks(self) -> torch.Tensor:
         return self._values.view(self._num_blocks, self._block_size, self._values.shape[1])
 
-    def _index(self, blocks: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(blocks, dtype=torch.int64, device=self._values.device)
+    def _index(self, numbers: npt.ArrayLike) -> torch.Tensor:
+        return index_on(self._values.device, numbers)

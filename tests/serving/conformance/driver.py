@@ -23,11 +23,15 @@ def serve_rounds(rounds: IO[str], answers: IO[str], settings: dict[str, Any]) ->
 
 
 def make_engine(settings: dict[str, Any]) -> Any:
-    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
+    import torch
+
+    # On a GPU nothing is pretended: the flags say what is wanted, and vLLM has it.
+    pretends = not torch.cuda.is_available()
+    if pretends and os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
         from tests.serving.conformance.triton_interpreter import pretend_triton_has_a_cpu
 
         pretend_triton_has_a_cpu()
-    if settings["asynchronous"]:
+    if pretends and settings["asynchronous"]:
         schedule_asynchronously()
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -58,11 +62,12 @@ def schedule_asynchronously() -> None:
 
 
 def about(engine: Any) -> dict[str, Any]:
-    """Say which runner and which scheduler these really are, and how many steps may be under way at once."""
+    """Say which runner, scheduler and CUDA graphs these really are, and how many steps may be under way at once."""
     core = engine.engine_core.engine_core
     [runner] = engine.collective_rpc(lambda worker: type(worker.model_runner).__module__)
     at_once = core.batch_queue_size
-    return {"runner": runner, "scheduler": type(core.scheduler).__name__, "at_once": at_once}
+    graphs = getattr(engine.vllm_config.compilation_config.cudagraph_mode, "name", None)
+    return {"runner": runner, "scheduler": type(core.scheduler).__name__, "at_once": at_once, "graphs": graphs}
 
 
 def count_events(scheduler: Any) -> Counter[str]:

@@ -1,6 +1,7 @@
 """Ways of running vLLM that are not guarded are refused by name, and what runs guarded is not."""
 
 import json
+from argparse import Namespace
 
 import pytest
 
@@ -21,6 +22,7 @@ REFUSED = {
     "--enable-dbo": [],
     "--ubatch-size": ["2"],
     "--kv-sharing-fast-prefill": [],
+    "--enable-hc-sp": [],
     "--kv-transfer-config": [json.dumps({"kv_connector": "ExampleConnector", "kv_role": "kv_both"})],
     "--kv-offloading-size": ["1"],
     "--diffusion-config": [json.dumps({"canvas_length": 8})],
@@ -53,5 +55,21 @@ def test_what_is_guarded_is_not_refused(flags):
 
 
 def test_every_refusal_is_tried_here():
-    """But for the one that only older versions of vLLM know."""
-    assert {each.flag for each in UNGUARDED} - set(REFUSED) == {"--compilation-config"}
+    """But for what the installed vLLM does not know."""
+    assert {each.flag for each in UNGUARDED} - set(REFUSED) == {"--compilation-config", "--monokernel"}
+
+
+@pytest.mark.parametrize(
+    ("flag", "args"),
+    [
+        ("--compilation-config", {"compilation_config": Namespace(pass_config=Namespace(enable_sp=True))}),
+        ("--compilation-config", {"compilation_config": Namespace(pass_config=Namespace(fuse_gemm_comms=True))}),
+        ("--monokernel", {"monokernel": True}),
+    ],
+)
+def test_what_other_versions_know_is_refused(flag, args):
+    """Sequence parallelism by a compiler pass is in versions before 0.32, kernels of whole blocks in those after."""
+    parsed = _parse([str(MODEL)])
+    with pytest.raises(ServingError) as caught:
+        require_guardable(Namespace(**{**vars(parsed), **args}))
+    assert caught.value.field == flag

@@ -143,6 +143,30 @@ def test_a_copied_block_takes_its_scores_along(guard, sensor, probes, tokens):
     np.testing.assert_array_equal(due.resolve()["b"], expected(probes, tokens))
 
 
+def test_nothing_looks_at_what_the_device_holds(probes, steering, monkeypatch):
+    """Everything between two passes runs on a device that has no values to look at: it never waits for the device."""
+    monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
+    with torch.device("meta"):
+        sensor = Sensor(
+            torch.zeros(MAX_TOKENS, 2),
+            NOWHERE.to("meta"),
+            NOWHERE.to("meta"),
+            torch.zeros(2),
+            torch.zeros(MAX_TOKENS, 1),
+        )
+    guard = GuardedPass(sensor, probes, steering)
+    guard.allocate(cache(attention()))
+    orders = Orders(due={"a": Due(4, [5])}, steering={"a": Steer([1.0], 3)}, unknown=[2], copies=[(2, 6)])
+    batch = Batch(("a", [0, 1, 2, 3], [5]))
+    guard.begin(4, orders)
+    guard.lay_out(SimpleNamespace(rows=batch.rows, slots=lambda *asked: batch.slots(*asked).to("meta")))
+    due = guard.collect()
+    assert not due.failed
+    assert due.parts.device.type == due.fired.device.type == "meta"
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(due.fired.all())
+
+
 def test_a_silent_tap_is_named(guard, sensor, tokens):
     """A prompt that finishes in a pass in which a tap did not run says so."""
     orders = Orders(due={"a": Due(10, [5, 2, 1])})

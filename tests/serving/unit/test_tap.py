@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes.steering import Move, displacement
+from serving.engine import tap
 from serving.engine.tap import laid_out, project
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -169,3 +170,24 @@ def test_ops_declare_what_they_change():
     for residual in (None, random(4, 8, seed=1)):
         steered = (random(4, 8), residual, torch.ones(4, 5), *laid_out(every_kind()))
         torch.library.opcheck(torch.ops.foreguard.steer.default, steered, test_utils=checks)
+
+
+@pytest.mark.parametrize("gate", [None, "hard", "soft"])
+@pytest.mark.parametrize("operator", ["add", "affine", "low_rank", "rotate"])
+def test_no_tap_looks_at_what_the_device_holds(operator, gate):
+    """What a CUDA graph captures must not depend on values: both ops run on a device that has none."""
+    shapes = {
+        "add": [(8,)],
+        "affine": [(8,)] * 4,
+        "low_rank": [(2, 8), (2, 8), (8,)],
+        "rotate": [(8,), (8,), (1,)],
+    }[operator] + ([(8,), (1,)] if gate else [])
+    with torch.device("meta"):
+        tensors = [torch.zeros(shape) for shape in shapes]
+        hidden, residual = torch.zeros(4, 8, dtype=torch.bfloat16), torch.zeros(4, 8, dtype=torch.bfloat16)
+        coefficients, parts, fired = torch.zeros(6, 1), torch.zeros(6, 3), torch.zeros(2, dtype=torch.int32)
+    plan, own = laid_out([Move(0, operator, gate, tuple(tensors))])
+    tap.steer(hidden, residual, coefficients, plan, own)
+    tap.store(project(hidden, residual, torch.zeros(8, 2, device="meta")), parts, 1, fired, 1)
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(coefficients.any())
