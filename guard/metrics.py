@@ -13,6 +13,9 @@ from guard.verdict import Action, Mode, Unscored, Verdict
 SCORE_BUCKETS = (-20, -15, -10, -7.5, -5, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4, 5, 7.5, 10, 15, 20)
 SECONDS_BUCKETS = (1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2)
 
+UNRECORDED = "unrecorded"
+"""Type of error: a prompt that was treated as it must be, and could not be counted."""
+
 
 class GuardMetrics:
     """The guard's metrics in one registry."""
@@ -47,6 +50,10 @@ class GuardMetrics:
             self.score.labels(probe).observe(score)
         self.decision_seconds.observe(verdict.decision_seconds)
 
+    def observe_unrecorded(self) -> None:
+        """Count a prompt that could not be counted."""
+        self.errors.labels(UNRECORDED).inc()
+
     def observe_aborted(self) -> None:
         """Count a prompt whose client left, or whose request failed, before its verdict came: no fault of the guard."""
         self.unscored.labels(Unscored.ABORTED.value).inc()
@@ -79,5 +86,6 @@ class GuardMetrics:
             self.unscored.labels(reason.value)
             if reason is not Unscored.ABORTED:
                 self.errors.labels(reason.value)
+        self.errors.labels(UNRECORDED)
         for probe in (*policy.probes, *policy.policy.combine):
             self.score.labels(probe)

@@ -64,7 +64,7 @@ class GuardMiddleware:
         bound = config.bind_policy(config.load_artifact())
         verdict = await canary(state.engine_client)
         metrics = GuardMetrics(REGISTRY, bound)
-        state.engine_client.generate = listen(state.engine_client.generate, bound.policy.response.message, metrics)
+        state.engine_client.generate = listen(state.engine_client.generate, bound, metrics)
         self._model = state.openai_serving_models.base_model_paths[0].name
         self._policy = bound.policy
         logger.info(

@@ -13,7 +13,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class GuardedScheduler(Scheduler):
         artifacts = config.load_artifacts()
         self._policies: list[BoundPolicy] = [config.bind_policy(artifact) for artifact in artifacts]
         self._strengths = _strengths(self._policies, artifacts)
+        self._behind_voice = config.behind_voice
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
         self._orders = OrderBook(self)
         self._verdicts: dict[str, dict[str, Any]] = {}
@@ -143,15 +144,19 @@ class GuardedScheduler(Scheduler):
         else:
             scores = self._step.scores.get(request.request_id, Unscored.MISSING.value)
         policy = self._policies[subject or 0]
-        asked = (request.sampling_params.extra_args or {}).get(EXTRA, {}) if request.sampling_params else {}
-        reading = Unscored(scores) if isinstance(scores, str) else scores
+        given = (request.sampling_params.extra_args or {}).get(EXTRA) if request.sampling_params else None
+        # No client can give a mapping here: it is the listener's, or it is none.
+        asked: dict[str, Any] = given if isinstance(given, dict) else {}
+        tighten = bool(asked.get("tighten"))
         try:
-            return policy.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
+            reading = Unscored(scores) if isinstance(scores, str) else scores
+            verdict = policy.judge(reading, tighten=tighten, shadow=self._may_shadow(asked))
         except Exception:
             # The one broad handler of this process: whatever failed, the request is unscored, counted and treated as
             # the policy says, and the engine lives on.
             logger.exception("the policy failed on a request; it is treated as unscored")
-            return policy.judge(Unscored.POLICY_ERROR)
+            verdict = policy.judge(Unscored.POLICY_ERROR, tighten=tighten)
+        return _bypassing(verdict, policy) if self._behind_voice and given is not asked else verdict
 
     def _may_shadow(self, asked: dict[str, Any]) -> bool:
         # Loosening needs the digest of a key that the policy names: not even a hole in the API server could forge it.
@@ -205,6 +210,17 @@ def guarded_scheduler(*, vllm_config: Any, **options: Any) -> GuardedScheduler:
     """Return the gate for the kind of scheduling that vLLM has settled on. Named by `--scheduler-cls`."""
     gate = GuardedAsyncScheduler if vllm_config.scheduler_config.async_scheduling else GuardedScheduler
     return gate(vllm_config=vllm_config, **options)
+
+
+def _bypassing(verdict: Verdict, policy: BoundPolicy) -> Verdict:
+    """Return the verdict on a request that did not come through the listener, which nothing there will hide or count.
+
+    It is unscored, but where its scores call for more than the policy does of those; and it tells no scores.
+    """
+    logger.error("a request came past the guard's part of the API server; it is unscored")
+    unscored = policy.judge(Unscored.BYPASSED)
+    severest = verdict if verdict.action.severity > unscored.action.severity else unscored
+    return replace(severest, scores={}, unscored=Unscored.BYPASSED)
 
 
 def _with(kv_params: dict[str, Any] | None, verdict: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ STREAM_PARTS = "foreguard_parts"
 
 EXTRA = "foreguard"
 """Key of `additional_config` (the guard's configuration), of `SamplingParams.extra_args` (what a caller may ask of the
-gate) and of `EngineCoreOutput.kv_transfer_params` (the verdict)."""
+gate; empty, but there, where it asks nothing: the mark of a request that came through the API server's listener) and of
+`EngineCoreOutput.kv_transfer_params` (the verdict)."""
 
 STOP_BLOCKED = "foreguard:blocked"
 """`stop_reason` of a request that the gate ended."""
