@@ -2,8 +2,9 @@
 
 It overrides, of `vllm/v1/core/sched/scheduler.py`: `add_request`, `_update_request_as_session`, `schedule`,
 `update_from_output`, `_update_request_with_output` (the first sampled token is where a request passes or does not) and
-`_free_request`; and calls `_preempt_request`. Under asynchronous scheduling a step is scheduled before the last one's output
-is here: what a blocked or steered request had in flight by then is dropped by vLLM itself.
+`_free_request`; and calls `_preempt_request`, and of `kv_cache_manager` `get_block_ids` and `evict_blocks`. Under
+asynchronous scheduling a step is scheduled before the last one's output is here: what a blocked or steered request had in
+flight by then is dropped by vLLM itself.
 
 A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores or
 a reason why there are none. Nothing that fails upstream can skip it.
@@ -133,6 +134,8 @@ class GuardedScheduler(Scheduler):
 
     def _decide(self, request: Request) -> Verdict:
         verdict = self._judge(request)
+        if verdict.unscored in _SPOILT:
+            self._stop_sharing(request, verdict.unscored)
         self._orders.decided(request)
         self._verdicts[request.request_id] = verdict.to_wire()
         return verdict
@@ -157,6 +160,16 @@ class GuardedScheduler(Scheduler):
             logger.exception("the policy failed on a request; it is treated as unscored")
             verdict = policy.judge(Unscored.POLICY_ERROR, tighten=tighten)
         return _bypassing(verdict, policy) if self._behind_voice and given is not asked else verdict
+
+    def _stop_sharing(self, request: Request, reason: Unscored) -> None:
+        """Take blocks whose tokens have no scores out of the prefix cache: a prompt that began with them would have none."""
+        if reason is Unscored.SENSOR_ERROR:
+            # The workers forgot all that they had kept.
+            blocks = set(range(self.kv_cache_config.num_blocks))
+        else:
+            groups = self.kv_cache_manager.get_block_ids(request.request_id)
+            blocks = {block for own in groups for block in own}
+        self.kv_cache_manager.evict_blocks(blocks)
 
     def _may_shadow(self, asked: dict[str, Any]) -> bool:
         # Loosening needs the digest of a key that the policy names: not even a hole in the API server could forge it.
@@ -210,6 +223,10 @@ def guarded_scheduler(*, vllm_config: Any, **options: Any) -> GuardedScheduler:
     """Return the gate for the kind of scheduling that vLLM has settled on. Named by `--scheduler-cls`."""
     gate = GuardedAsyncScheduler if vllm_config.scheduler_config.async_scheduling else GuardedScheduler
     return gate(vllm_config=vllm_config, **options)
+
+
+_SPOILT = frozenset({Unscored.TAP_SILENT, Unscored.NOT_FINITE, Unscored.SENSOR_ERROR})
+"""Reasons that say that slots of the KV cache hold no scores."""
 
 
 def _bypassing(verdict: Verdict, policy: BoundPolicy) -> Verdict:
