@@ -14,6 +14,9 @@ SCORE_BUCKETS = (-20, -15, -10, -7.5, -5, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3,
 TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SECONDS_BUCKETS = (1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2)
 
+UNRECORDED = "unrecorded"
+"""Type of error: a prompt that was treated as it must be, and could not be counted."""
+
 
 class GuardMetrics:
     """The guard's metrics in one registry."""
@@ -75,6 +78,10 @@ class GuardMetrics:
         else:
             self.answer_tokens.observe(num_tokens)
 
+    def observe_unrecorded(self) -> None:
+        """Count a prompt that could not be counted."""
+        self.errors.labels(UNRECORDED).inc()
+
     def observe_aborted(self) -> None:
         """Count a prompt whose client left, or whose request failed, before its verdict came: no fault of the guard."""
         self.unscored.labels(Unscored.ABORTED.value).inc()
@@ -109,5 +116,6 @@ class GuardMetrics:
             if reason is not Unscored.ABORTED:
                 self.unscored_answers.labels(reason.value)
                 self.errors.labels(reason.value)
+        self.errors.labels(UNRECORDED)
         # Looked up once: there may be many probes, and this is done for every prompt.
         self._scores = {probe: self.score.labels(probe) for probe in (*policy.probes, *policy.policy.combine)}

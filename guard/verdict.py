@@ -49,6 +49,10 @@ class Unscored(StrEnum):
     """Reading or reducing the token scores failed in the worker."""
     POLICY_ERROR = "policy_error"
     """The decision itself failed."""
+    NO_VERDICT = "no_verdict"
+    """The engine sent an answer that nothing had decided on: the gate is not in it."""
+    BYPASSED = "bypassed"
+    """The request came to the engine by another way than through the guard's part of the API server."""
     ABORTED = "aborted"
     """The client left, or the request failed, before its prompt was scored."""
 

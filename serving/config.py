@@ -39,6 +39,8 @@ class GuardConfig(BaseModel):
     artifact_digest: str
     policy: Path
     adapters: tuple[AdapterConfig, ...] = ()
+    behind_voice: bool = False
+    """Whether requests come through the guard's part of the API server, so that one that does not is unscored."""
 
     @classmethod
     def from_vllm(cls, additional_config: Any) -> "GuardConfig":

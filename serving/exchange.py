@@ -21,6 +21,8 @@ class Prompt:
     n: int
     model: str | None
     """The LoRA adapter that answers, if one does."""
+    asked: dict[str, object] = field(default_factory=dict)
+    """What the caller asked of the gate, as `Exchange` has it."""
     verdict: Verdict | None = None
     num_tokens: int = 0
     blocked: set[int] = field(default_factory=set)

@@ -86,6 +86,12 @@ UNGUARDED = (
         "the guard would see one rank's part of each prompt",
         "use --tensor-parallel-size",
     ),
+    Unguarded(
+        "--enable-elastic-ep",
+        _given("enable_elastic_ep"),
+        "an engine that joins while the server runs would answer before a self-test has asked it",
+        "leave it out",
+    ),
     Unguarded("--enable-dbo", _given("enable_dbo"), "the guard would see half of each batch at a time", "leave it out"),
     Unguarded("--ubatch-size", _several("ubatch_size"), "the guard would see a part of each batch", "leave it out"),
     Unguarded(

@@ -3,6 +3,8 @@
 Every generating route calls `engine_client.generate`, so wrapping that one method sees every prompt. Verdicts ride the
 first output of a request, and are noted before vLLM makes anything of it: it merges outputs that nobody has taken yet,
 drops those of an answer that is not streamed, and ends an answer at a stop string that the engine knows nothing of.
+An answer that comes without a verdict is unscored, and treated as the policy says: whatever took the gate out of the
+engine, nothing leaves unguarded.
 
 It touches, of `vllm/v1/engine/async_llm.py`: `generate` and `output_processor.process_outputs`, both wrapped.
 """
@@ -10,15 +12,21 @@ It touches, of `vllm/v1/engine/async_llm.py`: `generate` and `output_processor.p
 import copy
 import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
-from vllm.outputs import RequestOutput
+from vllm.logger import init_logger
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import SamplingParams
 
+from guard.decide import BoundPolicy
 from guard.metrics import GuardMetrics
-from guard.verdict import Verdict
+from guard.verdict import Action, Unscored, Verdict
 from serving.engine.wire import ANSWER, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT
 from serving.exchange import Exchange, Prompt, current
+
+logger = init_logger("vllm.foreguard.listener")
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
@@ -26,9 +34,10 @@ Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 class Listener:
     """Hears the verdicts on all prompts of this process."""
 
-    def __init__(self, message: str, metrics: GuardMetrics) -> None:
-        """`message` is what a blocked completion says, in place of the tokens that it does not have."""
-        self._message = message
+    def __init__(self, policy: BoundPolicy, metrics: GuardMetrics) -> None:
+        """`policy` is for answers that come without a verdict, and has what a blocked completion says."""
+        self._policy = policy
+        self._message = policy.policy.response.message
         self._metrics = metrics
         self._prompts: dict[int, Prompt] = {}
         self._numbers = itertools.count()
@@ -60,18 +69,28 @@ class Listener:
             self._record_answer(prompt, carried[ANSWER])
 
     def _record(self, prompt: Prompt, verdict: Verdict) -> None:
-        # Each of n completions brings its own verdict; the prompt is counted once.
+        # Each of n completions brings a verdict of its own: the prompt is counted once.
         if prompt.verdict is None:
-            self._metrics.observe(verdict)
-        if prompt.verdict is None or verdict.action.severity > prompt.verdict.action.severity:
+            prompt.verdict = verdict
+            self._count(partial(self._metrics.observe, verdict))
+        elif verdict.action.severity > prompt.verdict.action.severity:
             prompt.verdict = verdict
 
     def _record_answer(self, prompt: Prompt, carried: dict[str, Any]) -> None:
         num_tokens = carried.pop("tokens")
         verdict = Verdict.from_wire(carried)
-        self._metrics.observe_answer(verdict, num_tokens)
+        self._count(partial(self._metrics.observe_answer, verdict, num_tokens))
         if prompt.answer is None or verdict.decision.severity > prompt.answer.decision.severity:
             prompt.answer = verdict
+
+    def _count(self, count: Callable[[], None]) -> None:
+        try:
+            count()
+        except Exception:
+            # The verdict holds, counted or not: a full disk under the metrics is no reason to answer nobody.
+            logger.exception("a prompt could not be counted")
+            with suppress(Exception):
+                self._metrics.observe_unrecorded()
 
     def _listening(self, generate: Generate) -> Generate:
         def listening(
@@ -79,7 +98,8 @@ class Listener:
         ) -> AsyncGenerator[RequestOutput, None]:
             exchange = current.get()
             lora = options.get("lora_request")
-            entry = Prompt(request_id, n=sampling_params.n or 1, model=lora.lora_name if lora else None)
+            asked = exchange.asked if exchange is not None else {}
+            entry = Prompt(request_id, n=sampling_params.n or 1, model=lora.lora_name if lora else None, asked=asked)
             if exchange is not None:
                 exchange.prompts.append(entry)
             number = next(self._numbers)
@@ -91,25 +111,54 @@ class Listener:
     async def _heard(
         self, outputs: AsyncGenerator[RequestOutput, None], entry: Prompt, number: int
     ) -> AsyncGenerator[RequestOutput, None]:
+        """Yield what may leave."""
         self._prompts[number] = entry
         try:
             async for output in outputs:
+                if entry.verdict is None and _has_tokens(output) and self._withholds(entry):
+                    withheld = _withheld(output, entry.n)
+                    _note_completions(entry, withheld, self._message)
+                    yield withheld
+                    return  # and the engine is told to stop
                 _note_completions(entry, output, self._message)
                 yield output
         finally:
             # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no further.
             del self._prompts[number]
             if entry.verdict is None:
-                self._metrics.observe_aborted()
+                self._count(self._metrics.observe_aborted)
             await outputs.aclose()
+
+    def _withholds(self, entry: Prompt) -> bool:
+        """Decide on an answer that came without a verdict; return whether it is blocked."""
+        logger.error("an answer came without a verdict; it is unscored")
+        tighten, shadow = bool(entry.asked.get("tighten")), bool(entry.asked.get("shadow"))
+        verdict = self._policy.judge(Unscored.NO_VERDICT, tighten=tighten, shadow=shadow)
+        self._record(entry, verdict)
+        return verdict.action is Action.BLOCK
 
 
 def _with_asked(params: SamplingParams, exchange: Exchange | None, number: int) -> SamplingParams:
-    # A client can fill `extra_args` through `vllm_xargs`; what it put under the guard's key is thrown away.
+    # A client can fill `extra_args` through `vllm_xargs`; what it put under the guard's key is thrown away. By the number
+    # the gate knows that the request came this way.
     asked = exchange.asked if exchange is not None else {}
     params = copy.copy(params)  # which may serve several prompts
     params.extra_args = {**(params.extra_args or {}), EXTRA: {**asked, PROMPT: number}}
     return params
+
+
+def _has_tokens(output: RequestOutput) -> bool:
+    return any(completion.token_ids or completion.text for completion in output.outputs)
+
+
+def _withheld(output: RequestOutput, n: int) -> RequestOutput:
+    """Return the output as if the gate had ended all `n` completions at it."""
+    output.outputs = [
+        CompletionOutput(index, "", [], None, None, finish_reason="stop", stop_reason=STOP_BLOCKED)
+        for index in range(n)
+    ]
+    output.finished = True
+    return output
 
 
 def _note_completions(entry: Prompt, output: RequestOutput, message: str) -> None:

@@ -9,7 +9,7 @@ from vllm.sampling_params import SamplingParams
 
 from guard.verdict import Verdict
 from probes.errors import ServingError
-from serving.engine.wire import EXTRA, VERDICT
+from serving.engine.wire import EXTRA, PROMPT, VERDICT
 
 TIMEOUT_S = 300.0
 _REMEDY = "do not serve with this set-up: it would not guard; report the versions and the model"
@@ -56,7 +56,8 @@ async def _ask(engine_client: Any, rank: int | None) -> Verdict | None:
     prompt = {"prompt_token_ids": [(7 * place + 3) % vocabulary for place in range(24)]}
     # No two API server processes ask under one name.
     name = f"foreguard-canary-{uuid.uuid4().hex}"
-    async for output in engine_client.generate(prompt, SamplingParams(max_tokens=1), name, data_parallel_rank=rank):
+    params = SamplingParams(max_tokens=1, extra_args={EXTRA: {PROMPT: None}})
+    async for output in engine_client.generate(prompt, params, name, data_parallel_rank=rank):
         carried = (output.kv_transfer_params or {}).get(EXTRA)
         verdict = Verdict.from_wire(carried[VERDICT]) if carried else verdict
     return verdict

@@ -95,7 +95,10 @@ def _check_files(launch: Launch, args: Namespace) -> GuardConfig:
     dtype = None if args.dtype == "auto" else {"half": "float16", "float": "float32"}.get(args.dtype, args.dtype)
     artifact.manifest.fingerprint.require(fingerprint(folder, dtype=dtype, chat_template=_chat_template(args)))
     config = GuardConfig(
-        artifact=launch.artifact.resolve(), artifact_digest=artifact.manifest.digest, policy=launch.policy.resolve()
+        artifact=launch.artifact.resolve(),
+        artifact_digest=artifact.manifest.digest,
+        policy=launch.policy.resolve(),
+        behind_voice=True,
     )
     config.bind_policy(artifact)
     adapters = tuple(_check_adapter(name, path, args, folder, dtype, config) for name, path in launch.adapters.items())

@@ -64,7 +64,7 @@ class GuardMiddleware:
         bound = config.bind_policy(config.load_artifact())
         verdict = await canary(state.engine_client)
         metrics = GuardMetrics(REGISTRY, bound)
-        Listener(bound.policy.response.message, metrics).attach(state.engine_client)
+        Listener(bound, metrics).attach(state.engine_client)
         self._model = state.openai_serving_models.base_model_paths[0].name
         self._policy = bound.policy
         logger.info(

@@ -2,15 +2,16 @@
 
 It overrides, of `vllm/v1/core/sched/scheduler.py`: `add_request`, `_update_request_as_session`, `schedule`,
 `update_from_output`, `_update_request_with_output` (the first sampled token is where a request passes or does not) and
-`_free_request`; and calls `_preempt_request`, as `versions` has it. Under asynchronous scheduling a step is scheduled before
-the last one's output is here: what a blocked or steered request had in flight by then is dropped by vLLM itself.
+`_free_request`; and calls `_preempt_request`, as `versions` has it, and of `kv_cache_manager` `get_block_ids` and
+`evict_blocks`. Under asynchronous scheduling a step is scheduled before the last one's output is here: what a blocked or
+steered request had in flight by then is dropped by vLLM itself.
 
 A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores or
 a reason why there are none. Nothing that fails upstream can skip it.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class GuardedScheduler(DroppingScheduler):
         artifacts = config.load_artifacts()
         self._policies: list[BoundPolicy] = [config.bind_policy(artifact) for artifact in artifacts]
         self._strengths = _strengths(self._policies, artifacts)
+        self._behind_voice = config.behind_voice
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
         self._orders = OrderBook(self)
         self._decided: set[str] = set()
@@ -179,6 +181,8 @@ class GuardedScheduler(DroppingScheduler):
 
     def _decide(self, request: Request) -> Verdict:
         verdict = self._judge(request)
+        if verdict.unscored in _SPOILT:
+            self._stop_sharing(request, verdict.unscored)
         self._orders.decided(request)
         self._decided.add(request.request_id)
         self._undelivered[request.request_id] = {PROMPT: _asked(request).get(PROMPT), VERDICT: verdict.to_wire()}
@@ -192,14 +196,26 @@ class GuardedScheduler(DroppingScheduler):
             scores = self._step.scores.get(request.request_id, Unscored.MISSING.value)
         policy = self._policies[subject or 0]
         asked = _asked(request)
-        reading = Unscored(scores) if isinstance(scores, str) else scores
+        tighten = bool(asked.get("tighten"))
         try:
-            return policy.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
+            reading = Unscored(scores) if isinstance(scores, str) else scores
+            verdict = policy.judge(reading, tighten=tighten, shadow=self._may_shadow(asked))
         except Exception:
             # The one broad handler of this process: whatever failed, the request is unscored, counted and treated as
             # the policy says, and the engine lives on.
             logger.exception("the policy failed on a request; it is treated as unscored")
-            return policy.judge(Unscored.POLICY_ERROR)
+            verdict = policy.judge(Unscored.POLICY_ERROR, tighten=tighten)
+        return _bypassing(verdict, policy) if self._behind_voice and PROMPT not in asked else verdict
+
+    def _stop_sharing(self, request: Request, reason: Unscored) -> None:
+        """Take blocks whose tokens have no scores out of the prefix cache: a prompt that began with them would have none."""
+        if reason is Unscored.SENSOR_ERROR:
+            # The workers forgot all that they had kept.
+            blocks = set(range(self.kv_cache_config.num_blocks))
+        else:
+            groups = self.kv_cache_manager.get_block_ids(request.request_id)
+            blocks = {block for own in groups for block in own}
+        self.kv_cache_manager.evict_blocks(blocks)
 
     def _may_shadow(self, asked: dict[str, Any]) -> bool:
         # Loosening needs the digest of a key that the policy names: not even a hole in the API server could forge it.
@@ -252,10 +268,25 @@ def guarded_scheduler(*, vllm_config: Any, **options: Any) -> GuardedScheduler:
 
 
 def _asked(request: Request) -> dict[str, Any]:
-    """Return what the API process says and asks about the request."""
-    params = request.sampling_params
-    asked: dict[str, Any] = (params.extra_args or {}).get(EXTRA, {}) if params else {}
-    return asked
+    """Return what the API process says and asks about the request; nothing of one that did not come through it."""
+    given = (request.sampling_params.extra_args or {}).get(EXTRA) if request.sampling_params else None
+    # No client can give a mapping here: it is the listener's, or it is none.
+    return given if isinstance(given, dict) else {}
+
+
+_SPOILT = frozenset({Unscored.TAP_SILENT, Unscored.NOT_FINITE, Unscored.SENSOR_ERROR})
+"""Reasons that say that slots of the KV cache hold no scores."""
+
+
+def _bypassing(verdict: Verdict, policy: BoundPolicy) -> Verdict:
+    """Return the verdict on a request that did not come through the listener, which nothing there will hide or count.
+
+    It is unscored, but where its scores call for more than the policy does of those; and it tells no scores.
+    """
+    logger.error("a request came past the guard's part of the API server; it is unscored")
+    unscored = policy.judge(Unscored.BYPASSED)
+    severest = verdict if verdict.action.severity > unscored.action.severity else unscored
+    return replace(severest, scores={}, unscored=Unscored.BYPASSED)
 
 
 def _strengths(policies: list[BoundPolicy], artifacts: list[Artifact]) -> list[list[float]]:

@@ -23,7 +23,8 @@ STREAM_PARTS = "foreguard_parts"
 
 EXTRA = "foreguard"
 """Key of `additional_config` (the guard's configuration), of `SamplingParams.extra_args` (what a caller may ask of the
-gate, and `PROMPT`) and of `EngineCoreOutput.kv_transfer_params` (the `VERDICT`, and `PROMPT`)."""
+gate, and `PROMPT`: where there is none, the request came past the API server's listener) and of
+`EngineCoreOutput.kv_transfer_params` (the `VERDICT`, and `PROMPT`)."""
 
 PROMPT = "prompt"
 """Under `EXTRA`: what the API process calls the prompt, which may have several requests (`n`) in the engine."""

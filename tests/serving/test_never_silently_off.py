@@ -48,7 +48,7 @@ def test_a_guard_that_does_not_fire_opens_no_port(
     ]
     command = guarded_command(MODEL, artifact_folder, tmp_path / "policy.yaml", port, [*FLAGS, *flags])
     faulty = (
-        f"import sys, serving.server as s; s.{part} = 'tests.serving.faults.{fault}';"
+        f"import sys, serving.server as s; s.{part} = 'tests.serving.faults.at_start.{fault}';"
         f"from guard.cli import main; sys.argv = {command!r}; main()"
     )
     ended = subprocess.run(

@@ -19,6 +19,7 @@ REFUSED = {
     "--pipeline-parallel-size": ["2"],
     "--decode-context-parallel-size": ["2"],
     "--prefill-context-parallel-size": ["2"],
+    "--enable-elastic-ep": [],
     "--enable-dbo": [],
     "--ubatch-size": ["2"],
     "--kv-sharing-fast-prefill": [],

@@ -159,7 +159,7 @@ def test_nothing_looks_at_what_the_device_holds(probes, steering, monkeypatch):
     orders = Orders(due={"a": Due(4, [5])}, steering={"a": Steer([1.0], 3)}, unknown=[2], copies=[(2, 6)])
     batch = Batch(("a", [0, 1, 2, 3], [5]))
     guard.begin(4, orders)
-    guard.lay_out(SimpleNamespace(rows=batch.rows, slots=lambda *asked: batch.slots(*asked).to("meta")))
+    guard.lay_out(SimpleNamespace(places=batch.places, slots=lambda *asked: batch.slots(*asked).to("meta")))
     due = guard.collect()
     assert not due.failed
     assert due.parts.device.type == due.fired.device.type == "meta"

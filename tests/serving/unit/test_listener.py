@@ -18,9 +18,16 @@ from serving.exchange import Exchange, current
 from serving.listener import Listener
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
-BOUND = bind(
-    Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]}), ["harm"], np.zeros((0, 1), dtype=np.float32)
-)
+
+
+def bound(on_unscored="block"):
+    """A policy that blocks above 2, and does this with what has no score."""
+    settings = {"name": "p", "version": "1", "rules": [RULE], "response": {"message": "No."}}
+    policy = Policy.model_validate(settings | {"on_unscored": on_unscored})
+    return bind(policy, ["harm"], np.zeros((0, 1), dtype=np.float32))
+
+
+BOUND = bound()
 
 
 @pytest.fixture
@@ -41,9 +48,10 @@ def exchange():
 @pytest.fixture
 def hear(registry, outputs):
     """A maker of (listening `generate`, what vLLM would see as parameters, ids of closed requests)."""
-    listener = Listener("No.", GuardMetrics(registry, BOUND))
+    metrics = GuardMetrics(registry, BOUND)
+    listener = Listener(BOUND, metrics)
 
-    def make(*produced, fault=None):
+    def make(*produced, fault=None, policy=BOUND):
         closed = []
 
         async def generate(prompt, params, request_id, **options):
@@ -57,7 +65,7 @@ def hear(registry, outputs):
                 closed.append(request_id)
 
         client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-        listener.attach(client)
+        (listener if policy is BOUND else Listener(policy, metrics)).attach(client)
         return client.generate, lambda: generate.params, closed
 
     return make
@@ -73,9 +81,14 @@ def counted(registry, action):
     return registry.get_sample_value("foreguard_requests_total", {"action": action, "mode": "enforce"})
 
 
+def unscored(registry, reason):
+    """How many prompts were counted as unscored for this reason."""
+    return registry.get_sample_value("foreguard_unscored_total", {"reason": reason.value})
+
+
 def aborted(registry):
     """How many prompts were counted as aborted."""
-    return registry.get_sample_value("foreguard_unscored_total", {"reason": Unscored.ABORTED.value})
+    return unscored(registry, Unscored.ABORTED)
 
 
 async def test_verdict_is_taken_and_other_parameters_stay(hear, exchange, outputs):
@@ -100,7 +113,7 @@ async def test_heard_though_vllm_hands_on_another_output(registry, exchange, out
         yield outputs.one(outputs.completion())
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    Listener("No.", GuardMetrics(registry, BOUND)).attach(client)
+    Listener(BOUND, GuardMetrics(registry, BOUND)).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     assert exchange.prompts[0].verdict == verdict
     assert counted(registry, "allow") == 1
@@ -128,7 +141,7 @@ async def test_a_verdict_on_a_prompt_that_nobody_waits_for_is_not_counted(regist
         yield outputs.one(finished=False)
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    Listener("No.", GuardMetrics(registry, BOUND)).attach(client)
+    Listener(BOUND, GuardMetrics(registry, BOUND)).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     late = processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge([1.0])), *seen)
     assert late.kv_transfer_params is None
@@ -198,7 +211,7 @@ async def test_a_client_that_leaves_twice_is_counted(registry, outputs):
             await asyncio.sleep(60)
 
     client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-    Listener("No.", GuardMetrics(registry, BOUND)).attach(client)
+    Listener(BOUND, GuardMetrics(registry, BOUND)).attach(client)
     generator = client.generate("p", SamplingParams(), "id")
     await anext(generator)
     closing = asyncio.create_task(generator.aclose())
@@ -254,6 +267,68 @@ async def test_several_prompts_of_one_request(hear, exchange, outputs, registry)
     await drain(second)
     assert exchange.decided
     assert counted(registry, "allow") == 2
+
+
+@pytest.mark.parametrize("kind", ["streamed", "whole"])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_an_answer_without_a_verdict_is_blocked(hear, exchange, outputs, registry, n, kind):
+    """No gate in the engine: not a token leaves, the engine is told to stop, and each completion says the message."""
+    answers = [outputs.one(outputs.completion(index), finished=False) for index in range(n)]
+    whole = [outputs.one(*[outputs.completion(index) for index in range(n)])]
+    listening, _, closed = hear(*(whole if kind == "whole" else [*answers, *answers]))
+    (found,) = await drain(listening("p", SamplingParams(n=n), "id"))
+    assert [(each.index, each.text, each.token_ids) for each in found.outputs] == [(i, "No.", []) for i in range(n)]
+    assert {each.finish_reason for each in found.outputs} == {"content_filter"}
+    assert found.finished
+    assert exchange.blocked
+    assert closed == ["id"]
+    assert unscored(registry, Unscored.NO_VERDICT) == 1
+    assert counted(registry, "block") == 1
+    assert aborted(registry) == 0
+
+
+@pytest.mark.parametrize("action", ["flag", "allow"])
+async def test_an_answer_without_a_verdict_passes_where_the_policy_says_so(hear, exchange, outputs, registry, action):
+    """It is marked and counted as what it is, once."""
+    listening, _, _ = hear(*[outputs.one(outputs.completion())] * 2, policy=bound(action))
+    assert [found.outputs[0].text for found in await drain(listening("p", SamplingParams(), "id"))] == ["hello"] * 2
+    assert exchange.decision == "unscored"
+    assert exchange.verdict.decision == action
+    assert unscored(registry, Unscored.NO_VERDICT) == counted(registry, action) == 1
+
+
+async def test_a_client_may_tighten_what_has_no_verdict(hear, exchange, outputs):
+    """As it may tighten what has no score."""
+    exchange.asked = {"tighten": True}
+    listening, _, _ = hear(outputs.one(outputs.completion()), policy=bound("flag"))
+    await drain(listening("p", SamplingParams(), "id"))
+    assert exchange.blocked
+
+
+async def test_an_end_without_a_token_needs_no_verdict(hear, exchange, outputs, registry):
+    """What the engine gives up before it decided has nothing to withhold."""
+    ended = outputs.one(outputs.completion(text=""))
+    ended.outputs[0].token_ids = []
+    listening, _, _ = hear(ended)
+    assert await drain(listening("p", SamplingParams(), "id")) == [ended]
+    assert aborted(registry) == 1
+
+
+@pytest.mark.parametrize("broken", ["observe", "observe_aborted"])
+async def test_what_cannot_be_counted_is_treated_as_if_it_were(hear, exchange, outputs, registry, monkeypatch, broken):
+    """A verdict holds whether the metrics can be written or not, and that they could not is counted if it can be."""
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(GuardMetrics, broken, full)
+    blocked = outputs.one(outputs.completion(blocked=True), verdict=BOUND.judge([3.0]))
+    listening, _, closed = hear(*([blocked] if broken == "observe" else []))
+    assert [found.outputs[0].text for found in await drain(listening("p", SamplingParams(), "id"))] == (
+        ["No."] if broken == "observe" else []
+    )
+    assert closed == ["id"]
+    assert registry.get_sample_value("foreguard_errors_total", {"type": "unrecorded"}) == 1
 
 
 async def test_the_adapter_names_the_model(hear, exchange, outputs):

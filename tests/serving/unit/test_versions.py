@@ -106,6 +106,6 @@ def test_an_output_with_scores_is_an_output_in_every_version():
         def get_kv_connector_output(self):
             return "saved"
 
-    scored = ScoredOutput(Output(), DueScores.lost(None, ["a"]))
+    scored = ScoredOutput(Output(), [DueScores.lost(None, ["a"])])
     assert scored.get_kv_connector_output() == "saved"
     assert scored.get_output().foreguard_scores == {"a": "sensor_error"}
