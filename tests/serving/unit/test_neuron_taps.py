@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.fused_moe import MoERunner
+from vllm.model_executor.layers.fusion.quant_activation import expose_input_quant_key
 from vllm.model_executor.layers.linear import RowParallelLinear
 
 from probes.errors import ModelError
@@ -293,6 +295,6 @@ def test_another_number_of_neurons_is_refused():
 def test_neurons_that_arrive_quantised_are_refused():
     """A fused kernel hands the matrix its input in 8 bits: there is nothing to read as it was calibrated."""
     block = Block()
-    block.mlp.down_proj._input_quant_key = "fp8"
+    expose_input_quant_key(block.mlp.down_proj, SimpleNamespace(input_quant_key=lambda: "fp8"))
     with pytest.raises(ModelError, match="quantised"):
         down_projection(block, 0, NEURONS)
