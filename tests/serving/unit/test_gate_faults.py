@@ -13,13 +13,14 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from guard.verdict import Action, Unscored, Verdict
 from serving.engine.gate import guarded_scheduler
-from serving.engine.wire import EXTRA, ORDERS, SCORES, STOP_BLOCKED
+from serving.engine.wire import EXTRA, ORDERS, SCORES, STOP_BLOCKED, VERDICT
+from serving.engine.wire import PROMPT as PROMPT_NUMBER
 from serving.server import SCHEDULER
 from tests.serving.lab import MODEL
 
 BLOCK, PROMPT = 16, list(range(5, 5 + 64))
 HARMLESS, HARMFUL = [0.0], [3.0]
-LISTENED = {EXTRA: {}}
+LISTENED = {EXTRA: {PROMPT_NUMBER: 1}}
 
 
 class Gate:
@@ -54,7 +55,7 @@ class Gate:
         setattr(output, SCORES, {} if scores is None else {name: scores})
         [client] = self.scheduler.update_from_output(step, output).values()
         [last] = client.outputs
-        verdict = Verdict.from_wire(last.kv_transfer_params[EXTRA])
+        verdict = Verdict.from_wire(last.kv_transfer_params[EXTRA][VERDICT])
         assert (last.stop_reason == STOP_BLOCKED) == (verdict.action is Action.BLOCK)
         return verdict, len(last.new_token_ids), new.num_computed_tokens
 

@@ -154,17 +154,38 @@ def test_nothing_looks_at_what_the_device_holds(probes, steering, monkeypatch):
             torch.zeros(2),
             torch.zeros(MAX_TOKENS, 1),
         )
-    guard = GuardedPass(sensor, probes, steering)
+    guard = GuardedPass(sensor, probes, steering, watched=[1])
     guard.allocate(cache(attention()))
-    orders = Orders(due={"a": Due(4, [5])}, steering={"a": Steer([1.0], 3)}, unknown=[2], copies=[(2, 6)])
+    asked = {"due": {"a": Due(4, [5])}, "watched": {"a": 3}}
+    orders = Orders(**asked, steering={"a": Steer([1.0], 3)}, unknown=[2], copies=[(2, 6)])
     batch = Batch(("a", [0, 1, 2, 3], [5]))
     guard.begin(4, orders)
     guard.lay_out(SimpleNamespace(places=batch.places, slots=lambda *asked: batch.slots(*asked).to("meta")))
-    due = guard.collect()
+    due, answers = guard.collect()
     assert not due.failed
-    assert due.parts.device.type == due.fired.device.type == "meta"
+    assert not answers.failed
+    assert due.parts.device.type == due.fired.device.type == answers.parts.device.type == "meta"
     with pytest.raises(RuntimeError, match="meta"):
         bool(due.fired.all())
+
+
+@pytest.mark.parametrize("first", [0, 3, 8])
+def test_answers_tokens_are_taken_from_among_the_rows(guard, sensor, probes, tokens, first):
+    """Of every watched request those at its answer's positions, in order: none, some or all of its rows."""
+    guard = GuardedPass(sensor, probes, SteeringBank((), {}, ()), watched=[1, 0])
+    guard.allocate(cache(attention()))
+    batch = Batch(("z", [0, 1], [0]), ("a", [3, 4, 5, 6], [5, 2]), ("y", [7], [1, 3]), ("b", [9, 10, 11], [4, 6, 7]))
+    orders = Orders(watched={"b": 10, "a": first})
+    guard.begin(10, orders)
+    guard.lay_out(batch)
+    sensor.parts[:10], sensor.fired[:] = tokens, 1
+    (answers,) = guard.collect()
+    taken = answers.resolve()
+    kept = [row for row, position in ((2, 3), (3, 4), (4, 5), (5, 6)) if position >= first]
+    assert (taken.requests, taken.counts.tolist()) == (["b", "a"], [2, len(kept)])
+    assert taken.firsts.tolist() == [10, max(first, 3)]
+    scores = probes.add_up(tokens.numpy())[:, [1, 0]]
+    np.testing.assert_array_equal(taken.scores, scores[[8, 9, *kept]])
 
 
 def test_a_silent_tap_is_named(guard, sensor, tokens):
