@@ -53,7 +53,8 @@ class GuardedScheduler(Scheduler):
         self._policies: list[BoundPolicy] = [config.bind_policy(artifact) for artifact in artifacts]
         self._strengths = _strengths(self._policies, artifacts)
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
-        self._orders = OrderBook(self)
+        probes = [probe for artifact in artifacts for probe in artifact.manifest.probes]
+        self._orders = OrderBook(self, [probe.readout for probe in probes])
         self._verdicts: dict[str, dict[str, Any]] = {}
         self._to_steer: list[Request] = []
         self._held_logprobs: dict[str, list[Any]] = {}
