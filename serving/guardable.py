@@ -13,6 +13,9 @@ from probes.errors import ServingError
 SPECULATION_TESTED = ("ngram", "draft_model")
 """Speculative methods under which scores and steering were compared with a plain forward pass."""
 
+CONNECTORS_TESTED = ("ExampleConnector",)
+"""KV connectors that store nothing of what is computed under steering under a name that another prompt can ask for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unguarded:
@@ -41,6 +44,11 @@ def _speculates_untested(args: Namespace) -> object:
     return settings and settings.get("method") not in SPECULATION_TESTED
 
 
+def _connects_untested(args: Namespace) -> object:
+    settings: Any = args.kv_transfer_config
+    return settings and (settings.kv_connector_module_path or settings.kv_connector not in CONNECTORS_TESTED)
+
+
 def _is_cpu() -> bool:
     from vllm.platforms import current_platform
 
@@ -60,6 +68,12 @@ UNGUARDED = (
         "--runner",
         lambda args: args.runner == "pooling",
         "a pooling model generates nothing that the guard could stop",
+        "serve it with `vllm serve`",
+    ),
+    Unguarded(
+        "--convert",
+        lambda args: args.convert not in ("auto", "none"),
+        "a model that is converted to pooling generates nothing that the guard could stop",
         "serve it with `vllm serve`",
     ),
     Unguarded(
@@ -120,14 +134,15 @@ UNGUARDED = (
     ),
     Unguarded(
         "--kv-transfer-config",
-        _given("kv_transfer_config"),
-        "the guard was not tried with a KV connector: what it loads was scored by no pass here",
+        _connects_untested,
+        f"of KV connectors the guard was tried with {' and '.join(CONNECTORS_TESTED)} only: what is computed under "
+        "steering could reach others through one's store",
         "leave it out",
     ),
     Unguarded(
         "--kv-offloading-size",
         _given("kv_offloading_size"),
-        "the guard was not tried with KV offloading: what comes back was scored by no pass here",
+        "the guard was not tried with KV offloading: what is computed under steering could reach others through it",
         "leave it out",
     ),
     Unguarded(

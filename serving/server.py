@@ -28,10 +28,12 @@ _ENVIRONMENT = {
     # No usage statistics leave an on-box server.
     "VLLM_NO_USAGE_STATS": "1",
 }
-_UNGUARDABLE = {
-    "VLLM_USE_RUST_FRONTEND": "the Rust front end does not run the guard's middleware",
-    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "it writes responses to the log",
+_REQUIRED = {
+    "VLLM_USE_RUST_FRONTEND": ("0", "the Rust front end does not run the guard's middleware"),
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": ("0", "it writes responses to the log"),
+    "VLLM_USE_RAY_V2_EXECUTOR_BACKEND": ("1", "Ray's older executor calls the model runner past the guard's worker"),
 }
+"""What these must be if they are set, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,9 @@ def serve(launch: Launch) -> None:
 
 
 def _require_environment() -> None:
-    for name, reason in _UNGUARDABLE.items():
-        if os.environ.get(name, "0") not in ("", "0"):
-            raise ServingError(f"is set, but {reason}", field=name, remedy=f"unset {name}")
+    for name, (needed, reason) in _REQUIRED.items():
+        if (found := os.environ.get(name, "")) not in ("", needed):
+            raise ServingError(f"is {found}, but {reason}", field=name, remedy=f"unset {name}")
 
 
 def _base_arguments(launch: Launch) -> list[str]:

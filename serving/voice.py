@@ -23,6 +23,9 @@ from serving.selftest import canary
 
 logger = logging.getLogger("vllm.foreguard.voice")
 
+SAGEMAKER = "/invocations"
+"""vLLM's other way to its chat and completions routes. The gate decides there too; answers keep vLLM's own shape."""
+
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -42,10 +45,12 @@ class GuardMiddleware:
             await self.app(scope, receive, self._opening(scope, send))
             return
         route = _route(scope)
-        if route is None:
+        if route is not None:
+            await self._guarded(route, scope, receive, send)
+        elif _path(scope) == SAGEMAKER:
+            await self._without_beams(scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-            return
-        await self._guarded(route, scope, receive, send)
 
     def _opening(self, scope: Scope, send: Send) -> Send:
         async def open_when_tested(message: Message) -> None:
@@ -70,6 +75,15 @@ class GuardMiddleware:
         logger.info(
             "guard ready: policy %s, mode %s, canary scores %s", bound.policy.label, bound.policy.mode, verdict.scores
         )
+
+    async def _without_beams(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, replay = await _read_body(receive)
+        try:
+            require_guarded(body)
+        except UnguardedRequest as error:
+            await _refuse(send, 400, shapes.error(str(error), "unsupported_parameter", "use_beam_search"))
+            return
+        await self.app(scope, replay, send)
 
     async def _guarded(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
         if self._policy is None:
@@ -100,10 +114,16 @@ class GuardMiddleware:
 
 
 def _route(scope: Scope) -> Route | None:
+    path = _path(scope)
+    return None if path is None else ROUTES.get(path)
+
+
+def _path(scope: Scope) -> str | None:
+    """Return the path of a POST request, as routes are written."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
     path: str = scope["path"]
-    return ROUTES.get(path.removeprefix(scope.get("root_path", "")).rstrip("/"))
+    return path.removeprefix(scope.get("root_path", "")).rstrip("/")
 
 
 async def _read_body(receive: Receive) -> tuple[bytes, Receive]:

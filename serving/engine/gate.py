@@ -67,7 +67,8 @@ class GuardedScheduler(DroppingScheduler):
         self._strengths = _strengths(self._policies, artifacts)
         self._behind_voice = config.behind_voice
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
-        self._orders = OrderBook(self)
+        probes = [probe for artifact in artifacts for probe in artifact.manifest.probes]
+        self._orders = OrderBook(self, [probe.readout for probe in probes])
         self._decided: set[str] = set()
         self._undelivered: dict[str, dict[str, Any]] = {}
         self._watches = AnswerWatches(self._policies, artifacts, self.vllm_config)

@@ -91,6 +91,11 @@ class GuardedPass:
             parts = self._sensor.parts
             self._slots = KVSlots(kv_cache, parts.shape[1], parts.device)
 
+    def forget_all(self) -> None:
+        """Make every score unknown that is kept: the KV cache was emptied behind the scheduler's back."""
+        if self._slots is not None:
+            self._slots.forget_all()
+
     def begin(self, num_tokens: int, orders: Orders) -> None:
         """Forget the last pass: a tap that stays silent in the next one leaves NaN, which is never a score."""
         self._num_tokens, self._orders, self._layout = num_tokens, orders, None

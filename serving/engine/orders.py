@@ -3,34 +3,38 @@
 The scheduler knows what every worker would have to find out: where a prompt ends, which KV-cache blocks hold it, and which
 of them no forward pass has computed. So the workers are told, and only have to know how their own batch is laid out.
 
-It touches, of `vllm/v1/core/sched/scheduler.py` and what it holds: `kv_cache_manager` (`get_block_ids`; `allocate_slots`,
-wrapped where a KV connector loads blocks), `SchedulerOutput` (`num_scheduled_tokens`, `kv_cache_block_copies`) and
+It touches, of `vllm/v1/core/sched/scheduler.py` and what it holds: `kv_cache_manager` (`get_block_ids`),
+`connector`, `SchedulerOutput` (`num_scheduled_tokens`, `kv_cache_block_copies`) and
 `Request` (`num_prompt_tokens`, `num_computed_tokens`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
+from probes.readout import Readout
 from serving.engine.kv_slots import scoring_group
+from serving.engine.loads import Loads
 from serving.engine.wire import ORDERS, Due, Orders, Steer
 
 
 class OrderBook:
     """What the workers have yet to be asked for."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, readouts: Sequence[Readout] = ()) -> None:
+        """`readouts` are those of all probes; where none are given, every token's score is needed."""
         self._group = scoring_group(scheduler.kv_cache_config)
         self._block_size = scheduler.kv_cache_config.kv_cache_groups[self._group].kv_cache_spec.block_size
         self._blocks = scheduler.kv_cache_manager
         self._open: dict[str, tuple[Request, int]] = {}
         self._steered: dict[str, Steer] = {}
-        self._unknown: list[int] = []
+        self._readouts = readouts
+        self._loads: Loads | None = None
         if scheduler.connector is not None:
-            self._blocks.allocate_slots = self._noting_loads(self._blocks.allocate_slots)
+            self._loads = Loads(scheduler, self._group, self._block_size, self._first_needed)
 
     def open(self, request: Request, subject: int = 0) -> None:
         """Ask for the scores of the request's prompt in the step that finishes it, however often that is run.
@@ -54,17 +58,19 @@ class OrderBook:
 
     def give(self, step: SchedulerOutput, watched: Mapping[str, int] = MappingProxyType({})) -> None:
         """Put the orders of a step that was just scheduled onto it; `watched` is as `Orders` has it."""
-        if not (self._open or self._steered or self._unknown or step.kv_cache_block_copies or watched):
+        if not (self._open or self._steered or self._loads or step.kv_cache_block_copies or watched):
             return  # as in most steps, in which everyone is in mid-answer
         scheduled = step.num_scheduled_tokens
         orders = Orders(
             due={name: due for name in self._open if name in scheduled and (due := self._due(name, step))},
             steering={name: steer for name, steer in self._steered.items() if name in scheduled},
-            unknown=self._unknown,
+            # Before anyone can find these blocks in the prefix cache: their slots hold what was there before.
+            unknown=self._loads.take() if self._loads else [],
             copies=[tuple(copy) for copy in step.kv_cache_block_copies or ()],
             watched=dict(watched),
         )
-        self._unknown = []
+        if self._loads:
+            self._loads.copied(orders.copies)
         if orders:
             setattr(step, ORDERS, orders)
 
@@ -77,17 +83,7 @@ class OrderBook:
         blocks = self._blocks.get_block_ids(name)[self._group]
         return Due(num_tokens, blocks[: -(-num_tokens // self._block_size)], subject)
 
-    def _noting_loads(self, allocate: Callable[..., Any]) -> Callable[..., Any]:
-        def allocate_and_note(
-            request: Request, num_new_tokens: int, num_new_computed_tokens: int = 0, *args: Any, **options: Any
-        ) -> Any:
-            allocated = allocate(request, num_new_tokens, num_new_computed_tokens, *args, **options)
-            loaded = options.get("num_external_computed_tokens", 0)
-            if allocated is not None and loaded:
-                # Before anyone can find these blocks in the prefix cache: their slots hold what was there before.
-                own = self._blocks.get_block_ids(request.request_id)[self._group]
-                end = num_new_computed_tokens + loaded
-                self._unknown += own[num_new_computed_tokens // self._block_size : -(-end // self._block_size)]
-            return allocated
-
-        return allocate_and_note
+    def _first_needed(self, request: Request) -> int | None:
+        if request.request_id not in self._open:
+            return None
+        return min((readout.positions(request.num_prompt_tokens)[0] for readout in self._readouts), default=0)

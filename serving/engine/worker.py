@@ -1,7 +1,7 @@
 """vLLM's worker, with the sensor in its model. Named by `--worker-cls`: a class that cannot be imported stops the server.
 
-It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `initialize_from_config`, `execute_model`, `sample_tokens`, and
-`reload_weights`, `start_weight_update` and `update_weights`, which it refuses.
+It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `initialize_from_config`, `execute_model`, `sample_tokens`,
+`discard` and `sleep`, and `reload_weights`, `reset_weights`, `start_weight_update` and `update_weights`, which it refuses.
 """
 
 from collections.abc import Sequence
@@ -87,8 +87,24 @@ class GuardedWorker(PlatformWorker):
         """Raise `ModelError` unless this rank read in its last pass what the rank that reports read. For the self-test."""
         self.foreguard.require_agreement()
 
+    def sleep(self, level: int = 1) -> None:
+        """Sleep, upon which no KV-cache slot holds what it held. Refuses level 2, which discards the weights as well."""
+        if level > 1:
+            raise _other_weights()
+        super().sleep(level)
+        self.foreguard.forget_all()
+
+    def discard(self, tags: tuple[str, ...]) -> None:
+        """Give the KV cache's memory back, and forget the scores beside it."""
+        super().discard(tags)
+        self.foreguard.forget_all()
+
     def reload_weights(self, *_args: Any, **_options: Any) -> None:
         """Refuse: the artifact was made from the weights that the server started with."""
+        raise _other_weights()
+
+    def reset_weights(self) -> None:
+        """Refuse likewise."""
         raise _other_weights()
 
     def start_weight_update(self, *_args: Any, **_options: Any) -> None:

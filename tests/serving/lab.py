@@ -73,6 +73,11 @@ class Reference:
         return read
 
     @torch.no_grad()
+    def logits(self, token_ids: list[int]) -> torch.Tensor:
+        """Return the logits `[V]` of the token after the last, in float32."""
+        return self.model(torch.tensor([token_ids])).logits[0, -1].float()
+
+    @torch.no_grad()
     def greedy(self, token_ids: list[int], count: int) -> str:
         ids = self.model.generate(torch.tensor([token_ids]), max_new_tokens=count, do_sample=False)
         return self.tokenizer.decode(ids[0, len(token_ids) :], skip_special_tokens=True)

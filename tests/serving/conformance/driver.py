@@ -33,6 +33,10 @@ def make_engine(settings: dict[str, Any]) -> Any:
         pretend_triton_has_a_cpu()
     if pretends and settings["asynchronous"]:
         schedule_asynchronously()
+    if "ray" in settings["arguments"]:
+        from tests.serving.conformance.ray_devices import start_ray
+
+        start_ray()
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -62,29 +66,37 @@ def schedule_asynchronously() -> None:
 
 
 def about(engine: Any) -> dict[str, Any]:
-    """Say which runner, scheduler and CUDA graphs these really are, and how many steps may be under way at once."""
+    """Say which runner, scheduler, executor and CUDA graphs these really are, and how many steps may be under way at once."""
     core = engine.engine_core.engine_core
     [runner] = engine.collective_rpc(lambda worker: type(worker.model_runner).__module__)
-    at_once = core.batch_queue_size
     graphs = getattr(engine.vllm_config.compilation_config.cudagraph_mode, "name", None)
-    return {"runner": runner, "scheduler": type(core.scheduler).__name__, "at_once": at_once, "graphs": graphs}
+    executor, scheduler = type(core.model_executor).__name__, type(core.scheduler).__name__
+    made = {"runner": runner, "scheduler": scheduler, "executor": executor, "graphs": graphs}
+    return {**made, "at_once": core.batch_queue_size}
 
 
 def count_events(scheduler: Any) -> Counter[str]:
-    """Count preemptions, by request too, and drafted tokens from here on: proof that a scenario is what it says."""
+    """Count preemptions, drafted tokens and tokens that a KV connector loads: proof that a scenario is what it says."""
     counts: Counter[str] = Counter()
     preempt, stats = scheduler._preempt_request, scheduler.make_spec_decoding_stats
 
-    def preempt_and_count(request: Any, *args: Any, **options: Any) -> Any:
+    def preempt_and_count(*args: Any, **options: Any) -> Any:
         counts["preempted"] += 1
-        counts[f"preempted {request.request_id.rpartition('-')[0]}"] += 1  # vLLM made the name its own by an ending
-        return preempt(request, *args, **options)
+        return preempt(*args, **options)
 
     def stats_and_count(*args: Any, **options: Any) -> Any:
         counts["drafted"] += options["num_draft_tokens"]
         counts["accepted"] += options["num_accepted_tokens"]
         return stats(*args, **options)
 
+    if scheduler.connector is not None:
+        note = scheduler.connector.update_state_after_alloc
+
+        def note_and_count(request: Any, blocks: Any, num_external_tokens: int) -> None:
+            counts["loaded"] += num_external_tokens
+            note(request, blocks, num_external_tokens)
+
+        scheduler.connector.update_state_after_alloc = note_and_count
     scheduler._preempt_request, scheduler.make_spec_decoding_stats = preempt_and_count, stats_and_count
     return counts
 

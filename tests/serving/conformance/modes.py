@@ -1,5 +1,6 @@
 """The table of engines: the ways in which vLLM can be made to run a model here."""
 
+import json
 from dataclasses import dataclass
 
 from tests.serving.lab import LAB
@@ -25,6 +26,13 @@ def _draft(method: str, **more: str) -> tuple[str, ...]:
     return (*EAGER, "--speculative-config", "{" + settings + "}")
 
 
+def _connector(name: str, module: str, *flags: str) -> tuple[str, ...]:
+    settings = {"kv_connector": name, "kv_connector_module_path": module, "kv_role": "kv_both"}
+    return (*EAGER, "--kv-transfer-config", json.dumps(settings), *flags)
+
+
+# So few blocks that some requests are preempted, and so many that some prompts are still cached.
+_BLOCK_STORE = _connector("BlockStore", "tests.serving.conformance.block_store", "--num-gpu-blocks-override", "64")
 _N_GRAM = _draft("ngram", num_speculative_tokens="3", prompt_lookup_max="3", prompt_lookup_min="1")
 _DRAFT_MODEL = _draft("draft_model", model=f'"{LAB / "base"}"', num_speculative_tokens="3")
 
@@ -37,6 +45,8 @@ V1 = (
     Mode("v1-starved", (*EAGER, "--num-gpu-blocks-override", "36")),
     Mode("v1-n-gram", _N_GRAM),
     Mode("v1-draft-model", _DRAFT_MODEL),
+    Mode("v1-ray", (*EAGER, "--distributed-executor-backend", "ray")),
+    Mode("v1-connector", _BLOCK_STORE),
 )
 V1_ASYNCHRONOUS = (
     Mode("v1-async", asynchronous=True),

@@ -15,6 +15,7 @@ REFUSED = {
     "--scheduler-cls": ["some.Scheduler"],
     "--grpc": [],
     "--runner": ["pooling"],
+    "--convert": ["embed"],
     "--speculative-config": [json.dumps({"method": "suffix", "num_speculative_tokens": 2})],
     "--pipeline-parallel-size": ["2"],
     "--decode-context-parallel-size": ["2"],
@@ -24,7 +25,7 @@ REFUSED = {
     "--ubatch-size": ["2"],
     "--kv-sharing-fast-prefill": [],
     "--enable-hc-sp": [],
-    "--kv-transfer-config": [json.dumps({"kv_connector": "ExampleConnector", "kv_role": "kv_both"})],
+    "--kv-transfer-config": [json.dumps({"kv_connector": "OffloadingConnector", "kv_role": "kv_both"})],
     "--kv-offloading-size": ["1"],
     "--diffusion-config": [json.dumps({"canvas_length": 8})],
 }
@@ -36,6 +37,7 @@ GUARDED = [
     ["--enable-lora", "--lora-modules", "a=somewhere"],
     ["--speculative-config", json.dumps({"method": "ngram", "num_speculative_tokens": 2})],
     ["--speculative-config", json.dumps({"method": "draft_model", "model": "m", "num_speculative_tokens": 2})],
+    ["--kv-transfer-config", json.dumps({"kv_connector": "ExampleConnector", "kv_role": "kv_both"})],
     ["--no-enable-prefix-caching", "--enforce-eager"],
 ]
 

@@ -105,6 +105,16 @@ def expected(probes, tokens):
     return probes.request_scores(probes.add_up(tokens.numpy()), np.arange(len(tokens)), len(tokens))
 
 
+def test_a_forgotten_slot_is_unknown(guard, sensor, tokens):
+    """After the KV cache was emptied, a prompt that is taken for cached has no score."""
+    forward(guard, sensor, Batch(("a", range(9), [0, 1, 2])), tokens[:9])
+    guard.forget_all()
+    due = Orders(due={"b": Due(10, [0, 1, 2])})
+    scores = forward(guard, sensor, Batch(("b", range(9, 10), [0, 1, 2])), tokens[9:], due).resolve()["b"]
+    assert np.isnan(scores[0])
+    assert np.isfinite(scores[1])
+
+
 @pytest.mark.parametrize("cuts", [[], [4], [1, 9], [3, 6, 8]])
 def test_scores_are_those_of_the_whole_prompt_in_chunks_too(guard, sensor, probes, tokens, cuts):
     """Wherever a prompt is cut and whoever runs beside it, its scores are those of all its tokens together."""

@@ -90,13 +90,20 @@ def test_the_extras_are_supported_versions():
     assert gpu == f"vllm>={FIRST[0]}.{FIRST[1]},<{LAST[0]}.{LAST[1] + 1}"
 
 
-@pytest.mark.parametrize("name", ["VLLM_USE_RUST_FRONTEND", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE"])
-def test_environments_that_lead_around_the_guard(monkeypatch, name):
-    """Set to anything but nothing or 0, the variable is named with the reason."""
-    for harmless in ("", "0"):
+@pytest.mark.parametrize(
+    ("name", "safe", "unsafe"),
+    [
+        ("VLLM_USE_RUST_FRONTEND", "0", "1"),
+        ("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", "0", "1"),
+        ("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "1", "0"),
+    ],
+)
+def test_environments_that_lead_around_the_guard(monkeypatch, name, safe, unsafe):
+    """Set to anything but nothing or what the guard needs, the variable is named with the reason."""
+    for harmless in ("", safe):
         monkeypatch.setenv(name, harmless)
         server._require_environment()
-    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv(name, unsafe)
     with pytest.raises(ServingError) as caught:
         server._require_environment()
     assert caught.value.field == name

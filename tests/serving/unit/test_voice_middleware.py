@@ -362,3 +362,20 @@ def test_documentation_names_every_guarded_route_and_header():
     names = [*ROUTES, "x-guardrail-decision", "x-guardrail-policy", "x-guardrail-event-id"]
     names += ["content_filter", "invalid_moderation", "guard_not_ready", "not_evaluated", "unscored"]
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+async def test_there_is_no_way_around_to_beam_search(serve):
+    """SageMaker's route hands its body to the guarded ones: it refuses beams too, and leaves everything else alone."""
+    received = []
+
+    async def app(engine, scope, receive, send):
+        received.append((await receive())["body"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    server = await serve(app)
+    status, _, body = await server.post(b'{"messages": [], "use_beam_search": true}', path="/invocations")
+    assert (status, json.loads(body)["error"]["param"]) == (400, "use_beam_search")
+    assert received == []
+    assert await server.post(b'{"messages": []}', path="/invocations") == (200, {}, b"{}")
+    assert received == [b'{"messages": []}']
