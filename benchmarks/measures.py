@@ -23,6 +23,9 @@ from benchmarks.subjects import Subject
 
 TakePair = Callable[[Point, int], Arms]
 
+_WARM_UP_TOKENS = 2048
+"""In the prompts of what is measured: to warm up with more would take as long as measuring it."""
+
 
 @contextmanager
 def through_servers(subject: Subject, points: Sequence[Point], work: Path, round_: int) -> Iterator[TakePair]:
@@ -30,20 +33,22 @@ def through_servers(subject: Subject, points: Sequence[Point], work: Path, round
     with servers(subject, work, round_) as running:
         take = partial(_take_from_servers, running)
         for point in points:
-            if point.work.requests <= 32:  # the largest would take as long as what they warm up for
+            if point.work.requests * point.work.prompt_tokens <= _WARM_UP_TOKENS:
                 take(point, -1 - round_)
         yield take
 
 
 @contextmanager
 def through_engines(subject: Subject, points: Sequence[Point], work: Path, round_: int) -> Iterator[TakePair]:
-    """Start the engines that the points need and warm them up with the first point of each part."""
+    """Start the engines that the points need and warm them up with each of the points that is not too large."""
     del round_  # they share a process and their weights: another start would be no other luck
     names = dict.fromkeys(engine for point in points for engine in point.arms.values())
     with engines(subject, names, work / f"{subject.name}-engines.log") as running:
         take = partial(_take_from_engines, running)
-        for point in {point.part: point for point in reversed(points)}.values():
-            take(point, -1)
+        for point in points:
+            # A kernel is made for each new number of rows, and whichever engine is first pays for it.
+            if point.work.requests * point.work.prompt_tokens <= _WARM_UP_TOKENS:
+                take(point, -1)
         yield take
 
 
