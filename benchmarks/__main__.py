@@ -1,86 +1,127 @@
 """`python -m benchmarks`: take the pairs that are missing, then say what they show."""
 
 import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import measures, report, subjects
+from benchmarks import measures, report
 from benchmarks.machine import machine
+from benchmarks.points import PARTS, Point, chosen, count, points, seconds
 from benchmarks.records import Records, code_digest
-from benchmarks.results import results
-from benchmarks.subjects import Subject
+from benchmarks.results import measure, results
+from benchmarks.subjects import SUBJECTS, Subject
 
-_SUBJECTS = {"half_billion": subjects.half_billion, "lab": subjects.lab}
-_THROUGH = {
-    "latency": measures.through_servers,
-    "throughput": measures.through_servers,
-    "steps": measures.through_engines,
-}
-_FULL = {
-    "half_billion": {"latency": 30, "throughput": 15, "steps": 12},
-    "lab": {"latency": 300, "throughput": 40, "steps": 60},
-}
-_QUICK = 3
+_QUICK, _QUICK_LONGEST_S = 2, 20.0
+_ROUNDS = 3
+_PARTS_HELP = "; ".join(f"{name}: {words}" for name, words in PARTS.items())
+
+Missing = tuple[Point, range]
+"""A point, and the numbers of its pairs that are to be taken."""
+Through = Callable[[Subject, Sequence[Point], Path, int], AbstractContextManager[measures.TakePair]]
 
 
 def main(
     quick: Annotated[
-        bool, typer.Option("--quick", help="A few pairs of each, to see that it runs; proves nothing.")
+        bool,
+        typer.Option("--quick", help="Two pairs of each that does not take long, to see that it runs; proves nothing."),
     ] = False,
     work: Annotated[Path, typer.Option(help="Where models, logs, pairs and results go.")] = Path(".bench"),
-    document: Annotated[Path | None, typer.Option(help="Document to write the tables into.")] = None,
-    only: Annotated[str | None, typer.Option(help=f"One subject: {', '.join(_SUBJECTS)}.")] = None,
+    document: Annotated[Path | None, typer.Option(help="Document to write tables and charts into.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"A subject ({', '.join(SUBJECTS)}), a part, or subject.part; repeatable. Parts: {_PARTS_HELP}."
+        ),
+    ] = None,
 ) -> None:
     """Measure what the guard costs: guarded against unguarded vLLM, interleaved, as paired ratios with their spread.
 
     Every pair is kept as soon as it is whole: a run that is cut off goes on where it stopped, unless the code has changed.
     """
-    if only not in (None, *_SUBJECTS):
-        raise typer.BadParameter(f"{only!r} is none of {', '.join(_SUBJECTS)}", param_hint="--only")
+    try:
+        asked = chosen(only or [], list(SUBJECTS))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--only") from error
     work.mkdir(exist_ok=True)
     console = Console()
     records = Records(work / ("quick.jsonl" if quick else "pairs.jsonl"), _about())
     if records.set_aside:
         console.print(f"The code or the machine changed: earlier pairs were set aside in {records.set_aside}.")
-    for name, make in _SUBJECTS.items():
-        if only in (None, name):
-            wanted = dict.fromkeys(_FULL[name], _QUICK) if quick else _FULL[name]
-            _measure(make(work), wanted, records, work, console)
+    for subject in dict.fromkeys(subject for subject, _ in asked):
+        parts = [part for each, part in asked if each == subject]
+        _measure(
+            subject, [point for point in points(subject) if point.part in parts], records, work, console, quick=quick
+        )
     found = results(records)
     (work / "results.json").write_text(json.dumps(found, indent=2) + "\n")
-    console.print(report.table(found))
+    console.print(report.tables(found), soft_wrap=True)
     if document and not quick:
         report.write(found, document)
 
 
-def _measure(subject: Subject, wanted: dict[str, int], records: Records, work: Path, console: Console) -> None:
-    """Take those of the `wanted` pairs of each measure that the records lack."""
-    missing = [name for name, count in wanted.items() if len(records.pairs(_key(subject, name))) < count]
-    for through in dict.fromkeys(_THROUGH[name] for name in missing):
-        names = [name for name in missing if _THROUGH[name] is through]
-        with _progress(console) as progress:
-            starting = progress.add_task(f"{subject.title}: starting two engines, warming up", total=None)
-            with through(subject, work) as takers:
-                progress.remove_task(starting)
-                for name in names:
-                    done, total = len(records.pairs(_key(subject, name))), wanted[name]
-                    task = progress.add_task(f"{subject.title}: {name}", total=total, completed=done)
-                    for number in range(done, total):
-                        records.add(_key(subject, name), takers[name](number))
-                        progress.advance(task)
+def _measure(name: str, asked: Sequence[Point], records: Records, work: Path, console: Console, *, quick: bool) -> None:
+    """Take those pairs of a subject's points that the records lack: first through servers, which start anew in each round."""
+    if quick:
+        asked = [point for point in asked if seconds(point, name) <= _QUICK_LONGEST_S]
+    in_servers, in_engines = [p for p in asked if p.load], [p for p in asked if not p.load]
+    plan = [(measures.through_servers, in_servers, share) for share in _shares(1 if quick else _ROUNDS)]
+    plan += [(measures.through_engines, in_engines, 1.0)]
+    for round_, (through, own, share) in enumerate(plan):
+        missing = []
+        for point in own:
+            due = math.ceil(share * (_QUICK if quick else count(point, name)))
+            done = len(records.pairs(measure(name, point.part, point.level)))
+            if done < due:
+                missing.append((point, range(done, due)))
+        if missing:
+            subject = SUBJECTS[name](work)
+            with _progress(console) as progress, _started(progress, subject, through, missing, work, round_) as take:
+                _take(subject, take, missing, records, progress)
+
+
+def _shares(rounds: int) -> list[float]:
+    """Return which share of all pairs there shall be after each of the rounds."""
+    return [(round_ + 1) / rounds for round_ in range(rounds)]
+
+
+@contextmanager
+def _started(
+    progress: Progress, subject: Subject, through: Through, missing: Sequence[Missing], work: Path, round_: int
+) -> Iterator[measures.TakePair]:
+    starting = progress.add_task(f"{subject.title}: starting, warming up", total=None, unit="")
+    with through(subject, [point for point, _ in missing], work, round_) as take:
+        progress.remove_task(starting)
+        yield take
+
+
+def _take(
+    subject: Subject, take: measures.TakePair, missing: Sequence[Missing], records: Records, progress: Progress
+) -> None:
+    """Take these pairs. The first bar counts expected seconds: how long all of it will take is read there."""
+    left = round(sum(seconds(point, subject.name) * len(numbers) for point, numbers in missing))
+    whole = progress.add_task(f"{subject.title}: all of this", total=left, unit="s expected")
+    for point, numbers in missing:
+        title = f"{subject.title}: {point.part}, {point.level}"
+        task = progress.add_task(title, total=numbers.stop, completed=numbers.start, unit="pairs")
+        for number in numbers:
+            records.add(measure(subject.name, point.part, point.level), take(point, number))
+            progress.advance(task)
+            progress.advance(whole, seconds(point, subject.name))
+        progress.remove_task(task)
 
 
 def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("pairs"))
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-
-
-def _key(subject: Subject, measure: str) -> str:
-    return f"{subject.name}.{measure}"
+    done = TextColumn("{task.completed:.0f} of {task.total} {task.fields[unit]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), done, TimeElapsedColumn(), TimeRemainingColumn())
+    # Pairs take from a tenth of a second to minutes: what is left is told from the last twenty minutes.
+    return Progress(*columns, console=console, speed_estimate_period=1200)
 
 
 def _about() -> dict[str, str]:

@@ -1,18 +1,18 @@
-"""The client side: one streamed request with its times, and a block of many at once."""
+"""The client side: one request with its times, and many at once."""
 
 import asyncio
+import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from benchmarks.batches import Prompt, judge_prompt
+from benchmarks.points import Load
 from benchmarks.subjects import MODEL
 
-Prompt = Sequence[int]
-AskTimed = Callable[[aiohttp.ClientSession, str, Prompt, int], Awaitable["Timing"]]
-AskWhole = Callable[[aiohttp.ClientSession, str, Prompt, int], Awaitable[None]]
 TIMEOUT = aiohttp.ClientTimeout(600)
 
 
@@ -22,64 +22,69 @@ class Timing:
 
     first_token: float
     per_token: float
-    total: float
 
 
-async def timed(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> Timing:
-    """Send one prompt of token ids and time its stream. Raises `RuntimeError` on any answer that is not a whole one."""
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Asks one server, and before it, if there is one, another whose model judges."""
+
+    session: aiohttp.ClientSession
+    url: str
+    judge_url: str | None = None
+
+    async def timed(self, prompt: Prompt, max_tokens: int) -> Timing:
+        """Send one prompt of token ids and time its stream, the judge's answer included."""
+        began = time.perf_counter()
+        if self.judge_url is not None:
+            # What is done today: wait for the judge's one token, then generate.
+            await _stream(self.session, self.judge_url, judge_prompt(prompt), 1)
+        first, last = await _stream(self.session, self.url, prompt, max_tokens)
+        return Timing(first - began, (last - first) / max(max_tokens - 1, 1))
+
+    async def whole(self, prompt: Prompt, max_tokens: int) -> None:
+        """Send one prompt and wait for its whole answer, not streamed: as little work around the engine as there can be."""
+        if self.judge_url is not None:
+            await _whole(self.session, self.judge_url, judge_prompt(prompt), 1)
+        await _whole(self.session, self.url, prompt, max_tokens)
+
+
+async def ask(client: Client, prompts: Sequence[Prompt], max_tokens: int, load: Load) -> dict[str, float]:
+    """Ask all of `prompts` and return requests per second and, of streams, the medians of their times."""
+    limit = asyncio.Semaphore(load.at_once)
+
+    async def one(prompt: Prompt) -> Timing | None:
+        async with limit:
+            if load.streamed:
+                return await client.timed(prompt, max_tokens)
+            await client.whole(prompt, max_tokens)
+            return None
+
     began = time.perf_counter()
+    timings = [timing for timing in await asyncio.gather(*map(one, prompts)) if timing]
+    figures = {"requests_per_s": len(prompts) / (time.perf_counter() - began)}
+    if timings:
+        figures["first_token"] = statistics.median(timing.first_token for timing in timings)
+        figures["per_token"] = statistics.median(timing.per_token for timing in timings)
+    return figures
+
+
+async def _stream(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> tuple[float, float]:
+    """Return when the first chunk came and when the stream ended. Raises `RuntimeError` on any answer but a whole one."""
     first = 0.0
-    chunks = 0
     async with session.post(f"{url}/v1/completions", json=_body(prompt, max_tokens, stream=True)) as reply:
         async for line in reply.content:
             if line.startswith(b"data: {"):
-                chunks += 1
-                first = first or time.perf_counter() - began
-    total = time.perf_counter() - began
-    if reply.status != 200 or chunks < 1:
-        raise RuntimeError(f"status {reply.status} and {chunks} chunks")
-    return Timing(first, (total - first) / max(max_tokens - 1, 1), total)
+                first = first or time.perf_counter()
+    if reply.status != 200 or not first:
+        raise RuntimeError(f"status {reply.status}, and no token")
+    return first, time.perf_counter()
 
 
-async def judged(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> Timing:
-    """Do what is done today: ask a judge model of the same size first, wait for its one token, then generate."""
-    began = time.perf_counter()
-    verdict = await timed(session, url, judge_prompt(prompt), 1)
-    answer = await timed(session, url, prompt, max_tokens)
-    return Timing(verdict.total + answer.first_token, answer.per_token, time.perf_counter() - began)
-
-
-async def whole(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> None:
-    """Send one prompt and wait for its whole answer, not streamed: as little work around the engine as there can be."""
+async def _whole(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> None:
     async with session.post(f"{url}/v1/completions", json=_body(prompt, max_tokens)) as reply:
-        await reply.read()
-        reply.raise_for_status()
-
-
-async def judged_whole(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> None:
-    """Ask the judge, then generate, neither streamed."""
-    await whole(session, url, judge_prompt(prompt), 1)
-    await whole(session, url, prompt, max_tokens)
-
-
-async def block(
-    session: aiohttp.ClientSession, ask: AskWhole, url: str, prompts: Sequence[Prompt], max_tokens: int, at_once: int
-) -> float:
-    """Ask all of `prompts`, `at_once` at a time, and return requests per second."""
-    limit = asyncio.Semaphore(at_once)
-
-    async def one(prompt: Prompt) -> None:
-        async with limit:
-            await ask(session, url, prompt, max_tokens)
-
-    began = time.perf_counter()
-    await asyncio.gather(*map(one, prompts))
-    return len(prompts) / (time.perf_counter() - began)
-
-
-def judge_prompt(prompt: Prompt) -> list[int]:
-    """Return what a judge reads. Its instructions precede the prompt, so that its pass shares no prefix with the answer's."""
-    return [*prompt[:48][::-1], *prompt]
+        answer = await reply.json()
+    if reply.status != 200:
+        raise RuntimeError(f"status {reply.status}: {answer}")
 
 
 def _body(prompt: Prompt, max_tokens: int, *, stream: bool = False) -> dict[str, Any]:

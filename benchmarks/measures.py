@@ -1,116 +1,105 @@
-"""What is measured of a subject: latency of single requests, throughput under load, and the engine's steps.
+"""How a pair of a point is taken, through servers or through engines: all its arms one after another, with the same work.
 
-Each measure is a function of a pair's number: all arms asked one after another, in random order, with work of the same
-kind. Work and order follow from the number, so that a run that goes on asks what an unbroken run would have asked.
+Each taker is a function of a point and a pair's number. Work and order follow from the number, so that a run that goes on
+asks what an unbroken run would have asked.
 """
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
-from benchmarks.engine import engine
-from benchmarks.load import TIMEOUT, AskTimed, AskWhole, block, judged, judged_whole, timed, whole
+from benchmarks.batches import Request, prompts, requests, shared_prefix
+from benchmarks.engines import Engines, Steps, engines
+from benchmarks.load import TIMEOUT, Client, ask
+from benchmarks.points import Point
 from benchmarks.records import Arms
-from benchmarks.servers import Servers, both, warm
+from benchmarks.servers import Servers, servers, warm
 from benchmarks.subjects import Subject
 
-TakePair = Callable[[int], Arms]
+TakePair = Callable[[Point, int], Arms]
 
-
-@dataclass(frozen=True, slots=True)
-class _Arm:
-    """One way to answer a request safely, or not: which server it asks, and how."""
-
-    server: str
-    timed: AskTimed
-    whole: AskWhole
-
-
-_ARMS = {
-    "guarded": _Arm("guarded", timed, whole),
-    "unguarded": _Arm("unguarded", timed, whole),
-    "judged": _Arm("unguarded", judged, judged_whole),
-}
+_WARM_UP_TOKENS = 2048
+"""In the prompts of what is measured: to warm up with more would take as long as measuring it."""
 
 
 @contextmanager
-def through_servers(subject: Subject, work: Path) -> Iterator[dict[str, TakePair]]:
-    """Start both servers of `subject` and give the measures that need them: `latency` and `throughput`."""
-    with both(subject, work) as servers:
-        measures: dict[str, TakePair] = {
-            "latency": partial(_latency, servers, subject),
-            "throughput": partial(_throughput, servers, subject),
-        }
-        for take in measures.values():
-            take(-1)  # warms up
-        yield measures
+def through_servers(subject: Subject, points: Sequence[Point], work: Path, round_: int) -> Iterator[TakePair]:
+    """Start the servers of `subject` and warm them up with each of the points."""
+    with servers(subject, work, round_) as running:
+        take = partial(_take_from_servers, running)
+        for point in points:
+            if point.work.requests * point.work.prompt_tokens <= _WARM_UP_TOKENS:
+                take(point, -1 - round_)
+        yield take
 
 
 @contextmanager
-def through_engines(subject: Subject, work: Path) -> Iterator[dict[str, TakePair]]:
-    """Start both engines of `subject` and give the measure that needs them: `steps`."""
-    with (
-        engine(subject, guarded=True, log=work / f"{subject.name}-guarded-steps.log") as guarded,
-        engine(subject, guarded=False, log=work / f"{subject.name}-unguarded-steps.log") as unguarded,
-    ):
-        engines = {"guarded": guarded, "unguarded": unguarded}
-
-        def steps(number: int) -> Arms:
-            chance = random.Random(number)  # noqa: S311 - makes work, guards nothing
-            prompts = _prompts(chance, subject, subject.at_once)
-            arms: Arms = {}
-            for name in chance.sample(list(engines), len(engines)):
-                arms[name] = engines[name].run(prompts, subject.output_tokens)
-            return arms
-
-        steps(-1)
-        yield {"steps": steps}
+def through_engines(subject: Subject, points: Sequence[Point], work: Path, round_: int) -> Iterator[TakePair]:
+    """Start the engines that the points need and warm them up with each of the points that is not too large."""
+    del round_  # they share a process and their weights: another start would be no other luck
+    names = dict.fromkeys(engine for point in points for engine in point.arms.values())
+    with engines(subject, names, work / f"{subject.name}-engines.log") as running:
+        take = partial(_take_from_engines, running)
+        for point in points:
+            # A kernel is made for each new number of rows, and whichever engine is first pays for it.
+            if point.work.requests * point.work.prompt_tokens <= _WARM_UP_TOKENS:
+                take(point, -1)
+        yield take
 
 
-def _latency(servers: Servers, subject: Subject, number: int) -> Arms:
-    """Time one request of each arm, alone: seconds to the first token, per token after it, and in all."""
-
-    async def one(name: str, session: aiohttp.ClientSession, url: str, chance: random.Random) -> dict[str, Any]:
-        [prompt] = _prompts(chance, subject, 1)
-        return asdict(await _ARMS[name].timed(session, url, prompt, subject.output_tokens))
-
-    return _pair(servers, f"latency {number}", one)
-
-
-def _throughput(servers: Servers, subject: Subject, number: int) -> Arms:
-    """Count one block of requests of each arm: requests per second."""
-
-    async def many(name: str, session: aiohttp.ClientSession, url: str, chance: random.Random) -> dict[str, Any]:
-        prompts = _prompts(chance, subject, subject.block_requests)
-        rate = await block(session, _ARMS[name].whole, url, prompts, subject.output_tokens, subject.at_once)
-        return {"requests_per_s": rate}
-
-    return _pair(servers, f"throughput {number}", many)
-
-
-def _pair(servers: Servers, seed: str, ask: Callable[..., Awaitable[dict[str, Any]]]) -> Arms:
-    # No two seeds are alike: a prompt that was asked before would be found in the prefix cache, and cost one arm nothing.
-    chance = random.Random(seed)  # noqa: S311 - makes work, guards nothing
-
-    async def arm(name: str, url: str) -> dict[str, Any]:
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector, timeout=TIMEOUT) as session:
-            await warm(session, url)
-            return await ask(name, session, url, chance)
-
+def _take_from_servers(running: Servers, point: Point, number: int) -> Arms:
+    """Ask each arm the same number of new prompts: a prompt of another arm's would be in a prefix cache that they share."""
+    seed = f"{point.part} {point.level} {number}"
     arms: Arms = {}
-    for name in chance.sample(list(_ARMS), len(_ARMS)):
-        with servers.awake(_ARMS[name].server) as url:
-            arms[name] = asyncio.run(arm(name, url))
+    for name in random.Random(seed).sample(list(point.arms), len(point.arms)):  # noqa: S311 - orders the arms
+        awake = [point.arms[name], *_judge(name)]
+        with running.awake(awake) as urls:
+            arms[name] = asyncio.run(_asked(point, urls, f"{seed} {name}"))
     return arms
 
 
-def _prompts(chance: random.Random, subject: Subject, count: int) -> list[list[int]]:
-    return [[chance.randrange(100, 4000) for _ in range(subject.prompt_tokens)] for _ in range(count)]
+def _judge(arm: str) -> list[str]:
+    """Return the server whose model judges for an arm, if one does."""
+    return {"judge": ["unguarded"], "small_judge": ["small_judge"]}.get(arm, [])
+
+
+async def _asked(point: Point, urls: Sequence[str], seed: str) -> dict[str, float]:
+    if point.load is None:
+        raise ValueError(f"{point.part} is not measured through servers")
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=TIMEOUT) as session:
+        client = Client(session, *urls)
+        await warm(client)
+        return await ask(client, prompts(point.work, seed), point.work.output_tokens, point.load)
+
+
+def _take_from_engines(running: Engines, point: Point, number: int) -> Arms:
+    """Let all arms' engines make their steps in lockstep, each with a prefix cache of its own."""
+    seed = f"{point.part} {point.level} {number}"
+    if point.work.cached_tokens:
+        prefix = [Request(shared_prefix(point.work, seed), 1)]
+        running.run(dict.fromkeys(point.arms.values(), prefix))
+    asked = {engine: requests(point.work, arm, engine, seed) for arm, engine in point.arms.items()}
+    found = running.run(asked)
+    for arm, engine in point.arms.items():
+        _require_meant(point, arm, engine, found[engine])
+    return {arm: found[engine] for arm, engine in point.arms.items()}
+
+
+def _require_meant(point: Point, arm: str, engine: str, steps: Steps) -> None:
+    """Raise `RuntimeError` where the guard did not do what is measured: a guard that sleeps costs nothing."""
+    if engine == "acting":
+        blocked, steered = point.work.blocked, point.work.steered
+        meant = {"block": blocked, "steer": steered, "allow": point.work.requests - blocked - steered}
+    elif engine in ("guarded", "probes_1", "probes_16", "probes_64", "every_block"):
+        meant = {"allow": point.work.requests}
+    else:
+        meant = {}
+    meant = {action: times for action, times in meant.items() if times}
+    if steps["actions"] != meant:
+        raise RuntimeError(f"{point.part}, {point.level}, {arm}: meant {meant}, found {steps['actions']}")

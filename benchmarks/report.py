@@ -1,81 +1,131 @@
-"""The results as tables, in `docs/benchmarks.md` between two markers."""
+"""The results as tables, in `docs/benchmarks.md` between two markers, with the charts beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.chart import draw
 from benchmarks.document import write_between
+from benchmarks.goals import goal_of
+from benchmarks.results import PLAIN
 from benchmarks.subjects import TITLES
 
 BEGIN, END = "<!-- results: written by make bench -->", "<!-- end of results -->"
 
 _FIGURES = {
     "first_token": "time to first token",
-    "per_token": "time per output token",
-    "total": "whole request",
+    "per_token": "time per token",
     "requests_per_s": "requests/s",
+    "whole": "whole batch",
+    "prefill": "prefill",
+    "step": "decode step",
 }
-_ARMS = {"guarded": "guarded", "judged": "judge model first"}
-_STEPS = {"prefill": "prefill of a batch, all its steps", "decode": "one decode step"}
-_GOALS = {
-    ("half_billion", "first_token", "guarded"): "at most 1.02",
-    ("half_billion", "requests_per_s", "guarded"): "at least 0.98",
-    ("lab", "requests_per_s", "guarded"): "at least 0.90",
+_ARMS = {
+    "control": "control",
+    "guarded": "guarded",
+    "eager": "eager mode alone",
+    "hooks": "eager, forward hooks",
+    "host_copy": "eager, copy to the host",
+    "judge": "judge model first",
+    "small_judge": "0.1× judge first",
 }
+_CLIENT_ARMS = ("control", "guarded", "judge", "small_judge")
+_FACTORS = {
+    "prompt_length": "one prompt of {} tokens",
+    "concurrency": "{} at once",
+    "mix": "{}",
+    "blocked": "{} blocked",
+    "steered": "{} steered",
+}
+_COMPARED = {"probes": "number of probes", "alternatives": "alternatives"}
 
 
-def table(found: dict[str, Any]) -> str:
+def tables(found: dict[str, Any]) -> str:
     """Return the results as Markdown."""
+    client = (
+        "as clients see it, ratio to unguarded | " + " | ".join(_ARMS[arm] for arm in _CLIENT_ARMS) + " | pairs | goal"
+    )
+    engine = (
+        "in the engine, ratio to unguarded | control | guarded | its prefill | decode step | more steps | pairs | goal"
+    )
+    compared = "in the engine, ratio to unguarded | whole batch | prefill | decode step | pairs | goal"
+    absolute = "absolute, p50 and p99 | unguarded | guarded"
     return "\n\n".join(
         [
             f"{found['machine']}. Code {found['code']}, {found['date'][:10]}.",
-            _rows("ratio to unguarded vLLM | median | 95 % interval | pairs | goal", _ratios(found)),
-            _rows("absolute | unguarded | guarded | judge model first | samples", _absolutes(found)),
-            _rows(
-                "added by the guard in the engine | median | 95 % interval | batches | unguarded takes", _steps(found)
-            ),
+            _rows(client, _client(found)),
+            _rows(engine, _engine(found)),
+            _rows(compared, _compared(found)),
+            _rows(absolute, _absolutes(found)),
         ]
     )
 
 
 def write(found: dict[str, Any], document: Path) -> None:
-    """Replace the results in `document`. Raises `ValueError` where it has no markers."""
-    write_between(document, BEGIN, END, table(found))
+    """Replace the results in `document`, and draw their charts beside it. Raises `ValueError` where it has no markers."""
+    folder = document.with_suffix("")
+    charts = [
+        f"![{TITLES[name]}: ratio to unguarded by factor]({folder.name}/{name}.svg)" for name in found["subjects"]
+    ]
+    write_between(document, BEGIN, END, "\n\n".join([*charts, tables(found)]))
+    folder.mkdir(exist_ok=True)
+    for name, parts in found["subjects"].items():
+        draw(TITLES[name], parts, folder / f"{name}.svg")
 
 
-def _rows(header: str, rows: Iterator[str]) -> str:
+def _rows(header: str, rows: Iterable[str]) -> str:
     rule = " | ".join(["---"] * len(header.split("|")))
     return "\n".join(f"| {row} |" for row in (header, rule, *rows))
 
 
-def _figures(found: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    for subject, title in TITLES.items():
-        measured = {figure: values for each in found.get(subject, {}).values() for figure, values in each.items()}
-        for figure, words in _FIGURES.items():
-            if figure in measured:
-                yield subject, figure, f"{title}, {words}", measured[figure]
+def _levels(found: dict[str, Any], part: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for subject in TITLES:
+        for level, each in found["subjects"].get(subject, {}).get(part, {}).items():
+            yield subject, level, each
 
 
-def _ratios(found: dict[str, Any]) -> Iterator[str]:
-    for subject, figure, words, values in _figures(found):
-        for arm, title in _ARMS.items():
-            spread, goal = values["ratio"][arm], _GOALS.get((subject, figure, arm), "")
-            interval = f"{spread['low']:.3f} to {spread['high']:.3f}"
-            yield f"{words}, {title} | {spread['median']:.3f} | {interval} | {spread['pairs']} | {goal}"
+def _client(found: dict[str, Any]) -> Iterator[str]:
+    for subject, level, each in _levels(found, "http"):
+        for figure, values in each["figures"].items():
+            cells = " | ".join(_cell(values["ratio"].get(arm)) for arm in _CLIENT_ARMS)
+            goal = _goal(subject, "http", level, figure, "guarded")
+            yield f"{TITLES[subject]}, {level}, {_FIGURES[figure]} | {cells} | {each['pairs']} | {goal}"
+
+
+def _engine(found: dict[str, Any]) -> Iterator[str]:
+    for part, words in _FACTORS.items():
+        for subject, level, each in _levels(found, part):
+            ratios = {figure: values["ratio"] for figure, values in each["figures"].items()}
+            cells = [_cell(ratios["whole"][arm]) for arm in ("control", "guarded")]
+            cells += [_cell(ratios.get(figure, {}).get("guarded")) for figure in ("prefill", "step")]
+            more, goal = each["more_steps"]["guarded"], _goal(subject, part, level, "whole", "guarded")
+            name = f"{TITLES[subject]}, {words.format(level)}"
+            yield f"{name} | {' | '.join(cells)} | {more:+.0f} | {each['pairs']} | {goal}"
+
+
+def _compared(found: dict[str, Any]) -> Iterator[str]:
+    for part in _COMPARED:
+        for subject, level, each in _levels(found, part):
+            ratios = {figure: values["ratio"] for figure, values in each["figures"].items()}
+            for arm in ratios["whole"]:
+                cells = " | ".join(_cell(ratios.get(figure, {}).get(arm)) for figure in ("whole", "prefill", "step"))
+                goal = _goal(subject, part, level, "whole", arm)
+                yield f"{TITLES[subject]}, {_ARMS.get(arm, arm)} | {cells} | {each['pairs']} | {goal}"
 
 
 def _absolutes(found: dict[str, Any]) -> Iterator[str]:
-    for _, figure, words, values in _figures(found):
-        scale, unit = (1, "/s") if figure == "requests_per_s" else (1e3, " ms")
-        arms = [values["quantiles"][arm] for arm in ("unguarded", "guarded", "judged")]
-        for quantile in ("p50", "p99"):
-            cells = " | ".join(f"{arm[quantile] * scale:.1f}{unit}" for arm in arms)
-            yield f"{words}, {quantile} | {cells} | {arms[0]['samples']}"
+    for subject, level, each in _levels(found, "http"):
+        for figure, values in each["figures"].items():
+            scale, unit = (1, "/s") if figure == "requests_per_s" else (1e3, " ms")
+            arms = (values["quantiles"][arm] for arm in (PLAIN, "guarded"))
+            cells = " | ".join(f"{arm['p50'] * scale:.1f}{unit}, {arm['p99'] * scale:.1f}{unit}" for arm in arms)
+            yield f"{TITLES[subject]}, {level}, {_FIGURES[figure]} | {cells}"
 
 
-def _steps(found: dict[str, Any]) -> Iterator[str]:
-    for subject, title in TITLES.items():
-        for kind, values in found.get(subject, {}).get("steps", {}).items():
-            spread, takes = values["added_us"], values["seconds"]["unguarded"]["p50"] * 1e6
-            interval = f"{spread['low']:.0f} to {spread['high']:.0f}"
-            yield f"{title}, {_STEPS[kind]} | {spread['median']:.0f} µs | {interval} | {spread['pairs']} | {takes:.0f} µs"
+def _cell(spread: dict[str, Any] | None) -> str:
+    return f"{spread['median']:.3f} ({spread['low']:.3f} to {spread['high']:.3f})" if spread else ""
+
+
+def _goal(subject: str, part: str, level: str, figure: str, arm: str) -> str:
+    goal = goal_of(subject, part, level, figure, arm)
+    return goal.words if goal else ""

@@ -1,17 +1,16 @@
-"""A guarded and an unguarded server of one model, of which only the one that is asked runs: the other is stopped.
+"""Servers of one model, of which only those that are asked run: the others are stopped.
 
 An idle server is not quiet (timers, metrics, worker threads that spin), and two cores cannot carry two of them.
 """
 
 import os
+import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import aiohttp
-
-from benchmarks.load import timed
+from benchmarks.load import Client
 from benchmarks.subjects import MODEL, Subject
 from serving.process import ServerProcess, free_port, guarded_command, running, unguarded_command
 
@@ -21,27 +20,30 @@ _WARM_UP = list(range(100, 116))
 # process, as they are on a GPU, with the one thread that they would have had.
 ONE_ENGINE_PROCESS = ["--distributed-executor-backend", "uni"]
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+_FLAGS = ["--max-model-len", "1024", "--max-num-seqs", "128", "--kv-cache-memory-bytes", str(512 * 2**20)]
 
 
 class Servers:
-    """The two servers, by name."""
+    """The servers, by name."""
 
-    def __init__(self, guarded: ServerProcess, unguarded: ServerProcess) -> None:
-        self._servers = {"guarded": guarded, "unguarded": unguarded}
+    def __init__(self, servers: dict[str, ServerProcess]) -> None:
+        self._servers = servers
         self._signal(signal.SIGSTOP)
 
     @contextmanager
-    def awake(self, name: str) -> Iterator[str]:
-        """Let the server `name` run, alone, and give its URL."""
-        server = self._servers[name]
-        os.killpg(server.pid, signal.SIGCONT)
+    def awake(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """Let the servers `names` run, and no other, and give their URLs."""
+        servers = [self._servers[name] for name in names]
+        for server in servers:
+            os.killpg(server.pid, signal.SIGCONT)
         try:
-            yield server.url
+            yield [server.url for server in servers]
         finally:
-            os.killpg(server.pid, signal.SIGSTOP)
+            for server in servers:
+                os.killpg(server.pid, signal.SIGSTOP)
 
     def wake_all(self) -> None:
-        """Let both run, to be stopped in good order."""
+        """Let all run, to be stopped in good order."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -50,21 +52,31 @@ class Servers:
 
 
 @contextmanager
-def both(subject: Subject, work: Path) -> Iterator[Servers]:
-    """Run both servers of `subject`, with logs in `work`; both are stopped until one is asked."""
-    flags = ["--served-model-name", MODEL, *ONE_ENGINE_PROCESS, *subject.flags]
+def servers(subject: Subject, work: Path, round_: int) -> Iterator[Servers]:
+    """Run the servers of `subject`: `guarded`, `unguarded`, `control`, which is unguarded too, and `small_judge`.
+
+    They start one after the other in an order that the round's number gives, and so find their memory by other luck.
+    """
+    names = random.Random(round_).sample(["guarded", "unguarded", "control", "small_judge"], 4)  # noqa: S311
+    started: dict[str, ServerProcess] = {}
     with ExitStack() as stack:
-        port = free_port()
-        command = guarded_command(subject.model, subject.artifact, subject.policy, port, flags)
-        guarded = stack.enter_context(running(command, port, work / f"{subject.name}-guarded.log", ENVIRONMENT))
-        port = free_port()
-        command = unguarded_command(subject.model, port, flags)
-        unguarded = stack.enter_context(running(command, port, work / f"{subject.name}-unguarded.log", ENVIRONMENT))
-        servers = Servers(guarded, unguarded)
-        stack.callback(servers.wake_all)
-        yield servers
+        for name in names:
+            port = free_port()
+            log = work / f"{subject.name}-{name}.log"
+            started[name] = stack.enter_context(running(_command(subject, name, port), port, log, ENVIRONMENT))
+        running_ = Servers(started)
+        stack.callback(running_.wake_all)
+        yield running_
 
 
-async def warm(session: aiohttp.ClientSession, url: str) -> None:
-    """Open the connection and run one short request, so that what follows does not pay for waking up."""
-    await timed(session, url, _WARM_UP, 2)
+async def warm(client: Client) -> None:
+    """Open the connections and run one short request, so that what follows does not pay for waking up."""
+    await client.timed(_WARM_UP, 2)
+
+
+def _command(subject: Subject, name: str, port: int) -> list[str]:
+    flags = ["--served-model-name", MODEL, *ONE_ENGINE_PROCESS, *_FLAGS]
+    if name == "guarded":
+        guard = subject.guards[name]
+        return guarded_command(subject.model, guard.artifact, guard.policy, port, flags)
+    return unguarded_command(subject.small_judge if name == "small_judge" else subject.model, port, flags)

@@ -1,62 +1,126 @@
-"""The engine's own process: `python -m benchmarks.stepper MODEL AT_ONCE [ARTIFACT POLICY]`.
+"""The engines' own process: `python -m benchmarks.stepper SPECS`, SPECS being JSON, by engine the options of its `_Spec`.
 
-Reads batches as JSON lines, `{"prompts": [[token id, ...], ...], "max_tokens": N}`, and answers each with the seconds of its
-steps, apart for `prefill` steps (some request of the batch has no token yet) and `decode` steps.
+Reads batches as JSON lines, by engine `[[[token id, ...], max tokens, what is asked of the guard], ...]`. All engines named
+do their batches in lockstep: every turn each makes one step, in an order that chance gives. Answers, by engine, the seconds
+of its steps, apart for `prefill` steps (some request of the batch has no token yet) and `decode` steps, and the `actions`
+of its guard, counted.
 """
 
 import json
 import os
+import random
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-
-def _serve_steps(batches: IO[str], answers: IO[str], model: str, at_once: int, files: Sequence[str]) -> None:
-    llm = _engine(model, at_once, files)
-    for line in batches:
-        batch = json.loads(line)
-        print(json.dumps(_timed_steps(llm, batch["prompts"], batch["max_tokens"])), file=answers, flush=True)
+MAX_MODEL_LEN = 8448
+_KV_CACHE_BYTES = 300 * 2**20
 
 
-def _engine(model: str, at_once: int, files: Sequence[str]) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    """How one engine is started."""
+
+    model: str
+    worker: str
+    eager: bool = False
+    files: Sequence[str] = ()
+    """The artifact, and the policy."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The batch that an engine is at work on."""
+
+    llm: Any
+    waiting: set[str]
+    steps: dict[str, list[float]] = field(default_factory=lambda: {"prefill": [], "decode": []})
+    actions: Counter[str] = field(default_factory=Counter)
+
+    def step(self) -> None:
+        """Make one step, and note how long it took."""
+        kind = "prefill" if self.waiting else "decode"
+        began = time.perf_counter()
+        outputs = self.llm.step()
+        self.steps[kind].append(time.perf_counter() - began)
+        self.waiting -= {output.request_id for output in outputs}
+        self.actions.update(action for output in outputs if (action := _action(output)))
+
+
+def _serve_batches(batches: IO[str], answers: IO[str], specs: Mapping[str, _Spec]) -> None:
+    engines = {name: _engine(spec) for name, spec in specs.items()}
+    chance = random.Random(0)  # noqa: S311 - orders the engines, guards nothing
+    print(json.dumps(list(engines)), file=answers, flush=True)
+    for number, line in enumerate(batches):
+        found = _in_lockstep(
+            {name: _begin(engines[name], number, each) for name, each in json.loads(line).items()}, chance
+        )
+        print(json.dumps(found), file=answers, flush=True)
+
+
+def _engine(spec: _Spec) -> Any:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    options: dict[str, Any] = {"model": model, "max_model_len": 1024, "max_num_seqs": at_once, "seed": 0}
-    if files:
+    options: dict[str, Any] = {
+        "model": spec.model,
+        "max_model_len": MAX_MODEL_LEN,
+        # Longer prompts than a subject was trained on take as long as any of their length.
+        "hf_overrides": {"max_position_embeddings": MAX_MODEL_LEN},
+        "max_num_seqs": 128,
+        "max_num_batched_tokens": 2048,
+        "kv_cache_memory_bytes": _KV_CACHE_BYTES,
+        "seed": 0,
+        "worker_cls": spec.worker,
+        "enforce_eager": spec.eager,
+    }
+    if spec.files:
         from probes.artifact import Artifact
         from serving.config import GuardConfig
-        from serving.server import SCHEDULER, WORKER
 
-        artifact, policy = (Path(file).resolve() for file in files)
+        artifact, policy = (Path(file).resolve() for file in spec.files)
         digest = Artifact.load(artifact).manifest.digest
-        config = GuardConfig(artifact=artifact, artifact_digest=digest, policy=policy)
-        options |= {"worker_cls": WORKER, "scheduler_cls": SCHEDULER, "additional_config": config.to_vllm()}
+        options["additional_config"] = GuardConfig(artifact=artifact, artifact_digest=digest, policy=policy).to_vllm()
+    if spec.worker.endswith(".Guarded"):
+        from serving.server import SCHEDULER
+
+        options["scheduler_cls"] = SCHEDULER
     return LLMEngine.from_engine_args(EngineArgs(**options))
 
 
-def _timed_steps(llm: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> dict[str, list[float]]:
+def _begin(llm: Any, number: int, requests: Sequence[tuple[Sequence[int], int, Mapping[str, Any]]]) -> _Batch:
     from vllm import SamplingParams
 
-    waiting = set()
-    for number, prompt in enumerate(prompts):
-        params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
-        waiting.add(str(number))
-        llm.add_request(str(number), {"prompt_token_ids": prompt}, params)
-    steps: dict[str, list[float]] = {"prefill": [], "decode": []}
-    while llm.has_unfinished_requests():
-        kind = "prefill" if waiting else "decode"
-        began = time.perf_counter()
-        outputs = llm.step()
-        steps[kind].append(time.perf_counter() - began)
-        waiting -= {output.request_id for output in outputs}
-    return steps
+    from serving.engine.wire import EXTRA
+
+    names = [f"{number}-{place}" for place in range(len(requests))]
+    for name, (prompt, max_tokens, asks) in zip(names, requests, strict=True):
+        extra = {EXTRA: dict(asks)} if asks else None
+        params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, extra_args=extra)
+        llm.add_request(name, {"prompt_token_ids": prompt}, params)
+    return _Batch(llm, set(names))
+
+
+def _in_lockstep(batches: Mapping[str, _Batch], chance: random.Random) -> dict[str, dict[str, Any]]:
+    while under_way := [batch for batch in batches.values() if batch.llm.has_unfinished_requests()]:
+        for batch in chance.sample(under_way, len(under_way)):
+            batch.step()
+    return {name: {**batch.steps, "actions": batch.actions} for name, batch in batches.items()}
+
+
+def _action(output: Any) -> str | None:
+    from serving.engine.wire import EXTRA, VERDICT
+
+    carried = (output.kv_transfer_params or {}).get(EXTRA)
+    return str(carried[VERDICT]["action"]) if carried else None
 
 
 if __name__ == "__main__":
     # Everything that prints goes to the log; the answers have the pipe to themselves.
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    _serve_steps(sys.stdin, pipe, sys.argv[1], int(sys.argv[2]), sys.argv[3:])
+    _serve_batches(sys.stdin, pipe, {name: _Spec(**options) for name, options in json.loads(sys.argv[1]).items()})

@@ -6,43 +6,93 @@ import numpy as np
 import pytest
 
 from benchmarks import report
+from benchmarks.goals import GOALS, goal_of
 from benchmarks.paired import ratio, spread
+from benchmarks.points import points
 from benchmarks.records import Records, code_digest
-from benchmarks.results import results
+from benchmarks.results import FLAT, measure, results
 
 ABOUT = {"machine": "a machine", "code": "abc"}
+LATENCY = measure("lab", "http", "1 at once")
 
 
 def planted(factor: float, slow: float) -> dict[str, dict[str, float]]:
-    """Return a latency pair taken while the machine was `slow`, whose guarded arm takes `factor` times as long."""
-    times = {"unguarded": slow, "guarded": slow * factor, "judged": slow * 2}
-    return {arm: {"first_token": t, "per_token": t / 10, "total": 2 * t} for arm, t in times.items()}
+    """Return a pair taken through servers while the machine was `slow`, whose guarded arm takes `factor` times as long."""
+    times = {"unguarded": slow, "control": slow, "guarded": slow * factor, "judge": slow * 2}
+    return {arm: {"first_token": t, "per_token": t / 10, "requests_per_s": 1 / t} for arm, t in times.items()}
+
+
+def steps(prefill: list[float], decode: list[float]) -> dict[str, list[float]]:
+    return {"prefill": prefill, "decode": decode, "actions": {}}
 
 
 @pytest.fixture
 def records(tmp_path) -> Records:
     records = Records(tmp_path / "pairs.jsonl", ABOUT)
     for slow in (1.0, 4.0, 0.5, 2.0, 8.0):
-        records.add("lab.latency", planted(1.25, slow))
+        records.add(LATENCY, planted(1.25, slow))
     return records
 
 
+def found(records: Records, part: str, level: str) -> dict:
+    return results(records)["subjects"]["lab"][part][level]
+
+
 def test_a_planted_ratio_is_found_however_the_machine_drifts(records):
-    first_token = results(records)["lab"]["latency"]["first_token"]
+    first_token = found(records, "http", "1 at once")["figures"]["first_token"]
     assert first_token["ratio"]["guarded"] == {"median": 1.25, "low": 1.25, "high": 1.25, "pairs": 5}
-    assert first_token["ratio"]["judged"]["median"] == 2.0
-    assert first_token["quantiles"]["unguarded"] == {"p50": 2.0, "p99": pytest.approx(7.84), "samples": 5}
+    assert first_token["ratio"]["judge"]["median"] == 2.0
+    assert "unguarded" not in first_token["ratio"]
+    assert first_token["quantiles"]["unguarded"] == {"p50": 2.0, "p99": pytest.approx(7.84)}
 
 
-def test_added_microseconds_are_per_step_of_decode_and_per_batch_of_prefill(tmp_path):
-    records = Records(tmp_path / "pairs.jsonl", ABOUT)
-    for slow in (1.0, 2.0, 3.0):
-        plain = {"prefill": [slow, slow], "decode": [slow, slow, slow]}
-        guarded = {"prefill": [slow + 3e-5, slow + 4e-5], "decode": [slow + 1e-5, slow + 1e-5, slow + 5e-5]}
-        records.add("lab.steps", {"guarded": guarded, "unguarded": plain})
-    steps = results(records)["lab"]["steps"]
-    assert steps["prefill"]["added_us"]["median"] == pytest.approx(70)
-    assert steps["decode"]["added_us"]["median"] == pytest.approx(10)
+def test_engine_time_is_that_of_all_steps_and_a_decode_step_is_the_median_one(records):
+    """One slow decode step in five belongs to the machine; the prefill's steps belong together, however many they are."""
+    plain = steps([0.4, 0.4], [0.1] * 5)
+    guarded = steps([0.4, 0.4, 0.08], [0.11] * 4 + [0.9])
+    for _ in range(3):
+        records.add(measure("lab", "steered", "50 %"), {"unguarded": plain, "control": plain, "guarded": guarded})
+    level = found(records, "steered", "50 %")
+    ratios = {figure: values["ratio"]["guarded"]["median"] for figure, values in level["figures"].items()}
+    assert ratios == pytest.approx({"whole": 2.22 / 1.3, "prefill": 1.1, "step": 1.1})
+    assert level["more_steps"] == {"unguarded": 0, "control": 0, "guarded": 1}
+
+
+def test_blocked_requests_have_no_decode_steps_to_compare(records):
+    pair = {"unguarded": steps([0.5], []), "guarded": steps([0.505], [])}
+    records.add(measure("lab", "blocked", "100 %"), pair)
+    assert set(found(records, "blocked", "100 %")["figures"]) == {"whole", "prefill"}
+
+
+def test_a_judges_pass_comes_on_top_of_the_answer_that_it_lets_through(records):
+    """Only the pass is measured as the judge's arm, and it has no decode steps: the answer is the unguarded one's."""
+    pair = {"unguarded": steps([0.5], [0.1] * 5), "judge": steps([0.7], []), "small_judge": steps([0.1], [])}
+    records.add(measure("lab", "alternatives", "base"), pair)
+    figures = found(records, "alternatives", "base")["figures"]
+    assert figures["whole"]["ratio"]["judge"]["median"] == pytest.approx(1.7)
+    assert figures["prefill"]["ratio"]["small_judge"]["median"] == pytest.approx(1.2)
+    assert figures["step"]["ratio"]["judge"]["median"] == 1.0
+
+
+def test_the_cost_of_64_probes_is_also_compared_with_that_of_one(records):
+    for slow in (1.0, 3.0):
+        arms = {"unguarded": 1.0, "1 probe": 1.1, "64 probes": 1.21}
+        pair = {arm: steps([slow * times], [slow * times / 10]) for arm, times in arms.items()}
+        records.add(measure("lab", "probes", "base"), pair)
+    ratios = found(records, "probes", "base")["figures"]["whole"]["ratio"]
+    assert ratios[FLAT]["median"] == pytest.approx(1.1)
+    assert ratios["64 probes"]["median"] == pytest.approx(1.21)
+
+
+def test_every_goal_is_a_bound_on_something_that_is_measured():
+    """A goal for a part or level that no longer exists would never be missed, and never be met."""
+    for goal in GOALS:
+        levels = {point.level: point for point in points(goal.subject) if point.part == goal.part}
+        assert goal.level == "*" or goal.level in levels
+        arms = {arm for point in levels.values() for arm in point.arms} | {FLAT}
+        assert goal.arm in arms
+    assert goal_of("half_billion", "http", "8 at once", "first_token", "guarded").words == "at most 1.01"
+    assert goal_of("half_billion", "http", "8 at once", "first_token", "control") is None
 
 
 def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
@@ -61,22 +111,22 @@ def test_same_pairs_same_interval():
 def test_a_run_that_is_cut_off_goes_on_where_it_stopped(tmp_path, records):
     again = Records(tmp_path / "pairs.jsonl", ABOUT)
     assert again.set_aside is None
-    assert again.pairs("lab.latency") == records.pairs("lab.latency")
+    assert again.pairs(LATENCY) == records.pairs(LATENCY)
 
 
 def test_a_pair_that_was_cut_off_in_the_middle_of_its_line_is_taken_again(tmp_path, records):
     path = tmp_path / "pairs.jsonl"
-    path.write_text(path.read_text() + '{"measure": "lab.latency", "ar')
+    path.write_text(path.read_text() + '{"measure": "lab/http/1 at once", "ar')
     again = Records(path, ABOUT)
-    assert len(again.pairs("lab.latency")) == 5
-    again.add("lab.latency", planted(1.25, 1.0))
-    assert len(Records(path, ABOUT).pairs("lab.latency")) == 6
+    assert len(again.pairs(LATENCY)) == 5
+    again.add(LATENCY, planted(1.25, 1.0))
+    assert len(Records(path, ABOUT).pairs(LATENCY)) == 6
 
 
 @pytest.mark.parametrize("other", [{**ABOUT, "code": "abd"}, {**ABOUT, "machine": "another"}])
 def test_pairs_of_other_code_or_of_another_machine_are_set_aside_not_mixed_in(tmp_path, records, other):
     again = Records(tmp_path / "pairs.jsonl", other)
-    assert again.pairs("lab.latency") == []
+    assert again.pairs(LATENCY) == []
     assert again.set_aside is not None
     assert len(again.set_aside.read_text().splitlines()) == 6
     assert again.set_aside.name == "pairs.abc.jsonl"
@@ -100,7 +150,10 @@ def test_the_document_gets_the_table_between_its_markers_and_keeps_the_rest(tmp_
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert "| lab model, time to first token, guarded | 1.250 | 1.250 to 1.250 | 5 |" in text
+    row = "| lab model, 1 at once, time to first token | 1.000 (1.000 to 1.000) | 1.250 (1.250 to 1.250) | 2.000"
+    assert row in text
+    assert (tmp_path / "benchmarks" / "lab.svg").read_text().count("<svg") == 1
+    assert "(benchmarks/lab.svg)" in text
     report.write(json.loads(json.dumps(results(records))), document)
     assert document.read_text() == text
 

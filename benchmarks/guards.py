@@ -1,0 +1,101 @@
+"""The guards that are measured: artifacts of 1 to 64 probes, an idle policy, and one that acts when asked to."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.fingerprint import Fingerprint, fingerprint
+from probes.manifest import Manifest, Probe, SteeringVector
+
+NEVER = 1e6
+TAPPED = 4
+
+_CALLER = hashlib.sha256(b"bench").hexdigest()
+LET_PASS: Mapping[str, Any] = {"shadow": True, "caller": _CALLER}
+"""What a request says to pass the acting policy."""
+BLOCK: Mapping[str, Any] = {"tighten": True}
+"""What a request says to be blocked by the acting policy, which steers one that says nothing."""
+
+_STEERING = "steering: {vector: steer, strength: 1.0}"
+_IDLE = f"""
+name: idle
+version: "1"
+rules:
+  - {{name: never, action: block, when: {{probe_0: {{above: {NEVER}}}}}}}
+  - {{name: never_either, action: steer, when: {{probe_0: {{above: {NEVER}}}}}}}
+{_STEERING}
+"""
+_ACTING = f"""
+name: acting
+version: "1"
+rules:
+  - {{name: always, action: steer, when: {{probe_0: {{above: {-NEVER}}}}}}}
+{_STEERING}
+callers:
+  - {{name: bench, key_sha256: {_CALLER}, may_shadow: true}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What a guarded engine is started with."""
+
+    artifact: Path
+    policy: Path
+
+
+def guards(model: Path, folder: Path) -> dict[str, Guard]:
+    """Write the guards of `model` into `folder`, by name.
+
+    `guarded` has four probes, one on each of four blocks; `probes_1` one, `probes_16` and `probes_64` four and sixteen on
+    each of these blocks, `every_block` 64 that are spread over all blocks. `acting` is `guarded` with the other policy.
+    """
+    folder.mkdir(exist_ok=True, parents=True)
+    idle, acting = folder / "idle.yaml", folder / "acting.yaml"
+    idle.write_text(_IDLE)
+    acting.write_text(_ACTING)
+    print_ = fingerprint(model)
+    every = print_.num_layers
+    kinds = {
+        "guarded": (TAPPED, TAPPED),
+        "probes_1": (1, 1),
+        "probes_16": (16, TAPPED),
+        "probes_64": (64, TAPPED),
+        "every_block": (64, every),
+    }
+    made = {name: Guard(_artifact(print_, *kind, folder / name), idle) for name, kind in kinds.items()}
+    return made | {"acting": Guard(made["guarded"].artifact, acting)}
+
+
+def _artifact(print_: Fingerprint, num_probes: int, num_blocks: int, folder: Path) -> Path:
+    """Write an artifact of last-token probes that are spread evenly over `num_blocks` blocks, and a steering vector."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = spread_out(print_.num_layers, num_blocks)
+    probes = [
+        Probe(name=f"probe_{index}", method="random", layers=(blocks[index % num_blocks],))
+        for index in range(num_probes)
+    ]
+    tensors = {
+        f"probe.{p.name}.weight": torch.randn(1, 1, print_.hidden_size, generator=generator) * 1e-3 for p in probes
+    }
+    tensors["steering.steer.vector"] = torch.randn(1, print_.hidden_size, generator=generator)
+    tensors |= {name: torch.zeros(1, num_probes) for name in (BENIGN_SCORES, HARMFUL_SCORES)}
+    steered = spread_out(print_.num_layers, TAPPED)[1]
+    steering = SteeringVector(name="steer", method="random", layers=(steered,), norm=1.0, cos_refusal=0.0)
+    manifest = Manifest(
+        name="bench", created="2026-01-01", fingerprint=print_, probes=tuple(probes), steering=(steering,)
+    )
+    Artifact(manifest, tensors).save(folder)
+    return folder
+
+
+def spread_out(num_layers: int, count: int) -> list[int]:
+    """Return `count` different blocks of `num_layers`, evenly spread and not the first where there is a choice."""
+    if count == num_layers:
+        return list(range(num_layers))
+    return [(place + 1) * num_layers // (count + 1) for place in range(count)]
