@@ -92,6 +92,16 @@ def calibrate(
     keep_costly_steering: Annotated[
         bool, typer.Option("--keep-costly-steering", help="Put steering vectors over the budget into the artifact too.")
     ] = False,
+    watch_answers: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="TOKENS",
+            help="Also let the model answer, in at most this many tokens, and calibrate watches: scores of an answer while "
+            "it is generated. As slow as answering every validation and test prompt and 1,000 training prompts.",
+            show_default=False,
+        ),
+    ] = None,
     skip_long: _SkipLong = False,
     ray: Annotated[
         str | None,
@@ -153,6 +163,7 @@ def calibrate(
         partner=resolve_model(partner) if partner else None,
         kl_budget=kl_budget,
         keep_costly_steering=keep_costly_steering,
+        watch_answers=watch_answers,
         ray=ray,
         engine=engine,
         engine_args=tuple(shlex.split(engine_args)),

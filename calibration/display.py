@@ -6,7 +6,7 @@ from rich.text import Text
 
 from calibration.evaluate import ProbeReport, Report, certified_thresholds
 from calibration.study import Study
-from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.artifact import BENIGN_ANSWERS, BENIGN_SCORES, HARMFUL_ANSWERS, HARMFUL_SCORES, Artifact
 from probes.manifest import Evaluation, Probe, Rate
 from probes.readout import Readout
 
@@ -48,6 +48,7 @@ def artifact_summary(artifact: Artifact, prevalence: float | None = None) -> Ren
         _identity(artifact),
         _probes(artifact),
         *([] if prevalence is None else [_probabilities(artifact, prevalence)]),
+        *([_watches(artifact)] if artifact.manifest.watches else []),
         *([_combinations(artifact)] if artifact.manifest.combinations else []),
         *([_steering(artifact)] if artifact.manifest.steering else []),
         _data(artifact),
@@ -97,6 +98,23 @@ def _probes(artifact: Artifact) -> Table:
     return table
 
 
+def _watches(artifact: Artifact) -> Table:
+    """Return a row for each watch; a dash where the model answered no harmful prompt of the last split."""
+    table = table_of(
+        "watches over answers, on the last split evaluated",
+        "watch",
+        "probe",
+        "tokens",
+        "AUROC (95 %)",
+        "TPR at 1 % FPR",
+        "TPR at 0.1 % FPR",
+    )
+    for watch in artifact.manifest.watches:
+        numbers = _numbers(watch.evaluation[-1]) if watch.evaluation else [_NOT_QUOTED] * 3
+        table.add_row(watch.name, watch.probe, str(watch.max_tokens), *numbers)
+    return table
+
+
 def _probabilities(artifact: Artifact, prevalence: float) -> Table:
     benign = artifact.tensors[BENIGN_SCORES].numpy()
     certified = {
@@ -126,6 +144,9 @@ def _data(artifact: Artifact) -> Table:
         table.add_row(item.split, item.source, str(item.num_harmful), str(item.num_harmless), item.sha256[:16])
     sizes = [str(artifact.tensors[name].shape[0]) for name in (HARMFUL_SCORES, BENIGN_SCORES)]
     table.add_row("stored scores", "", *sizes, "")
+    if artifact.manifest.watches:
+        sizes = [str(artifact.tensors[name].shape[0]) for name in (HARMFUL_ANSWERS, BENIGN_ANSWERS)]
+        table.add_row("stored scores of answers", "", *sizes, "")
     return table
 
 

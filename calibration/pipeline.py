@@ -8,6 +8,7 @@
     05-evaluation.json          the report on the test split
     06-<diagnostic>.json        what was learned once everything was fitted
     07-unseen/                  one file per source left out, where that was asked for
+    07-answers/                 the model's answers, batch by batch, where they are to be watched
     08-evidence.json            all that a reviewer is shown
 
 Training prompts fit and choose; validation prompts certify thresholds and fit probabilities; test prompts only report.
@@ -59,6 +60,7 @@ from calibration.unseen.contenders import METHODS as CONTENDING
 from calibration.unseen.contenders import require_contender
 from calibration.unseen.left_out import require_families
 from calibration.unseen.unseen_sources import COMBINED, unseen_sources
+from calibration.watching.watches import Watched, require_tokens, watch_answers
 from calibration.wrapping import wrap_prompts
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
@@ -100,6 +102,8 @@ class Settings:
     """The engine's own arguments."""
     wrap: float = 0.0
     """Share of single-turn training prompts that are added once more inside templates and jailbreak wrappers."""
+    watch_answers: int | None = None
+    """Most tokens of the answers that watches are calibrated for; no watches where there is none."""
     only: tuple[str, ...] | None = None
     """Names of the methods to fit and the diagnostics to ask; all of the catalogue where there is none."""
 
@@ -143,6 +147,7 @@ def calibrate(
         raise CalibrationError(
             f"{settings.wrap} is no share of the training prompts", field="--wrap", remedy="give a number from 0 to 1"
         )
+    require_tokens(settings.watch_answers)
     if settings.only is not None:
         require_known(settings.only)
     if settings.leave_one_source_out:
@@ -158,7 +163,7 @@ def calibrate(
     run = _Run(chat, identity, files, _encode(chat, files, settings), work, _tools(settings), partner, source)
     if settings.leave_one_source_out:
         require_families(run.encoded["train"])
-    created = _write_inputs(run)
+    created = _write_inputs(run, settings)
     training = _read_activations(run)
     found = _fit(run, training, settings)
     _require_probes(found)
@@ -168,15 +173,16 @@ def calibrate(
     _require_unchanged(run, model, settings)
     found = _admitted(run, training, found, scored["validation"], settings)
     found, scored = _in_logits(run, found, scored)
-    report = _report(run, [probe.name for probe in scoring.manifest.probes], scored, found)
+    watched = _watched(run, training, found, settings)
+    report = _report(run, [probe.name for probe in scoring.manifest.probes], scored, found, watched.notes)
     unseen = (
         unseen_sources(training, run.work / "07-unseen", found.refusal_tokens, list(filter(settings.runs, CONTENDING)))
         if settings.leave_one_source_out
         else None
     )
-    evidence = _evidence(run, training, found, scored, report, settings).model_copy(update={"unseen": unseen})
+    evidence = _evidence(run, training, found, scored, report, settings, watched).model_copy(update={"unseen": unseen})
     with room_for(out):
-        manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence).save(out)
+        manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence, watched).save(out)
     if not settings.keep_work:
         shutil.rmtree(work)
         if not any(work.parent.iterdir()):
@@ -288,7 +294,7 @@ def _require_unchanged(run: _Run, model: Path, settings: Settings) -> None:
         )
 
 
-def _write_inputs(run: _Run) -> str:
+def _write_inputs(run: _Run, settings: Settings) -> str:
     path = run.work / "01-inputs.json"
     if not path.exists():
         content = {
@@ -296,6 +302,7 @@ def _write_inputs(run: _Run) -> str:
             "model": run.fingerprint.model_dump(),
             "prompts": {split: len(encoded.prompts) for split, encoded in run.encoded.items()},
             "skipped": {split: encoded.num_skipped for split, encoded in run.encoded.items()},
+            "watch_answers": settings.watch_answers,
         }
         write_whole(path, json.dumps(content, indent=2) + "\n")
     created: str = json.loads(path.read_text())["created"]
@@ -371,7 +378,17 @@ def _in_logits(run: _Run, found: Fitted, scored: dict[str, RequestScores]) -> tu
     return replace(found, probes=fold(found.probes, maps)), rescaled
 
 
-def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], found: Fitted) -> Report:
+def _watched(run: _Run, training: TrainingSet, found: Fitted, settings: Settings) -> Watched:
+    """Let the model answer, where answers are to be watched."""
+    if settings.watch_answers is None:
+        return Watched()
+    splits = {split: run.encoded[split] for split in ("validation", "test")}
+    return watch_answers(training, found, splits, settings.watch_answers, run.work / "07-answers")
+
+
+def _report(
+    run: _Run, names: Sequence[str], scored: dict[str, RequestScores], found: Fitted, more_notes: Sequence[str]
+) -> Report:
     path = run.work / "05-evaluation.json"
     if not path.exists():
         test, num_probes = run.encoded["test"], len(found.probes)
@@ -384,7 +401,7 @@ def _report(run: _Run, names: Sequence[str], scored: dict[str, RequestScores], f
             split="test",
             controls=report_controls(test, scored["test"], names, train=run.encoded["train"]),
             platt=_platt(run, scored["validation"].scores[:, :num_probes]),
-            notes=(*found.notes, *leakage_notes(list(run.files.values()))),
+            notes=(*found.notes, *more_notes, *leakage_notes(list(run.files.values()))),
         )
         write_whole(path, report.model_dump_json(indent=2) + "\n")
     return Report.model_validate_json(path.read_text())
@@ -397,6 +414,7 @@ def _evidence(
     scored: dict[str, RequestScores],
     report: Report,
     settings: Settings,
+    watched: Watched,
 ) -> Evidence:
     path = run.work / "08-evidence.json"
     if not path.exists():
@@ -409,7 +427,12 @@ def _evidence(
                 [probe.spec.name for probe in found.probes], test.scores, run.encoded["test"].harmful
             ),
             doses={item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering},
-            studies=(*found.studies, *diagnosed, *signature_study(run.encoded["test"], test, found, benign)),
+            studies=(
+                *found.studies,
+                *diagnosed,
+                *signature_study(run.encoded["test"], test, found, benign),
+                *watched.studies,
+            ),
         )
         write_whole(path, evidence.to_file().decode())
     return Evidence.model_validate_json(path.read_text())
@@ -422,6 +445,7 @@ def _assemble(
     report: Report,
     created: str,
     evidence: Evidence,
+    watched: Watched,
 ) -> Artifact:
     harmful = run.encoded["validation"].harmful
     scores = validation_scores[:, : len(found.probes)]
@@ -431,6 +455,7 @@ def _assemble(
     tensors |= {
         BENIGN_SCORES: torch.from_numpy(scores[~harmful].copy()),
         HARMFUL_SCORES: torch.from_numpy(scores[harmful].copy()),
+        **watched.tensors,
     }
     platt = _platt(run, scores)
     measured = [
@@ -443,6 +468,7 @@ def _assemble(
         fingerprint=run.fingerprint,
         probes=tuple(measured),
         steering=tuple(item.spec for item in found.steering),
+        watches=watched.watches,
         combinations={COMBINED: evidence.unseen.combination} if evidence.unseen else {},
         data=tuple(run.files[split].digest(split) for split in SPLITS),
         tools=run.tools,

@@ -1,22 +1,20 @@
 """Request scores: prompts through the model and the very arithmetic that serves (`probes.scoring.ProbeBank`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from calibration.batching import Batch, make_batch, plan_batches
 from calibration.model import ChatModel
 from calibration.progress import track
-from calibration.reading.activations import read_blocks, read_neurons
+from calibration.reading.taps import find_projections, read_taps
 from calibration.refusal_metric import Intervention, refusal_metric
-from calibration.structure import neurons_of
 from calibration.template import EncodedPrompts
-from probes.errors import CalibrationError, ModelError
+from probes.errors import CalibrationError
 from probes.scoring import ProbeBank, Tap
 
 _BATCH_TOKENS, _BATCH_PROMPTS = 4096, 64
@@ -88,55 +86,16 @@ def score_batches(
     intervention: Intervention = lambda _: nullcontext(),
 ) -> Iterator[tuple[Sequence[int], RequestScores]]:
     """Yield each batch's rows with their scores. Raises `ModelError` as `score_prompts` does."""
-    projections = _projections(chat, bank)
+    projections = find_projections(chat, bank)
     for rows in plan:
         batch = make_batch(token_ids, rows, chat.device)
         # The intervention first: what it puts into a block's stream, the taps then read.
-        with intervention(batch), _read_taps(chat, bank, projections, batch) as read:
+        with intervention(batch), read_taps(chat, bank, projections, batch) as read:
             logits = chat.last_logits(batch)
         part = RequestScores(_score_batch(bank, batch, read), np.full(len(rows), np.nan))
         if refusal_tokens:
             part.refusal[:] = refusal_metric(logits.log_softmax(dim=-1).cpu(), refusal_tokens)
         yield rows, part
-
-
-def _projections(chat: ChatModel, bank: ProbeBank) -> dict[int, nn.Module]:
-    widths = {
-        layer: (probe.name, probe.width)
-        for probe in bank.probes
-        if probe.site == "mlp_neurons"
-        for layer in probe.layers
-    }
-    if not widths:
-        return {}
-    down = chat.down_projections()
-    for layer, (name, width) in widths.items():
-        found = neurons_of(down[layer], chat.hidden_size)
-        if found != width:
-            raise ModelError(
-                f"block {layer} has {found} neurons, not {width}",
-                field=f"probes.{name}.width",
-                remedy="use the model that the probe was fitted on",
-            )
-    return {layer: down[layer] for layer in widths}
-
-
-@contextmanager
-def _read_taps(
-    chat: ChatModel, bank: ProbeBank, projections: Mapping[int, nn.Module], batch: Batch
-) -> Iterator[dict[Tap, torch.Tensor]]:
-    """Fill the dictionary, when the block is left, with the activations `[B, T, W]` of one pass at the bank's taps."""
-    shape = batch.input_ids.shape
-    layers = [tap.layer for tap in bank.readings if tap.site == "resid_post"]
-    read: dict[Tap, torch.Tensor] = {}
-
-    def keep(activations: torch.Tensor) -> torch.Tensor:
-        return activations.reshape(*shape, activations.shape[-1]).cpu()
-
-    with read_blocks(chat, layers, keep) as streams, read_neurons(projections, keep) as neurons:
-        yield read
-    read.update({Tap("resid_post", layer): stream for layer, stream in streams.items()})
-    read.update({Tap("mlp_neurons", layer): values for layer, values in neurons.items()})
 
 
 def _score_batch(bank: ProbeBank, batch: Batch, read: Mapping[Tap, torch.Tensor]) -> npt.NDArray[np.float32]:
