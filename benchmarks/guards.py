@@ -22,7 +22,7 @@ BLOCK: Mapping[str, Any] = {"tighten": True}
 """What a request says to be blocked by the acting policy, which steers one that says nothing."""
 
 _STEERING = "steering: {vector: steer, strength: 1.0}"
-_IDLE = f"""
+IDLE = f"""
 name: idle
 version: "1"
 rules:
@@ -57,7 +57,7 @@ def guards(model: Path, folder: Path) -> dict[str, Guard]:
     """
     folder.mkdir(exist_ok=True, parents=True)
     idle, acting = folder / "idle.yaml", folder / "acting.yaml"
-    idle.write_text(_IDLE)
+    idle.write_text(IDLE)
     acting.write_text(_ACTING)
     print_ = fingerprint(model)
     every = print_.num_layers
@@ -68,11 +68,11 @@ def guards(model: Path, folder: Path) -> dict[str, Guard]:
         "probes_64": (64, TAPPED),
         "every_block": (64, every),
     }
-    made = {name: Guard(_artifact(print_, *kind, folder / name), idle) for name, kind in kinds.items()}
+    made = {name: Guard(write_artifact(print_, *kind, folder / name), idle) for name, kind in kinds.items()}
     return made | {"acting": Guard(made["guarded"].artifact, acting)}
 
 
-def _artifact(print_: Fingerprint, num_probes: int, num_blocks: int, folder: Path) -> Path:
+def write_artifact(print_: Fingerprint, num_probes: int, num_blocks: int, folder: Path) -> Path:
     """Write an artifact of last-token probes that are spread evenly over `num_blocks` blocks, and a steering vector."""
     generator = torch.Generator().manual_seed(0)
     blocks = spread_out(print_.num_layers, num_blocks)

@@ -44,10 +44,13 @@ class HookedWorker(Unguarded):
 
     def lay_out(self, layout: Layout) -> None:
         """Find the last row of each prompt that the pass finishes."""
+        ending = []
         for name, scheduled in self.step.num_scheduled_tokens.items():
             request = self.model_runner.requests[name]
             if 0 < request.num_prompt_tokens - request.num_computed_tokens <= scheduled:
-                self.ends[name] = layout.rows(name)[1] - 1
+                ending.append(name)
+        if ending:
+            self.ends = dict(zip(ending, (layout.places(ending).stops - 1).tolist(), strict=True))
 
     def _hook(self, tap: Tap, _block: Any, _args: Any, output: Any) -> None:
         if self.ends:

@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import LlamaConfig
 
-from benchmarks.subjects import NUM_PROBES, POLICY
-from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from benchmarks.guards import IDLE, TAPPED, write_artifact
+from probes.artifact import Artifact
 from probes.fingerprint import Fingerprint
-from probes.manifest import Manifest, Probe, SteeringVector
 from serving.config import GuardConfig
 
 
@@ -42,23 +40,16 @@ class Shape:
         return folder
 
     def guard(self, folder: Path) -> GuardConfig:
-        """Write a guard: last-token probes on `NUM_PROBES` blocks and a vector, under a policy that flags nothing."""
-        artifact = Artifact(self._manifest(), self._tensors())
-        artifact.save(folder / "artifact")
-        (folder / "policy.yaml").write_text(POLICY)
-        digest = Artifact.load(folder / "artifact").manifest.digest
-        return GuardConfig(
-            artifact=(folder / "artifact").resolve(),
-            artifact_digest=digest,
-            policy=(folder / "policy.yaml").resolve(),
-        )
+        """Write a guard: last-token probes on `TAPPED` blocks and a vector, under a policy that flags nothing."""
+        artifact = write_artifact(self._fingerprint(), TAPPED, TAPPED, folder / "artifact")
+        (folder / "policy.yaml").write_text(IDLE)
+        digest = Artifact.load(artifact).manifest.digest
+        policy = (folder / "policy.yaml").resolve()
+        return GuardConfig(artifact=artifact.resolve(), artifact_digest=digest, policy=policy)
 
-    def _probed(self) -> list[int]:
-        return [(place + 1) * self.layers // (NUM_PROBES + 1) for place in range(NUM_PROBES)]
-
-    def _manifest(self) -> Manifest:
+    def _fingerprint(self) -> Fingerprint:
         nothing = "0" * 64
-        own = Fingerprint(
+        return Fingerprint(
             architecture="LlamaForCausalLM",
             num_layers=self.layers,
             hidden_size=self.hidden,
@@ -68,18 +59,6 @@ class Shape:
             chat_template=nothing,
             dtype="bfloat16",
         )
-        probes = [Probe(name=f"probe_{i}", method="random", layers=(at,)) for i, at in enumerate(self._probed())]
-        steering = SteeringVector(name="steer", method="random", layers=(self._probed()[1],), norm=1.0, cos_refusal=0.0)
-        return Manifest(
-            name="device", created="2026-01-01", fingerprint=own, probes=tuple(probes), steering=(steering,)
-        )
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        chance = torch.Generator().manual_seed(0)
-        names = [f"probe.probe_{index}.weight" for index in range(NUM_PROBES)]
-        weights = {name: torch.randn(1, 1, self.hidden, generator=chance) * 1e-3 for name in names}
-        vector = {"steering.steer.vector": torch.randn(1, self.hidden, generator=chance)}
-        return weights | vector | {name: torch.zeros(1, NUM_PROBES) for name in (BENIGN_SCORES, HARMFUL_SCORES)}
 
 
 SHAPES = {
