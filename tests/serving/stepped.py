@@ -14,7 +14,7 @@ from vllm.v1.request import Request
 
 from serving.config import GuardConfig
 from serving.engine.gate import guarded_scheduler
-from serving.engine.wire import EXTRA, NO_ORDERS, ORDERS, SCORES
+from serving.engine.wire import EXTRA, NO_ORDERS, ORDERS, SCORES, VERDICT
 from tests.serving.lab import MODEL
 
 BLOCK, BLOCKS = 16, 64
@@ -70,7 +70,8 @@ class Stepped:
             outputs = self.scheduler.update_from_output(*self._pending.popleft())
             for output in [output for client in outputs.values() for output in client.outputs]:
                 self.tokens.setdefault(output.request_id, []).extend(output.new_token_ids)
-                self.verdicts[output.request_id] = output.kv_transfer_params[EXTRA]
+                if output.kv_transfer_params:
+                    self.verdicts[output.request_id] = output.kv_transfer_params[EXTRA][VERDICT]
         return step, orders
 
     def _output(self, step, orders) -> ModelRunnerOutput:
