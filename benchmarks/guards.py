@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.artifact import BENIGN_ANSWERS, BENIGN_SCORES, HARMFUL_ANSWERS, HARMFUL_SCORES, Artifact
 from probes.fingerprint import Fingerprint, fingerprint
-from probes.manifest import Manifest, Probe, SteeringVector
+from probes.manifest import Manifest, Probe, SteeringVector, Watch
+from probes.readout import Readout
 
 NEVER = 1e6
 TAPPED = 4
@@ -29,6 +30,10 @@ rules:
   - {{name: never, action: block, when: {{probe_0: {{above: {NEVER}}}}}}}
   - {{name: never_either, action: steer, when: {{probe_0: {{above: {NEVER}}}}}}}
 {_STEERING}
+"""
+_WATCHING = f"""{IDLE}
+answer_rules:
+  - {{name: never_in_an_answer, action: block, when: {{watch_0: {{above: {NEVER}}}}}}}
 """
 _ACTING = f"""
 name: acting
@@ -53,12 +58,13 @@ def guards(model: Path, folder: Path) -> dict[str, Guard]:
     """Write the guards of `model` into `folder`, by name.
 
     `guarded` has four probes, one on each of four blocks; `probes_1` one, `probes_16` and `probes_64` four and sixteen on
-    each of these blocks, `every_block` 64 that are spread over all blocks. `acting` is `guarded` with the other policy.
+    each of these blocks, `every_block` 64 that are spread over all blocks. `acting` is `guarded` with the other policy, and
+    `watching` reads every answer along, by a watch of each of its probes.
     """
     folder.mkdir(exist_ok=True, parents=True)
-    idle, acting = folder / "idle.yaml", folder / "acting.yaml"
-    idle.write_text(IDLE)
-    acting.write_text(_ACTING)
+    idle, acting, watching = (folder / f"{name}.yaml" for name in ("idle", "acting", "watching"))
+    for policy, text in ((idle, IDLE), (acting, _ACTING), (watching, _WATCHING)):
+        policy.write_text(text)
     print_ = fingerprint(model)
     every = print_.num_layers
     kinds = {
@@ -69,7 +75,8 @@ def guards(model: Path, folder: Path) -> dict[str, Guard]:
         "every_block": (64, every),
     }
     made = {name: Guard(write_artifact(print_, *kind, folder / name), idle) for name, kind in kinds.items()}
-    return made | {"acting": Guard(made["guarded"].artifact, acting)}
+    guarded = made["guarded"].artifact
+    return made | {"acting": Guard(guarded, acting), "watching": Guard(guarded, watching)}
 
 
 def write_artifact(print_: Fingerprint, num_probes: int, num_blocks: int, folder: Path) -> Path:
@@ -85,10 +92,22 @@ def write_artifact(print_: Fingerprint, num_probes: int, num_blocks: int, folder
     }
     tensors["steering.steer.vector"] = torch.randn(1, print_.hidden_size, generator=generator)
     tensors |= {name: torch.zeros(1, num_probes) for name in (BENIGN_SCORES, HARMFUL_SCORES)}
+    # Idle where no policy has rules on answers.
+    watches = tuple(
+        Watch(name=f"watch_{index}", probe=f"probe_{index}", readout=Readout(kind="ema", alpha=0.1), max_tokens=128)
+        for index in range(min(num_probes, TAPPED))
+    )
+    tensors |= {name: torch.ones(*shape) for watch in watches for name, shape in watch.shapes.items()}
+    tensors |= {name: torch.zeros(1, len(watches)) for name in (BENIGN_ANSWERS, HARMFUL_ANSWERS)}
     steered = spread_out(print_.num_layers, TAPPED)[1]
     steering = SteeringVector(name="steer", method="random", layers=(steered,), norm=1.0, cos_refusal=0.0)
     manifest = Manifest(
-        name="bench", created="2026-01-01", fingerprint=print_, probes=tuple(probes), steering=(steering,)
+        name="bench",
+        created="2026-01-01",
+        fingerprint=print_,
+        probes=tuple(probes),
+        watches=watches,
+        steering=(steering,),
     )
     Artifact(manifest, tensors).save(folder)
     return folder

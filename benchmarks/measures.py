@@ -96,7 +96,7 @@ def _require_meant(point: Point, arm: str, engine: str, steps: Steps) -> None:
     if engine == "acting":
         blocked, steered = point.work.blocked, point.work.steered
         meant = {"block": blocked, "steer": steered, "allow": point.work.requests - blocked - steered}
-    elif engine in ("guarded", "probes_1", "probes_16", "probes_64", "every_block"):
+    elif engine in ("guarded", "probes_1", "probes_16", "probes_64", "every_block", "watching"):
         meant = {"allow": point.work.requests}
     else:
         meant = {}

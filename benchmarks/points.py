@@ -15,6 +15,7 @@ PARTS = {
     "probes": "1 to 64 probes, on one block to all",
     "blocked": "a share of the requests is blocked, and all of them",
     "steered": "a share of the requests is steered, and all of them",
+    "watched": "every answer is read along",
     "alternatives": "forward hooks, a copy to the host, judge models: on the same work",
 }
 
@@ -77,6 +78,7 @@ _MOST, _FEWEST, _FEWEST_OF_LONG, _LONG_S = 60, 3, 2, 100.0
 
 _PLAIN: Arms = {"unguarded": "unguarded", "control": "control", "guarded": "guarded"}
 _ACTING: Arms = {"unguarded": "unguarded", "control": "control", "guarded": "acting"}
+_WATCHED: Arms = {"unguarded": "unguarded", "control": "control", "guarded": "watching"}
 _COUNTED: Arms = {
     "unguarded": "unguarded",
     "control": "control",
@@ -176,4 +178,6 @@ def _through_engines(subject: str) -> Iterator[Point]:
             yield point(part, level, _ACTING, **{part: base.requests * eighths // 8})
     # A steered prompt's last KV-cache block is computed again: 128 tokens on a CPU, of which these have used 32.
     yield point("steered", "100 %, 544 tokens", _ACTING, requests=2, prompt_tokens=544, steered=2)
+    yield point("watched", "base", _WATCHED)
+    yield point("watched", "long answers", _WATCHED, prompt_tokens=32, output_tokens=64)
     yield point("alternatives", "base", _ALTERNATIVES)
