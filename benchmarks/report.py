@@ -36,6 +36,7 @@ _FACTORS = {
     "mix": "{}",
     "blocked": "{} blocked",
     "steered": "{} steered",
+    "watched": "{}, every answer watched",
 }
 _COMPARED = {"probes": "number of probes", "alternatives": "alternatives"}
 
