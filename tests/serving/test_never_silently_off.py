@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,56 +12,111 @@ import pytest
 
 from probes.errors import ServingError
 from serving.process import SMALL, free_port, guarded_command
+from tests.serving.faults.plugins import install_plugin
+from tests.serving.faults.server import faulty_command
 from tests.serving.lab import MODEL
-from tests.serving.server import FLAGS, served
-from tests.serving.world import MESSAGE, answer, policy_text
+from tests.serving.server import FLAGS, SERVED_NAME, served
+from tests.serving.world import BENIGN, MESSAGE, answer, clearly_harmful, policy_text
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+
+UNIMPORTABLE = "tests.serving.faults.unimportable.Part"
+FAULTS = "tests.serving.faults.at_start"
+EAGER = ["--enforce-eager", "--max-num-batched-tokens", "16", "--max-num-seqs", "8"]
+
+
+@pytest.fixture
+def ended(reference, artifact, artifact_folder, tmp_path):
+    """Return a function that starts a guarded server with faulty parts or a plugin, and returns the log of its end.
+
+    The server must end by itself, with an error, and its port never have answered.
+    """
+    (tmp_path / "policy.yaml").write_text(policy_text(reference, artifact))
+
+    def ended(parts: dict[str, str] | None = None, plugin: str = "", ranks: int = 1) -> str:
+        port = free_port()
+        flags = [*FLAGS, *EAGER, "--tensor-parallel-size", str(ranks)]
+        command = guarded_command(MODEL, artifact_folder, tmp_path / "policy.yaml", port, flags)
+        process = subprocess.run(
+            faulty_command(command, parts or {}),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            env={**SMALL, **os.environ, **with_plugin(plugin, tmp_path), **THREADS[ranks]},
+        )
+        assert process.returncode != 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"http://127.0.0.1:{port}/health")
+        return process.stdout + process.stderr
+
+    return ended
+
+
+THREADS = {1: {}, 2: {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}}
+
+
+def with_plugin(name: str, folder: Path) -> dict[str, str]:
+    """Return an environment in which vLLM finds a plugin, or none."""
+    if not name:
+        return {}
+    install_plugin(folder, name)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]), "VLLM_PLUGINS": name}
 
 
 @pytest.mark.parametrize(
     ("part", "fault", "says", "ranks"),
     [
-        ("WORKER", "SilentTap", "tap_silent", "1"),
-        pytest.param("WORKER", "FlickeringTap", "not_finite", "1", marks=pytest.mark.long),
-        pytest.param("WORKER", "LostScores", "missing", "1", marks=pytest.mark.long),
-        ("SCHEDULER", "LostVerdict", "no verdict", "1"),
-        pytest.param("WORKER", "DisagreeingRank", "rank 1: it read", "2", marks=pytest.mark.long),
-        pytest.param("WORKER", "SilentRank", "did not run", "2", marks=pytest.mark.long),
+        ("WORKER", "SilentTap", "tap_silent", 1),
+        pytest.param("WORKER", "FlickeringTap", "not_finite", 1, marks=pytest.mark.long),
+        pytest.param("WORKER", "LostScores", "missing", 1, marks=pytest.mark.long),
+        pytest.param("SCHEDULER", "LostVerdict", "no verdict", 1, marks=pytest.mark.long),
+        pytest.param("WORKER", "DisagreeingRank", "rank 1: it read", 2, marks=pytest.mark.long),
+        pytest.param("WORKER", "SilentRank", "did not run", 2, marks=pytest.mark.long),
     ],
 )
-def test_a_guard_that_does_not_fire_opens_no_port(
-    part, fault, says, ranks, reference, artifact, artifact_folder, tmp_path
-):
+def test_a_guard_that_does_not_fire_opens_no_port(ended, part, fault, says, ranks):
     """The self-test finds the fault, says which, and the process ends with an error; the port never answered."""
-    (tmp_path / "policy.yaml").write_text(policy_text(reference, artifact))
+    assert says in ended({part: f"{FAULTS}.{fault}"}, ranks=ranks)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("part", ["WORKER", "SCHEDULER", "MIDDLEWARE"])
+def test_a_part_that_does_not_import_opens_no_port(ended, part):
+    """Nothing is taken in its place: the import's own error ends the process."""
+    assert "planted: this module does not import" in ended({part: UNIMPORTABLE})
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("plugin", "says"),
+    [("swap_worker", "missing"), ("swap_scheduler", "no verdict"), ("patch_scheduler", "no verdict")],
+)
+def test_a_plugin_that_takes_a_part_out_opens_no_port(ended, plugin, says):
+    """Plugins come after every check of the flags; the self-test asks the engine that came of them."""
+    assert says in ended(plugin=plugin)
+
+
+@pytest.mark.long
+def test_a_server_without_its_middleware_answers_nobody(reference, artifact, artifact_folder, tmp_path):
+    """Nothing shuts its port or tests it; but the engine knows of each request that it came by another way: unscored."""
     port = free_port()
-    flags = [
-        "--enforce-eager",
-        "--max-num-batched-tokens",
-        "16",
-        "--max-num-seqs",
-        "8",
-        "--tensor-parallel-size",
-        ranks,
-    ]
-    command = guarded_command(MODEL, artifact_folder, tmp_path / "policy.yaml", port, [*FLAGS, *flags])
-    faulty = (
-        f"import sys, serving.server as s; s.{part} = 'tests.serving.faults.at_start.{fault}';"
-        f"from guard.cli import main; sys.argv = {command!r}; main()"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", faulty],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**SMALL, **os.environ, **({"VLLM_CPU_OMP_THREADS_BIND": "0|1"} if ranks == "2" else {})},
-    )
-    assert ended.returncode != 0
-    assert says in ended.stdout + ended.stderr
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/health")
+    (tmp_path / "policy.yaml").write_text(policy_text(reference, artifact))
+    command = guarded_command(MODEL, artifact_folder, tmp_path / "policy.yaml", port, [*FLAGS, *EAGER])
+    plugged = with_plugin("drop_middleware", tmp_path)
+    with served(faulty_command(command, {}), port, tmp_path / "log", plugged) as server:
+        for messages in (BENIGN[0], *clearly_harmful(reference, artifact, 1)):
+            for forged in ({}, {"vllm_xargs": {"foreguard": "x"}}, {"kv_transfer_params": {"foreguard": {}}}):
+                reply = server.client().chat.completions.create(
+                    model=SERVED_NAME, messages=messages, max_tokens=4, extra_body=forged
+                )
+                assert reply.usage.completion_tokens == 0
+                assert not reply.choices[0].message.content
+                assert "category_scores" not in reply.model_dump_json()
+                assert "harm" not in reply.model_dump_json()
+        assert not any(name.startswith("foreguard") for name in server.process.metrics())
+        assert "came past the guard" in server.log.read_text()
 
 
 @pytest.mark.parametrize("here", ["compiled"], indirect=True)
