@@ -52,7 +52,11 @@ class Listener:
         def hear_and_process(outputs: Sequence[Any], *args: Any, **options: Any) -> Any:
             for output in outputs:
                 if output.kv_transfer_params is not None:
-                    self._hear(output)
+                    try:
+                        self._hear(output)
+                    except Exception:
+                        # One prompt's fault is no other's: its answer is one that came without a verdict.
+                        logger.exception("a verdict could not be read")
             return process(outputs, *args, **options)
 
         return hear_and_process
@@ -115,7 +119,7 @@ class Listener:
         self._prompts[number] = entry
         try:
             async for output in outputs:
-                if entry.verdict is None and _has_tokens(output) and self._withholds(entry):
+                if entry.verdict is None and _needs_verdict(output) and self._withholds(entry):
                     withheld = _withheld(output, entry.n)
                     _note_completions(entry, withheld, self._message)
                     yield withheld
@@ -147,8 +151,9 @@ def _with_asked(params: SamplingParams, exchange: Exchange | None, number: int) 
     return params
 
 
-def _has_tokens(output: RequestOutput) -> bool:
-    return any(completion.token_ids or completion.text for completion in output.outputs)
+def _needs_verdict(output: RequestOutput) -> bool:
+    """Whether there is something to withhold, or the gate has withheld it: what vLLM gave up before needs none."""
+    return any(each.token_ids or each.text or each.stop_reason == STOP_BLOCKED for each in output.outputs)
 
 
 def _withheld(output: RequestOutput, n: int) -> RequestOutput:

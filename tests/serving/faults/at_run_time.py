@@ -23,6 +23,8 @@ from serving.engine.kv_slots import KVSlots
 from serving.engine.runner_v1 import LayoutV1
 from serving.engine.wire import NO_ORDERS, ORDERS, SCORES
 from serving.engine.worker import GuardedWorker
+from serving.exchange import Prompt
+from serving.listener import Listener
 from serving.responder import Responder
 from serving.voice import GuardMiddleware
 
@@ -158,12 +160,30 @@ def _only_when(fault: str, real: Callable[..., Any], instead: Callable[..., Any]
     return lambda *args, **options: (instead if _asked.get() == fault else real)(*args, **options)
 
 
+def _refuse_to_record() -> None:
+    """Make reading a verdict fail for the prompts of faulty requests; it is read where these are not known any more."""
+    record, prompts = Listener._record, set()
+
+    def entered(*args: Any, **options: Any) -> Prompt:
+        entry = Prompt(*args, **options)
+        if _asked.get() == "listener":
+            prompts.add(id(entry))
+        return entry
+
+    def record_others(self: Listener, prompt: Prompt, verdict: Verdict) -> None:
+        if id(prompt) in prompts and verdict.unscored is None:
+            raise Planted
+        record(self, prompt, verdict)
+
+    listener.Prompt, Listener._record = entered, record_others
+
+
 class FaultyVoice(GuardMiddleware):
     """A voice that fails on a faulty request."""
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
-        listener._take_in = _only_when("listener", listener._take_in, _fail)
+        _refuse_to_record()
         Responder._guard_headers = _only_when("responder", Responder._guard_headers, _fail)
         GuardMetrics.observe = _only_when("metrics", GuardMetrics.observe, _fail)
 

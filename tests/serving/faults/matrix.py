@@ -4,7 +4,7 @@ One row a fault, one column a policy's `on_unscored`. Every cell is asked with a
 and whole: where they are to differ, the cell names both.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from guard.verdict import Unscored
 
@@ -40,6 +40,12 @@ def unscored(reason: Unscored, policy: str) -> dict[str, Outcome]:
     if policy == "block":
         return dict.fromkeys(NORMAL, Outcome(200, ("content_filter",), False, "block", counted))
     return dict.fromkeys(NORMAL, Outcome(200, ENDED, True, "unscored", counted))
+
+
+def unread(policy: str) -> dict[str, Outcome]:
+    """A verdict that nobody knows: what the gate let pass is unscored, and what it blocked is blocked all the same."""
+    passed = unscored(Unscored.NO_VERDICT, policy)["harmless"]
+    return {"harmless": passed, "harmful": replace(passed, finish=("content_filter",), has_tokens=False)}
 
 
 def failed(counted: dict[str, str]) -> dict[str, Outcome]:
@@ -89,7 +95,7 @@ def matrix(policy: str) -> dict[str, dict[str, Outcome]]:
     return {
         **{fault: unscored(reason, policy) for fault, reason in reasons.items()},
         "bypass": bypassing(policy),  # the request goes past the listener
-        "listener": failed({"foreguard_unscored_total": "aborted"}),  # reading the verdict raises
+        "listener": unread(policy),  # reading the verdict raises
         "responder": failed_to_answer(),  # giving the answer its form raises
         "middleware": failed({}),  # the voice raises before anything is asked
         "metrics": unrecorded(),  # counting raises

@@ -305,6 +305,18 @@ async def test_a_client_may_tighten_what_has_no_verdict(hear, exchange, outputs)
     assert exchange.blocked
 
 
+async def test_a_verdict_that_cannot_be_read_is_none(hear, exchange, outputs, registry, monkeypatch):
+    """It is one prompt's fault: what the gate had blocked stays blocked, and outputs of others are processed as ever."""
+    monkeypatch.setattr("serving.listener.Verdict.from_wire", lambda _wire: 1 / 0)
+    for blocked in (False, True):
+        item = outputs.one(outputs.completion(blocked=blocked), verdict=BOUND.judge([1.0]))
+        listening, _, _ = hear(item, policy=bound("allow"))
+        (found,) = await drain(listening("p", SamplingParams(), "id"))
+        assert found.outputs[0].text == ("No." if blocked else "hello")
+        assert exchange.decision == "unscored"
+    assert unscored(registry, Unscored.NO_VERDICT) == 2
+
+
 async def test_an_end_without_a_token_needs_no_verdict(hear, exchange, outputs, registry):
     """What the engine gives up before it decided has nothing to withhold."""
     ended = outputs.one(outputs.completion(text=""))
