@@ -1,5 +1,7 @@
 """A real server and its clients."""
 
+import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,3 +54,24 @@ def served(command: list[str], port: int, log: Path, environment: dict[str, str]
         yield server
         for client in server.clients.values():
             client.close()
+
+
+async def hang_up(port: int, content: str, after: float = 0.01, **options) -> bytes:
+    """Ask a chat question, and close the connection `after` so many seconds; return what had come by then."""
+    body = json.dumps(
+        {"model": SERVED_NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 64, **options}
+    ).encode()
+    headers = f"Host: lab\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\n" + headers.encode() + body)
+    await writer.drain()
+    come = bytearray()
+    try:
+        async with asyncio.timeout(after):
+            while piece := await reader.read(65536):
+                come += piece
+    except TimeoutError:
+        pass
+    writer.close()
+    await writer.wait_closed()
+    return bytes(come)

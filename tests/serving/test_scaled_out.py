@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.serving.planted import naive_scores
-from tests.serving.server import SERVED_NAME
+from tests.serving.server import SERVED_NAME, hang_up
 from tests.serving.world import BENIGN, LONG, OBSERVER_KEY, World, clearly_harmful, policy_text
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -43,6 +43,31 @@ def test_a_responses_stream_can_be_an_error(scaled):
     with pytest.raises(openai.BadRequestError) as caught:
         scaled.client.responses.create(model=SERVED_NAME, input=scaled.harmful[0][-1]["content"], stream=True)
     assert caught.value.code == "content_filter"
+
+
+async def test_clients_leave_at_any_time(scaled):
+    """Before the verdict, about then and after it, from either process: each prompt is in the books once, none runs on."""
+    metric = scaled.server.metric
+
+    def counted() -> float:
+        return metric("foreguard_requests_total") + metric("foreguard_unscored_total", reason="aborted")
+
+    before = counted()
+    moments = [0.005 * 1.25**number for number in range(24)]  # to 0.85 s
+    options = {"stream": True, "max_tokens": 400, "ignore_eos": True}
+    content, port = LONG[0][-1]["content"], scaled.server.process.port
+    asked = [hang_up(port, content, at, cache_salt=str(at), **options) for at in moments]
+    come = await asyncio.gather(*asked)
+    assert not come[0]
+    assert b"x-guardrail-decision" in come[-1]
+    assert b"[DONE]" not in b"".join(come)
+    for _ in range(40):
+        if metric("vllm:num_requests_running") == metric("vllm:num_requests_waiting") == 0:
+            break
+        await asyncio.sleep(0.25)
+    assert metric("vllm:num_requests_running") == metric("vllm:num_requests_waiting") == 0
+    # One that is cut before it reaches the engine was never a prompt.
+    assert len([each for each in come if each]) <= counted() - before <= len(moments)
 
 
 async def test_metrics_add_up_over_api_servers(scaled):

@@ -1,13 +1,12 @@
 """What clients see on every route, streamed and not, through the official client."""
 
 import asyncio
-import json
 
 import httpx
 import openai
 import pytest
 
-from tests.serving.server import SERVED_NAME
+from tests.serving.server import SERVED_NAME, hang_up
 from tests.serving.world import BENIGN, MESSAGE, OBSERVER_KEY, TOKENS, answer, key
 
 pytestmark = [
@@ -255,20 +254,6 @@ async def test_a_client_that_hangs_up_leaves_nothing_behind(here):
     assert 1 <= counted() - before <= 13
     assert here.server.metric("vllm:num_requests_running") == 0
     assert here.server.metric("vllm:num_requests_waiting") == 0
-
-
-async def hang_up(port: int, content: str) -> None:
-    """Send a chat request and close the connection without reading a byte."""
-    body = json.dumps(
-        {"model": SERVED_NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 64}
-    ).encode()
-    headers = f"Host: lab\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /v1/chat/completions HTTP/1.1\r\n" + headers.encode() + body)
-    await writer.drain()
-    await asyncio.sleep(0.01)
-    writer.close()
-    await writer.wait_closed()
 
 
 def test_prompts_are_not_in_the_log(here):
