@@ -14,7 +14,6 @@ import torch
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from guard.decide import BoundPolicy
-from guard.metrics import GuardMetrics
 from guard.verdict import Unscored, Verdict
 from probes.scoring import ProbeBank
 from serving import listener
@@ -160,20 +159,22 @@ def _only_when(fault: str, real: Callable[..., Any], instead: Callable[..., Any]
     return lambda *args, **options: (instead if _asked.get() == fault else real)(*args, **options)
 
 
-def _refuse_to_record() -> None:
-    """Make reading a verdict fail for the prompts of faulty requests; it is read where these are not known any more."""
-    record, prompts = Listener._record, set()
+def _fail_to_record() -> None:
+    """Make reading, or counting, a verdict fail for faulty requests' prompts: it is done where their headers are unknown."""
+    record, faulty = Listener._record, []
 
     def entered(*args: Any, **options: Any) -> Prompt:
         entry = Prompt(*args, **options)
-        if _asked.get() == "listener":
-            prompts.add(id(entry))
+        if _asked.get() in ("listener", "metrics"):
+            faulty.append((entry, _asked.get()))
         return entry
 
     def record_others(self: Listener, prompt: Prompt, verdict: Verdict) -> None:
-        if id(prompt) in prompts and verdict.unscored is None:
+        fault = next((fault for entry, fault in faulty if entry is prompt), None)
+        if fault == "listener" and verdict.unscored is None:
             raise Planted
-        record(self, prompt, verdict)
+        with patch.object(self._metrics, "observe", _fail) if fault == "metrics" else ExitStack():
+            record(self, prompt, verdict)
 
     listener.Prompt, Listener._record = entered, record_others
 
@@ -183,9 +184,8 @@ class FaultyVoice(GuardMiddleware):
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)
-        _refuse_to_record()
+        _fail_to_record()
         Responder._guard_headers = _only_when("responder", Responder._guard_headers, _fail)
-        GuardMetrics.observe = _only_when("metrics", GuardMetrics.observe, _fail)
 
     async def _start(self, state: Any) -> None:
         past = state.engine_client.generate
