@@ -7,6 +7,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _WARM_UP = list(range(100, 116))
 # process, as they are on a GPU, with the one thread that they would have had.
 ONE_ENGINE_PROCESS = ["--distributed-executor-backend", "uni"]
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+_START_AT_ONCE = 2
 _FLAGS = ["--max-model-len", "1024", "--max-num-seqs", "128", "--kv-cache-memory-bytes", str(512 * 2**20)]
 
 
@@ -55,16 +57,17 @@ class Servers:
 def servers(subject: Subject, work: Path, round_: int) -> Iterator[Servers]:
     """Run the servers of `subject`: `guarded`, `unguarded`, `control`, which is unguarded too, and `small_judge`.
 
-    They start one after the other in an order that the round's number gives, and so find their memory by other luck.
+    They start two at a time in an order that the round's number gives, and so find their memory by other luck.
     """
     names = random.Random(round_).sample(["guarded", "unguarded", "control", "small_judge"], 4)  # noqa: S311
-    started: dict[str, ServerProcess] = {}
-    with ExitStack() as stack:
-        for name in names:
-            port = free_port()
-            log = work / f"{subject.name}-{name}.log"
-            started[name] = stack.enter_context(running(_command(subject, name, port), port, log, ENVIRONMENT))
-        running_ = Servers(started)
+    ports = {name: free_port() for name in names}
+    with ExitStack() as stack, ThreadPoolExecutor(_START_AT_ONCE) as pool:
+
+        def start(name: str) -> ServerProcess:
+            command, log = _command(subject, name, ports[name]), work / f"{subject.name}-{name}.log"
+            return stack.enter_context(running(command, ports[name], log, ENVIRONMENT))
+
+        running_ = Servers(dict(zip(names, pool.map(start, names), strict=True)))
         stack.callback(running_.wake_all)
         yield running_
 
