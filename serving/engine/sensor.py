@@ -110,7 +110,7 @@ def _install_neurons(
 
 
 def _register(module: nn.Module, matrix: torch.Tensor, sensor: Sensor) -> None:
-    module.register_buffer("foreguard_matrix", matrix.to(sensor.parts.device).contiguous(), persistent=False)
+    module.register_buffer("foreguard_matrix", matrix.T.to(sensor.parts.device).contiguous(), persistent=False)
     module.register_buffer("foreguard_parts", sensor.parts, persistent=False)
     module.register_buffer("foreguard_fired", sensor.fired, persistent=False)
 

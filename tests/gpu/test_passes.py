@@ -119,7 +119,7 @@ def test_a_full_graph_reads_and_steers_by_what_was_set_last(sensor):
 
     def block():
         hidden.copy_(given)
-        torch.ops.foreguard.store(project(hidden, None, matrix), sensor.parts, 0, sensor.fired, 1)
+        torch.ops.foreguard.store(project(hidden, None, matrix.T), sensor.parts, 0, sensor.fired, 1)
         torch.ops.foreguard.steer(hidden, None, sensor.coefficients, plan, tensors)
 
     graph = _captured(block)

@@ -24,7 +24,7 @@ def bits(tensor):
 
 def read(hidden, residual, matrix, parts, fired, index, first=0):
     """What the hook on a tapped block does."""
-    torch.ops.foreguard.store(project(hidden, residual, matrix), parts, first, fired, index)
+    torch.ops.foreguard.store(project(hidden, residual, matrix.T), parts, first, fired, index)
 
 
 @settings(max_examples=40)
@@ -70,11 +70,12 @@ def test_read_leaves_the_stream_alone():
     assert torch.equal(bits(residual), before[1])
 
 
-def test_the_compiled_projection_is_the_same_sum():
-    """What the compiler is given to fuse equals the matrix product."""
-    hidden, residual, matrix = random(5, 32), random(5, 32, seed=1), random(32, 3, seed=2)
+@pytest.mark.parametrize("num_columns", [1, 3, 16, 17])
+def test_the_compiled_projection_is_the_same_sum(num_columns):
+    """What the compiler is given to fuse equals the matrix product, for few columns and for many."""
+    hidden, residual, columns = random(5, 32), random(5, 32, seed=1), random(num_columns, 32, seed=2)
     compiled = torch.compile(project, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(hidden, residual, matrix), project(hidden, residual, matrix))
+    torch.testing.assert_close(compiled(hidden, residual, columns), project(hidden, residual, columns))
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -188,6 +189,6 @@ def test_no_tap_looks_at_what_the_device_holds(operator, gate):
         coefficients, parts, fired = torch.zeros(6, 1), torch.zeros(6, 3), torch.zeros(2, dtype=torch.int32)
     plan, own = laid_out([Move(0, operator, gate, tuple(tensors))])
     tap.steer(hidden, residual, coefficients, plan, own)
-    tap.store(project(hidden, residual, torch.zeros(8, 2, device="meta")), parts, 1, fired, 1)
+    tap.store(project(hidden, residual, torch.zeros(2, 8, device="meta")), parts, 1, fired, 1)
     with pytest.raises(RuntimeError, match="meta"):
         bool(coefficients.any())
