@@ -7,6 +7,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from serving.guardable import require_guardable
 from tests.gpu.modes import MODES, graphs_of
+from tests.serving.lab import MODEL
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def parser():
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_a_mode_is_what_its_flags_say(parser, mode):
     """Its own parser makes the CUDA graphs, scheduling and cache of it that the table means; and it is not refused."""
-    args = EngineArgs.from_cli_args(parser.parse_args(["--model", "a", *mode.flags]))
+    args = EngineArgs.from_cli_args(parser.parse_args(["--model", str(MODEL), *mode.flags]))
     assert args.compilation_config.cudagraph_mode is CUDAGraphMode[graphs_of(mode)]
     assert args.async_scheduling is mode.asynchronous
     assert args.enforce_eager is ("eager" in mode.name)
