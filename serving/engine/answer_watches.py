@@ -7,6 +7,7 @@ It touches, of vLLM's: `SchedulerOutput` (`num_scheduled_tokens`, `scheduled_spe
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
@@ -18,6 +19,8 @@ from probes.artifact import Artifact
 from probes.errors import ServingError
 from serving.engine.answer_watch import AnswerWatch, Crossing, Judge
 from serving.engine.wire import ANSWERS, NO_ORDERS, ORDERS, AnswerTokens
+
+logger = init_logger("vllm.foreguard.gate")
 
 
 class AnswerWatches:
@@ -61,10 +64,15 @@ class AnswerWatches:
         tokens: AnswerTokens | str = getattr(output, ANSWERS, Unscored.MISSING.value)
         found: dict[str, Crossing] = {}
         for watch in self._watches.values():
-            if isinstance(tokens, str):
-                found.update(watch.lose(asked, Unscored(tokens), judge))
-            else:
-                found.update(watch.take_in(tokens, asked, _accepted(step, output), judge))
+            try:
+                if isinstance(tokens, str):
+                    found.update(watch.lose(asked, Unscored(tokens), judge))
+                else:
+                    found.update(watch.take_in(tokens, asked, _accepted(step, output), judge))
+            except Exception:
+                # Whatever failed, these answers are unscored, counted and treated as the policy says.
+                logger.exception("reading answers failed; those of this step are unscored")
+                found.update(watch.lose(asked, Unscored.POLICY_ERROR, judge))
         return found
 
 

@@ -50,8 +50,6 @@ class _Step:
     """What the gate needs to know about the output being processed."""
 
     scores: dict[str, list[float] | str]
-    crossed: dict[str, Crossing]
-    """Answers that crossed a threshold."""
     prompt_logprobs: tuple[dict[str, Any], ...]
     """Log-probabilities of prompts: of their own tokens, and of tokens that were asked for."""
 
@@ -74,7 +72,8 @@ class GuardedScheduler(DroppingScheduler):
         self._watches = AnswerWatches(self._policies, artifacts, self.vllm_config)
         self._to_steer: list[Request] = []
         self._held_logprobs: dict[str, list[Any]] = {}
-        self._step = _Step({}, {}, ())
+        self._crossings: dict[str, Crossing] = {}
+        self._step = _Step({}, ())
 
     def add_request(self, request: Request) -> None:
         """Take a request in, whose prompt is to be scored."""
@@ -109,8 +108,9 @@ class GuardedScheduler(DroppingScheduler):
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Process a step's output, deciding on every prompt that it finished."""
         output = model_runner_output
-        crossed = self._watches.take_in(scheduler_output, output, self._live, self._judge_answer)
-        self._step = _Step(getattr(output, SCORES, {}), crossed, prompt_logprobs(output))
+        # Kept until they are acted on, which is when their request has its next token.
+        self._crossings.update(self._watches.take_in(scheduler_output, output, self._live, self._judge_answer))
+        self._step = _Step(getattr(output, SCORES, {}), prompt_logprobs(output))
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in self._to_steer:
             self._resume_steered(request)
@@ -133,7 +133,7 @@ class GuardedScheduler(DroppingScheduler):
                 self._to_steer.append(request)
                 self._hold_logprobs(request.request_id)
                 return [], False
-        elif (crossed := self._step.crossed.get(request.request_id)) and self._interrupt(request, crossed):
+        elif (crossing := self._crossings.pop(request.request_id, None)) and self._interrupt(request, crossing):
             return [], True
         if self._held_logprobs:
             self._give_logprobs(request.request_id)
@@ -161,9 +161,9 @@ class GuardedScheduler(DroppingScheduler):
             request.status = RequestStatus.FINISHED_STOPPED
             request.stop_reason = STOP_ANSWER
             request.resumable = False
-        elif verdict.action is Action.STEER:
-            # From the first position on that no step was scheduled with.
-            begin = request.num_computed_tokens
+        elif verdict.action is Action.STEER and not self._orders.steers(request):
+            # From the first position on that no step was scheduled with; what is taken back meanwhile counts as scheduled.
+            begin = max(request.num_computed_tokens, request.num_prompt_tokens + crossing.num_tokens)
             keep_private(request, begin, self.hash_block_size)
             self._orders.steer(request, self._strengths[self._subject(request) or 0], begin)
         return verdict.action is Action.BLOCK
@@ -253,6 +253,7 @@ class GuardedScheduler(DroppingScheduler):
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         self._decided.discard(request.request_id)
         self._held_logprobs.pop(request.request_id, None)
+        self._crossings.pop(request.request_id, None)
         self._watches.end(request.request_id)
         self._orders.close(request)
         return super()._free_request(request, *args, **kwargs)

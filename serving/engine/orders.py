@@ -51,6 +51,10 @@ class OrderBook:
         """Steer the request from the position `begin` on."""
         self._steered[request.request_id] = Steer(strengths, begin)
 
+    def steers(self, request: Request) -> bool:
+        """Whether the request is steered already."""
+        return request.request_id in self._steered
+
     def close(self, request: Request) -> None:
         """Forget the request, which is over."""
         self._open.pop(request.request_id, None)
