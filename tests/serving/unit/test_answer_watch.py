@@ -1,5 +1,7 @@
 """Answers are read in step with the engine: drafts, repeats after a preemption, gaps and rows that are used again."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe, Watch
 from probes.readout import Readout
 from serving.engine.answer_watch import AnswerWatch
-from serving.engine.wire import AnswerTokens
+from serving.engine.answer_watches import AnswerWatches
+from serving.engine.wire import ANSWERS, ORDERS, AnswerTokens, Orders
 
 RULE = {"name": "a", "action": "block", "when": {"peak": {"above": 2}}}
 FLAG = {"name": "b", "action": "flag", "when": {"peak": {"above": 1}}}
@@ -136,3 +139,22 @@ def test_rows_are_used_again_and_grow(watch, step):
         for name in names:
             watch.end(name)
     assert watch.asked({"r0-0": 1}) == {}
+
+
+@pytest.mark.parametrize(
+    "broken", [Unscored.SENSOR_ERROR.value, "no reason that anyone knows", None, AnswerTokens([], None, None, None)]
+)
+def test_whatever_arrives_in_place_of_tokens_leaves_the_answer_unscored(rules, watch, broken):
+    """A reason, none that is known, nothing at all, or rubbish: the engine lives on, and the policy says what happens."""
+    watches = AnswerWatches.__new__(AnswerWatches)
+    watches._watches = {0: watch}
+    watch.begin("r", PROMPT)
+    step = SimpleNamespace(scheduled_spec_decode_tokens={})
+    setattr(step, ORDERS, Orders(watched={"r": PROMPT}))
+    output = SimpleNamespace()
+    if broken is not None:
+        setattr(output, ANSWERS, broken)
+    found = watches.take_in(step, output, lambda _name: True, lambda _name, reading: rules.judge(reading))
+    assert found["r"].verdict.unscored is not None
+    assert actions(found) == {"r": Action.FLAG}
+    assert "r" not in watch
