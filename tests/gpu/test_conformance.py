@@ -9,7 +9,7 @@ import pytest
 from tests.gpu.modes import MODES, graphs_of
 from tests.serving.conformance import test_conformance as suite
 from tests.serving.conformance.cast import Cast
-from tests.serving.conformance.engine import engine
+from tests.serving.conformance.playing import play_every_scenario
 from tests.serving.conformance.rounds import SCENARIOS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.engine, pytest.mark.timeout(900)]
@@ -31,16 +31,7 @@ def cast(reference, artifact, artifact_folder, tmp_path_factory):
 @pytest.fixture(scope="module", params=MODES, ids=str)
 def played(request, tmp_path_factory, cast):
     """Every scenario's outcomes and events, by engine: first unguarded, then guarded."""
-    mode, folder = request.param, tmp_path_factory.mktemp(request.param.name)
-    found = {}
-    for name, guard in (("unguarded", None), ("guarded", cast.guard)):
-        with engine(folder / name, guard, mode.flags, v2=mode.v2, asynchronous=mode.asynchronous) as running:
-            found[name] = {
-                scenario: [running.play(requests) for requests in rounds(cast)]
-                for scenario, rounds in SCENARIOS.items()
-            }
-            found[f"{name} about"] = running.about
-    return found
+    return play_every_scenario(request.param, cast, tmp_path_factory.mktemp(request.param.name))
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 from serving.engine.wire import STOP_BLOCKED
 from tests.serving.conformance.cast import TOLERANCE, Cast
-from tests.serving.conformance.engine import engine
 from tests.serving.conformance.modes import EVERY, V1_ASYNCHRONOUS
+from tests.serving.conformance.playing import play_every_scenario
 from tests.serving.conformance.rounds import SCENARIOS
 
 QUICK = V1_ASYNCHRONOUS[:1]
@@ -32,16 +32,7 @@ def cast(reference, artifact, artifact_folder, tmp_path_factory):
 )
 def played(request, cast, tmp_path_factory):
     """Every scenario's outcomes and events, by engine: first unguarded, then guarded."""
-    mode, folder = request.param, tmp_path_factory.mktemp(request.param.name)
-    found = {}
-    for name, guard in (("unguarded", None), ("guarded", cast.guard)):
-        with engine(folder / name, guard, mode.flags, v2=mode.v2, asynchronous=mode.asynchronous) as running:
-            found[name] = {
-                scenario: [running.play(requests) for requests in rounds(cast)]
-                for scenario, rounds in SCENARIOS.items()
-            }
-            found[f"{name} about"] = running.about
-    return found
+    return play_every_scenario(request.param, cast, tmp_path_factory.mktemp(request.param.name))
 
 
 @pytest.fixture
