@@ -47,7 +47,7 @@ class DueAnswers:
         parts: torch.Tensor,
     ) -> "DueAnswers":
         """Start the copy to the host, which waits for nothing that the device has yet to do after this."""
-        (host,), arrived = to_host(parts)
+        host, arrived = to_host(parts)
         return cls(probes, channels, requests, firsts, counts, host, arrived)
 
     @classmethod

@@ -15,6 +15,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from guard.verdict import Unscored
 from probes.scoring import ProbeBank
+from serving.engine.tap import silent
 from serving.engine.transfers import to_host
 from serving.engine.wire import SCORES
 
@@ -57,8 +58,6 @@ class DueScores:
     """By request, in the order of their tokens in `parts`."""
     parts: torch.Tensor
     """`[n, P]` on the host, once `arrived`: of one prompt after another."""
-    fired: torch.Tensor
-    """int32 `[number of taps]` on the host, once `arrived`: 1 where the tap ran in the step."""
     arrived: "torch.cuda.Event | None" = None
     failed: bool = False
     """Whether the step's scores were lost on the way here."""
@@ -69,17 +68,16 @@ class DueScores:
         probes: ProbeBank,
         prompts: Mapping[str, DuePrompt],
         parts: torch.Tensor,
-        fired: torch.Tensor,
     ) -> "DueScores":
         """Start the copy to the host, which waits for nothing that the device has yet to do after this."""
-        (host, ran), arrived = to_host(parts, fired)
-        return cls(probes, prompts, host, ran, arrived)
+        host, arrived = to_host(parts)
+        return cls(probes, prompts, host, arrived)
 
     @classmethod
     def lost(cls, probes: ProbeBank, requests: Iterable[str]) -> "DueScores":
         """Return what is due where something failed: reasons instead of scores."""
-        nowhere, nothing = np.empty(0, np.int64), torch.empty(0)
-        return cls(probes, {request: DuePrompt(nowhere, 0) for request in requests}, nothing, nothing, failed=True)
+        nowhere = np.empty(0, np.int64)
+        return cls(probes, {request: DuePrompt(nowhere, 0) for request in requests}, torch.empty(0), failed=True)
 
     def resolve(self) -> RequestScores:
         """Return the scores, waiting for the copy if need be."""
@@ -88,8 +86,6 @@ class DueScores:
         try:
             if self.arrived is not None:
                 self.arrived.synchronize()
-            if not bool(self.fired.all()):
-                return dict.fromkeys(self.prompts, Unscored.TAP_SILENT.value)
             return self._reduced()
         except Exception:
             # Whatever failed, these prompts are unscored, counted and treated as the policy says.
@@ -97,12 +93,17 @@ class DueScores:
             return dict.fromkeys(self.prompts, Unscored.SENSOR_ERROR.value)
 
     def _reduced(self) -> RequestScores:
-        scores = self.probes.add_up(self.parts.numpy())
-        pieces = np.split(scores, np.cumsum([len(prompt.positions) for prompt in self.prompts.values()])[:-1])
-        return {
-            request: self.probes.request_scores(piece, prompt.positions, prompt.num_tokens)[prompt.probes].tolist()
-            for (request, prompt), piece in zip(self.prompts.items(), pieces, strict=True)
-        }
+        scores, unread = self.probes.add_up(self.parts.numpy()), silent(self.parts).any(1).numpy()
+        found: RequestScores = {}
+        stop = 0
+        for request, prompt in self.prompts.items():
+            start, stop = stop, stop + len(prompt.positions)
+            if unread[start:stop].any():
+                found[request] = Unscored.TAP_SILENT.value
+                continue
+            of_all = self.probes.request_scores(scores[start:stop], prompt.positions, prompt.num_tokens)
+            found[request] = of_all[prompt.probes].tolist()
+        return found
 
 
 class ScoredOutput(AsyncModelRunnerOutput):

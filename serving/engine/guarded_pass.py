@@ -21,6 +21,7 @@ from serving.engine.due_answers import DueAnswers
 from serving.engine.due_scores import DuePrompt, DueScores, Reading
 from serving.engine.kv_slots import KVSlots
 from serving.engine.sensor import Sensor
+from serving.engine.tap import silence, silent
 from serving.engine.transfers import index_on
 from serving.engine.wire import NO_ORDERS, Orders
 
@@ -75,7 +76,7 @@ class GuardedPass:
         self._watched = np.array(watched, dtype=np.int64)
         self._steered = 0
         self._orders = NO_ORDERS
-        self._num_tokens = 0
+        self._num_tokens = self._last_num_tokens = 0
         self._layout: Layout | None = None
         self._slots: KVSlots | None = None
         self._last: DueScores | None = None
@@ -100,8 +101,8 @@ class GuardedPass:
         """Forget the last pass: a tap that stays silent in the next one leaves NaN, which is never a score."""
         self._num_tokens, self._orders, self._layout = num_tokens, orders, None
         if num_tokens:  # a step without tokens makes no pass
-            self._sensor.fired.zero_()
-            self._sensor.parts[:num_tokens].fill_(torch.nan)
+            self._last_num_tokens = num_tokens
+            silence(self._sensor.parts[:num_tokens])
         if self._slots is not None and (orders.unknown or orders.copies):
             self._slots.forget(orders.unknown)
             self._slots.copy(orders.copies)
@@ -152,14 +153,19 @@ class GuardedPass:
         group = get_tp_group()
         # Before anything is raised: no rank is left waiting for another.
         first = group.broadcast_object(own if group.rank_in_group == 0 else None, src=0)
-        silent = [index for index, ran in enumerate(self._sensor.fired.tolist()) if not ran]
-        if silent:
-            raise _disagrees(f"taps {silent} of {len(self._sensor.fired)} did not run")
+        if unread := self._unread():
+            raise _disagrees(f"no tap wrote columns {unread} of {self._sensor.parts.shape[1]}")
         if own.keys() != first.keys():
             raise _disagrees(f"it scored {sorted(own)}, the first rank {sorted(first)}")
         for request, scores in own.items():
             if isinstance(scores, str) or not np.allclose(scores, first[request], rtol=_AGREEMENT, atol=_AGREEMENT):
                 raise _disagrees(f"it read {scores}, the first rank {first[request]}")
+
+    def _unread(self) -> list[int]:
+        """Return the columns of this rank's taps that were not written in the last pass."""
+        elsewhere = set(self._sensor.elsewhere.tolist())
+        unread = silent(self._sensor.parts[: self._last_num_tokens]).any(0).nonzero().flatten().tolist()
+        return [column for column in unread if column not in elsewhere]
 
     def _keep(self, kept: KVSlots) -> None:
         if self._layout is None:
@@ -174,7 +180,7 @@ class GuardedPass:
             request: DuePrompt(places[request], due.num_tokens, self._subjects[due.subject])
             for request, due in self._orders.due.items()
         }
-        return DueScores.on_their_way(self._probes, prompts, kept.take(slots), self._sensor.fired)
+        return DueScores.on_their_way(self._probes, prompts, kept.take(slots))
 
     def _answers(self) -> DueAnswers:
         """Take the scores of the answers' tokens among the pass's rows; prompts' own are left out."""

@@ -18,9 +18,9 @@ from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from probes.errors import ModelError
-from serving.engine import tap as _ops  # noqa: F401 - importing it registers the ops
 from serving.engine.decoder import Decoder, DryRun, find_decoder
 from serving.engine.dry_run import dry_run_of
+from serving.engine.tap import silence, silent
 from serving.engine.wire import EXTRA
 
 if current_platform.is_cpu():
@@ -35,32 +35,29 @@ class Streams:
 
     values: torch.Tensor
     """float32 `[max_tokens, L * D]`, block after block."""
-    fired: torch.Tensor
-    """int32 `[L]`: 1 where the tap ran since the last reset."""
+    marks: torch.Tensor
+    """A view on the first value of every block, float32 `[max_tokens, L]`: silenced before each pass."""
 
 
 def tap_streams(model: nn.Module, num_layers: int, hidden_size: int, max_tokens: int, dry_run: DryRun) -> Streams:
     """Tap every decoder block of `model`. Raises `ModelError` where they cannot be found."""
     device = next(model.parameters()).device
-    streams = Streams(
-        torch.zeros(max_tokens, num_layers * hidden_size, device=device),
-        torch.zeros(num_layers, dtype=torch.int32, device=device),
-    )
+    values = torch.zeros(max_tokens, num_layers * hidden_size, device=device)
+    streams = Streams(values, values[:, ::hidden_size])
     decoder = find_decoder(model, num_layers, dry_run)
     for layer in range(num_layers):
-        _keep_stream(decoder, streams, layer * hidden_size, layer)
+        _keep_stream(decoder, streams, layer, layer * hidden_size)
     return streams
 
 
-def _keep_stream(decoder: Decoder, streams: Streams, first: int, layer: int) -> None:
+def _keep_stream(decoder: Decoder, streams: Streams, layer: int, first: int) -> None:
     block = decoder.blocks[layer]
     block.register_buffer("foreguard_streams", streams.values, persistent=False)
-    block.register_buffer("foreguard_kept", streams.fired, persistent=False)
 
     def keep(module: Any, _args: Any, output: Any) -> None:
         hidden, residual = decoder.parts(output)
         stream = hidden if residual is None else hidden + residual
-        torch.ops.foreguard.store(stream.float(), module.foreguard_streams, first, module.foreguard_kept, layer)
+        torch.ops.foreguard.store(stream.float(), module.foreguard_streams, first)
 
     block.register_forward_hook(keep)
 
@@ -130,14 +127,14 @@ class RecordingWorker(PlatformWorker):
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """Run the model, and take the streams while the batch is still laid out as it ran."""
-        self.foreguard_streams.fired.zero_()
+        silence(self.foreguard_streams.marks)
         output = super().execute_model(scheduler_output)
         if self.foreguard_gathered is not None and scheduler_output.total_num_scheduled_tokens:
             self._gather(scheduler_output, self.foreguard_gathered)
         return output
 
     def _gather(self, step: SchedulerOutput, gathered: Gathered) -> None:
-        if not bool(self.foreguard_streams.fired.all()):
+        if bool(silent(self.foreguard_streams.marks[: step.total_num_scheduled_tokens]).any()):
             raise ModelError(
                 "a tap stayed silent: the graph that ran is not the tapped one",
                 field="engine",

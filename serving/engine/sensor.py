@@ -30,8 +30,6 @@ class Sensor:
     """int64: columns that hold what this rank's slice of the neurons gives; the sum over the ranks is the share."""
     elsewhere: torch.Tensor
     """int64: columns whose tapped block is on another pipeline stage."""
-    fired: torch.Tensor
-    """int32 `[number of taps]`: 1 where the tap ran since the last reset."""
     coefficients: torch.Tensor
     """Steering of the next forward pass, float32 `[max_tokens, S]`."""
 
@@ -56,15 +54,14 @@ def install(
         parts=torch.zeros(max_tokens, sum(map(len, columns.values())), device=device),
         split=torch.tensor(split, dtype=torch.int64, device=device),
         elsewhere=torch.tensor(elsewhere, dtype=torch.int64, device=device),
-        fired=torch.zeros(len(here), dtype=torch.int32, device=device),
         coefficients=torch.zeros(max_tokens, max(len(steering.names), 1), device=device),
     )
-    for index, (tap, reading) in enumerate(here.items()):
+    for tap, reading in here.items():
         first = columns[tap].start
         if tap in projections:
-            _install_neurons(blocks[tap.layer], projections[tap], reading.matrix, sensor, first, index)
+            _install_neurons(blocks[tap.layer], projections[tap], reading.matrix, sensor, first)
         else:
-            _install_read(decoder, tap.layer, reading.matrix, sensor, first, index)
+            _install_read(decoder, tap.layer, reading.matrix, sensor, first)
     for layer, moves in steering.moves.items():
         if _is_here(blocks[layer]):
             _install_steer(decoder, layer, moves, sensor)
@@ -85,26 +82,26 @@ def _columns(probes: ProbeBank) -> dict[Tap, range]:
     return columns
 
 
-def _install_read(decoder: Decoder, layer: int, matrix: torch.Tensor, sensor: Sensor, first: int, index: int) -> None:
+def _install_read(decoder: Decoder, layer: int, matrix: torch.Tensor, sensor: Sensor, first: int) -> None:
     block = decoder.blocks[layer]
     _register(block, matrix, sensor)
 
     def read(module: Any, _args: Any, output: Any) -> None:
         part = project(*decoder.parts(output), module.foreguard_matrix)
-        torch.ops.foreguard.store(part, module.foreguard_parts, first, module.foreguard_fired, index)
+        torch.ops.foreguard.store(part, module.foreguard_parts, first)
 
     block.register_forward_hook(read)
 
 
 def _install_neurons(
-    block: nn.Module, projection: RowParallelLinear, matrix: torch.Tensor, sensor: Sensor, first: int, index: int
+    block: nn.Module, projection: RowParallelLinear, matrix: torch.Tensor, sensor: Sensor, first: int
 ) -> None:
     called = entrance(block, projection)
     _register(called, own_rows(projection, matrix), sensor)
 
     def read(module: Any, args: tuple[torch.Tensor, ...]) -> None:
         part = project(token_rows(args[0]), None, module.foreguard_matrix)
-        torch.ops.foreguard.store(part, module.foreguard_parts, first, module.foreguard_fired, index)
+        torch.ops.foreguard.store(part, module.foreguard_parts, first)
 
     called.register_forward_pre_hook(read)
 
@@ -112,7 +109,6 @@ def _install_neurons(
 def _register(module: nn.Module, matrix: torch.Tensor, sensor: Sensor) -> None:
     module.register_buffer("foreguard_matrix", matrix.T.to(sensor.parts.device).contiguous(), persistent=False)
     module.register_buffer("foreguard_parts", sensor.parts, persistent=False)
-    module.register_buffer("foreguard_fired", sensor.fired, persistent=False)
 
 
 def _install_steer(decoder: Decoder, layer: int, moves: Sequence[Move], sensor: Sensor) -> None:

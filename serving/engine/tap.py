@@ -21,6 +21,10 @@ _ONE_BY_ONE = 16
 """Up to so many columns a reduction each is faster, by up to eight times on a CPU (docs/decisions.md)."""
 
 
+SILENT = 0x7FC0F06E
+"""Bits of the NaN that stands where no tap has written yet: arithmetic gives other ones, so it is told from what was read."""
+
+
 def project(hidden: torch.Tensor, residual: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor:
     """Return the products of the residual stream `hidden + residual` `[T, D]` with `columns` `[k, D]` (float32), `[T, k]`.
 
@@ -37,14 +41,22 @@ def project(hidden: torch.Tensor, residual: torch.Tensor | None, columns: torch.
     return (exact.unsqueeze(1) * columns).sum(-1)
 
 
-def store(part: torch.Tensor, parts: torch.Tensor, first: int, fired: torch.Tensor, index: int) -> None:
+def store(part: torch.Tensor, parts: torch.Tensor, first: int) -> None:
     """Write one block's share of the token scores, `part` `[T, k]`, to `parts[:T, first : first + k]`.
 
-    No two blocks share a column, so a block that does not write leaves what was there. `fired[index]` becomes 1: proof
-    that this tap ran.
+    No two blocks share a column, so a block that does not write leaves what was there.
     """
     parts[: part.shape[0], first : first + part.shape[1]].copy_(part)
-    fired[index].fill_(1)
+
+
+def silence(parts: torch.Tensor) -> None:
+    """Make every entry of the float32 `parts` one that no tap has written."""
+    parts.view(torch.int32).fill_(SILENT)
+
+
+def silent(parts: torch.Tensor) -> torch.Tensor:
+    """Return where in the float32 `parts` no tap has written since they were silenced, bool of the same shape."""
+    return parts.view(torch.int32) == SILENT
 
 
 def steer(
@@ -90,7 +102,7 @@ def _parsed(plan: str) -> tuple[tuple[int, str, Gate | None, int], ...]:
     return tuple((int(column), operator, gates[gate], int(count)) for column, operator, gate, count in words)
 
 
-def _fake_store(part: torch.Tensor, parts: torch.Tensor, first: int, fired: torch.Tensor, index: int) -> None:
+def _fake_store(part: torch.Tensor, parts: torch.Tensor, first: int) -> None:
     return None
 
 
@@ -104,5 +116,5 @@ def _fake_steer(
     return None
 
 
-direct_register_custom_op("store", store, mutates_args=["parts", "fired"], fake_impl=_fake_store, target_lib=_LIBRARY)
+direct_register_custom_op("store", store, mutates_args=["parts"], fake_impl=_fake_store, target_lib=_LIBRARY)
 direct_register_custom_op("steer", steer, mutates_args=["hidden"], fake_impl=_fake_steer, target_lib=_LIBRARY)

@@ -12,11 +12,11 @@ def index_on(device: torch.device, numbers: npt.ArrayLike) -> torch.Tensor:
     return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
 
 
-def to_host(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], "torch.cuda.Event | None"]:
-    """Start copies of tensors to the host; the event, where there is one, happens when they have all arrived."""
-    if not tensors[0].is_cuda:
-        return [tensor.clone() for tensor in tensors], None
+def to_host(tensor: torch.Tensor) -> tuple[torch.Tensor, "torch.cuda.Event | None"]:
+    """Start the copy of a tensor of its own memory to the host; the event, where there is one, happens when it is there."""
+    if not tensor.is_cuda:
+        return tensor, None
     arrived = torch.cuda.Event(blocking=True)
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    copy = tensor.to("cpu", non_blocking=True)
     arrived.record()
-    return copies, arrived
+    return copy, arrived

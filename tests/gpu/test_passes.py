@@ -1,4 +1,7 @@
-"""Around a forward pass on a device: nothing waits for it, nothing overtakes it, and CUDA graphs read what was set last."""
+"""Around a forward pass on a device: nothing waits for it, nothing overtakes it, and CUDA graphs read what was set last.
+
+What needs no GPU to be true runs on a CPU too.
+"""
 
 from types import SimpleNamespace
 
@@ -11,16 +14,25 @@ from probes.manifest import Probe
 from probes.readout import Readout
 from probes.scoring import ProbeBank
 from probes.steering import Move, SteeringBank
-from serving.engine.guarded_pass import GuardedPass
+from serving.engine.guarded_pass import GuardedPass, Places
 from serving.engine.sensor import Sensor
-from serving.engine.tap import laid_out, project
+from serving.engine.tap import laid_out, project, silence, silent
 from serving.engine.wire import NO_ORDERS, Due, Orders, Steer
-
-pytestmark = pytest.mark.gpu
 
 HIDDEN, BLOCK, BLOCKS, MAX_TOKENS = 8, 4, 8, 16
 A_WHILE = 200_000_000
 """Cycles: a tenth of a second or so."""
+
+
+ON_A_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["cpu", ON_A_GPU])
+def device(request):
+    return request.param
+
+
+only_on_a_gpu = pytest.mark.parametrize("device", [ON_A_GPU], indirect=True)
 
 
 @pytest.fixture
@@ -35,11 +47,10 @@ def probes():
 
 
 @pytest.fixture
-def sensor():
-    with torch.device("cuda"):
+def sensor(device):
+    with torch.device(device):
         nowhere = torch.zeros(0, dtype=torch.int64)
-        fired = torch.zeros(2, dtype=torch.int32)
-        return Sensor(torch.zeros(MAX_TOKENS, 2), nowhere, nowhere, fired, torch.zeros(MAX_TOKENS, 1))
+        return Sensor(torch.zeros(MAX_TOKENS, 2), nowhere, nowhere, torch.zeros(MAX_TOKENS, 1))
 
 
 @pytest.fixture
@@ -54,20 +65,23 @@ def guard(sensor, probes, monkeypatch):
 class Batch:
     """One request's first tokens, in one KV-cache block."""
 
-    def __init__(self, num_tokens, block=5):
+    def __init__(self, num_tokens, device, block=5):
         self._num_tokens = num_tokens
-        self._slots = torch.arange(block * BLOCK, block * BLOCK + num_tokens, device="cuda")
+        self._slots = torch.arange(block * BLOCK, block * BLOCK + num_tokens, device=device)
 
-    def rows(self, request_id):
-        return 0, self._num_tokens, 0
+    def places(self, request_ids):
+        return Places(*np.array([(0, self._num_tokens, 0) for _ in request_ids], dtype=np.int64).reshape(-1, 3).T)
 
     def slots(self, group, num_tokens):
         return self._slots[:num_tokens]
 
 
 @pytest.fixture
-def no_waiting():
-    """Any operation that makes the host wait for the device raises."""
+def no_waiting(device):
+    """On a GPU any operation that makes the host wait for it raises."""
+    if device == "cpu":
+        yield
+        return
     torch.cuda.set_sync_debug_mode("error")
     yield
     torch.cuda.set_sync_debug_mode("default")
@@ -76,42 +90,44 @@ def no_waiting():
 def forward(guard, sensor, values, orders=NO_ORDERS):
     """One pass of four tokens in which the taps read `values` `[4, 2]`, which are on the device."""
     guard.begin(4, orders)
-    guard.lay_out(Batch(4))
+    guard.lay_out(Batch(4, values.device))
     sensor.parts[:4].copy_(values)
-    sensor.fired.fill_(1)
     return guard.collect()
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_nothing_waits_for_the_device(guard, sensor, no_waiting):
-    """With everything that a step can be asked for at once: scores, steering, blocks forgotten and copied."""
-    values = torch.ones(4, 2, device="cuda")
-    orders = Orders(due={"a": Due(4, [5])}, steering={"a": Steer([1.0], 3)}, unknown=[2], copies=[(2, 6)])
-    due = forward(guard, sensor, values, orders)
+def test_nothing_waits_for_the_device(guard, sensor, device, no_waiting):
+    """With everything that a step can be asked for at once: scores, steering, blocks forgotten and copied, an answer."""
+    values = torch.ones(4, 2, device=device)
+    asked = {"due": {"a": Due(4, [5])}, "steering": {"a": Steer([1.0], 3)}, "watched": {"a": 3}}
+    due, answers = forward(guard, sensor, values, Orders(**asked, unknown=[2], copies=[(2, 6)]))
     assert not due.failed
+    assert not answers.failed
 
 
-def test_scores_arrive_in_pinned_memory(guard, sensor):
+@only_on_a_gpu
+def test_scores_arrive_in_pinned_memory(guard, sensor, device):
     """A copy to other memory would wait, whatever it was asked."""
-    due = forward(guard, sensor, torch.ones(4, 2, device="cuda"), Orders(due={"a": Due(4, [5])}))
+    (due,) = forward(guard, sensor, torch.ones(4, 2, device=device), Orders(due={"a": Due(4, [5])}))
     assert due.parts.is_pinned()
-    assert due.fired.is_pinned()
 
 
-def test_the_next_pass_leaves_scores_on_their_way_alone(guard, sensor, probes):
+def test_the_next_pass_leaves_scores_on_their_way_alone(guard, sensor, device, probes):
     """Two passes are queued behind a busy device; each brings its own scores, and both read the prompt's own slots."""
     tokens = [torch.randn(4, 2, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
-    on_device = [each.cuda() for each in tokens]
-    torch.cuda._sleep(A_WHILE)
-    dues = [forward(guard, sensor, each, Orders(due={"a": Due(4, [5])})) for each in on_device]
+    on_device = [each.to(device) for each in tokens]
+    if device == "cuda":
+        torch.cuda._sleep(A_WHILE)
+    dues = [forward(guard, sensor, each, Orders(due={"a": Due(4, [5])}))[0] for each in on_device]
     guard.begin(4, NO_ORDERS)  # a third one forgets what the second read
     for due, own in zip(dues, tokens, strict=True):
         expected = probes.request_scores(probes.add_up(own.numpy()), np.arange(4), 4)
         np.testing.assert_allclose(due.resolve()["a"], expected, rtol=1e-6)
 
 
+@only_on_a_gpu
 def test_a_full_graph_reads_and_steers_by_what_was_set_last(sensor):
-    """Captured once at eight rows, replayed with five: scores of these five, `fired`, and the steering of the moment."""
+    """Captured once at eight rows, replayed with five: scores of these five, and the steering of the moment."""
     generator = torch.Generator().manual_seed(0)
     matrix, vector = (torch.randn(shape, generator=generator).cuda() for shape in ((HIDDEN, 2), (HIDDEN,)))
     hidden, given = torch.zeros(8, HIDDEN, device="cuda"), torch.zeros(8, HIDDEN, device="cuda")
@@ -119,20 +135,19 @@ def test_a_full_graph_reads_and_steers_by_what_was_set_last(sensor):
 
     def block():
         hidden.copy_(given)
-        torch.ops.foreguard.store(project(hidden, None, matrix.T), sensor.parts, 0, sensor.fired, 1)
+        torch.ops.foreguard.store(project(hidden, None, matrix.T), sensor.parts, 0)
         torch.ops.foreguard.steer(hidden, None, sensor.coefficients, plan, tensors)
 
     graph = _captured(block)
     for seed, strength in ((1, 0.0), (2, 3.0), (3, 0.0)):
         own = torch.randn(8, HIDDEN, generator=torch.Generator().manual_seed(seed)).cuda()
         given.copy_(own)
-        sensor.fired.zero_()
-        sensor.parts[:5].fill_(torch.nan)
+        silence(sensor.parts)
         sensor.coefficients.zero_()
         sensor.coefficients[2] = strength
         graph.replay()
         torch.testing.assert_close(sensor.parts[:5], (own @ matrix)[:5], rtol=1e-4, atol=1e-4)
-        assert sensor.fired.tolist() == [0, 1]
+        assert not silent(sensor.parts[:5]).any()
         expected = own.clone()
         expected[2] += strength * vector
         torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)

@@ -59,7 +59,6 @@ class ParityWorker(RecordingWorker):
 
     def _gather(self, step, gathered):
         super()._gather(step, gathered)
-        assert bool(self.sensor.fired.all()), self.sensor.fired
         recorded = self.foreguard_streams.values
         # The recorder sees what the sensor sees; compiled, one of them may see it before it is rounded.
         rounding = 2 * torch.finfo(self.vllm_config.model_config.dtype).eps

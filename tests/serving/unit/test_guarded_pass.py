@@ -72,8 +72,7 @@ def steering():
 
 @pytest.fixture
 def sensor():
-    taps = torch.zeros(2, dtype=torch.int32)
-    return Sensor(torch.zeros(MAX_TOKENS, 2), NOWHERE, NOWHERE, taps, torch.zeros(MAX_TOKENS, 1))
+    return Sensor(torch.zeros(MAX_TOKENS, 2), NOWHERE, NOWHERE, torch.zeros(MAX_TOKENS, 1))
 
 
 @pytest.fixture
@@ -97,7 +96,6 @@ def forward(guard, sensor, batch, parts, orders=NO_ORDERS, *, silent=()):
     guard.lay_out(batch)
     for tap in {0, 1}.difference(silent):
         sensor.parts[: len(parts), tap] = parts[:, tap]
-        sensor.fired[tap] = 1
     return next(iter(guard.collect()), None)
 
 
@@ -161,7 +159,6 @@ def test_nothing_looks_at_what_the_device_holds(probes, steering, monkeypatch):
             torch.zeros(MAX_TOKENS, 2),
             NOWHERE.to("meta"),
             NOWHERE.to("meta"),
-            torch.zeros(2),
             torch.zeros(MAX_TOKENS, 1),
         )
     guard = GuardedPass(sensor, probes, steering, watched=[1])
@@ -174,9 +171,9 @@ def test_nothing_looks_at_what_the_device_holds(probes, steering, monkeypatch):
     due, answers = guard.collect()
     assert not due.failed
     assert not answers.failed
-    assert due.parts.device.type == due.fired.device.type == answers.parts.device.type == "meta"
+    assert due.parts.device.type == answers.parts.device.type == "meta"
     with pytest.raises(RuntimeError, match="meta"):
-        bool(due.fired.all())
+        bool(due.parts.any())
 
 
 @pytest.mark.parametrize("first", [0, 3, 8])
@@ -188,7 +185,7 @@ def test_answers_tokens_are_taken_from_among_the_rows(guard, sensor, probes, tok
     orders = Orders(watched={"b": 10, "a": first})
     guard.begin(10, orders)
     guard.lay_out(batch)
-    sensor.parts[:10], sensor.fired[:] = tokens, 1
+    sensor.parts[:10] = tokens
     (answers,) = guard.collect()
     taken = answers.resolve()
     kept = [row for row, position in ((2, 3), (3, 4), (4, 5), (5, 6)) if position >= first]
@@ -206,11 +203,11 @@ def test_a_silent_tap_is_named(guard, sensor, tokens):
 
 
 def test_a_tap_that_was_silent_in_an_earlier_chunk_leaves_no_old_values(guard, sensor, tokens):
-    """The chunk that it missed is NaN, whatever the buffer held from the pass before."""
+    """The chunk that it missed is named, whatever the buffer held from the pass before."""
     forward(guard, sensor, Batch(("z", list(range(4)), [0])), tokens[:4])
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8], silent=[0])
     due = forward(guard, sensor, Batch(("a", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"a": Due(10, [5, 2, 1])}))
-    assert np.isnan(due.resolve()["a"][0])
+    assert due.resolve() == {"a": Unscored.TAP_SILENT}
 
 
 def test_a_pass_that_was_never_laid_out_scores_nothing(guard, sensor, probes, tokens):
@@ -227,12 +224,12 @@ def test_a_step_without_tokens_makes_no_pass(guard, sensor, tokens):
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
     guard.begin(0, NO_ORDERS)
     assert guard.collect() == ()
-    assert sensor.fired.all()
+    torch.testing.assert_close(sensor.parts[:8], tokens[:8])
 
 
 def test_scores_that_cannot_be_reduced_are_lost_and_said_to_be(probes):
     """An error on the way to the scheduler costs the scores, not the engine."""
-    due = DueScores(probes, {"a": DuePrompt(np.arange(3), 3)}, torch.zeros(0, 2), torch.ones(2))
+    due = DueScores(probes, {"a": DuePrompt(np.arange(3), 3)}, torch.zeros(0, 2))
     assert due.resolve() == {"a": Unscored.SENSOR_ERROR}
 
 
@@ -258,11 +255,10 @@ def test_steering_of_a_long_pass_does_not_stay_for_a_longer_one(guard, sensor):
 
 
 def test_stages_of_a_pipeline_hand_on_what_they_read(probes, steering, tokens, monkeypatch):
-    """The last stage's scores are whole, with a tap that runs on the first stage; a tap silent there is NaN here."""
+    """The last stage's scores are whole, with a tap that runs on the first stage; a tap silent there is named here."""
     stages = []
     for last, elsewhere in ((False, [1]), (True, [0])):
-        taps = torch.zeros(1, dtype=torch.int32)
-        sensor = Sensor(torch.zeros(MAX_TOKENS, 2), NOWHERE, torch.tensor(elsewhere), taps, torch.zeros(MAX_TOKENS, 1))
+        sensor = Sensor(torch.zeros(MAX_TOKENS, 2), NOWHERE, torch.tensor(elsewhere), torch.zeros(MAX_TOKENS, 1))
         group = SimpleNamespace(is_last_rank=last)
         monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda group=group: group)
         guard = GuardedPass(sensor, probes, steering)
@@ -275,15 +271,14 @@ def test_stages_of_a_pipeline_hand_on_what_they_read(probes, steering, tokens, m
             guard.begin(10, orders)
             guard.lay_out(batch)
         if not silent:
-            first_sensor.parts[:10, 0], first_sensor.fired[0] = tokens[:, 0], 1
+            first_sensor.parts[:10, 0] = tokens[:, 0]
         sent = first.send()
         assert first.collect() == ()
         last.receive(sent)
-        last_sensor.parts[:10, 1], last_sensor.fired[0] = tokens[:, 1], 1
+        last_sensor.parts[:10, 1] = tokens[:, 1]
         scores = last.collect()[0].resolve()["a"]
         if silent:
-            assert np.isnan(scores[0])
-            assert np.isfinite(scores[1])
+            assert scores == Unscored.TAP_SILENT
         else:
             np.testing.assert_array_equal(scores, expected(probes, tokens))
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from probes.steering import Move, displacement
 from serving.engine import tap
-from serving.engine.tap import laid_out, project
+from serving.engine.tap import laid_out, project, silence, silent
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -22,9 +22,9 @@ def bits(tensor):
     return tensor.contiguous().view(torch.uint8)
 
 
-def read(hidden, residual, matrix, parts, fired, index, first=0):
+def read(hidden, residual, matrix, parts, first=0):
     """What the hook on a tapped block does."""
-    torch.ops.foreguard.store(project(hidden, residual, matrix.T), parts, first, fired, index)
+    torch.ops.foreguard.store(project(hidden, residual, matrix.T), parts, first)
 
 
 @settings(max_examples=40)
@@ -40,32 +40,51 @@ def test_read_is_the_stream_times_the_matrix(rows, spare, num_probes, dtype, wit
     """`(hidden + residual) @ matrix` in float32, the sum rounded to the model's dtype; rows beyond the batch stay."""
     hidden, residual = random(rows, 8, seed=seed, dtype=dtype), random(rows, 8, seed=seed + 1, dtype=dtype)
     matrix = random(8, num_probes, seed=seed + 2)
-    scores, fired = torch.full((rows + spare, num_probes), torch.nan), torch.zeros(1, dtype=torch.int32)
-    read(hidden, residual if with_residual else None, matrix, scores, fired, 0)
+    scores = torch.full((rows + spare, num_probes), torch.nan)
+    read(hidden, residual if with_residual else None, matrix, scores)
     stream = hidden + residual if with_residual else hidden
     torch.testing.assert_close(scores[:rows], (stream.double() @ matrix.double()).float(), rtol=1e-5, atol=1e-5)
     assert scores[rows:].isnan().all()
-    assert fired.tolist() == [1]
 
 
 def test_blocks_write_side_by_side():
     """Each block fills its own columns, over what the last step left there; a block that is silent leaves them."""
     streams, matrices = [random(4, 8, seed=i) for i in range(3)], [random(8, 2, seed=9 + i) for i in range(3)]
-    parts, fired = torch.full((6, 6), torch.nan), torch.zeros(3, dtype=torch.int32)
+    parts = torch.zeros(6, 6)
+    silence(parts)
     for _ in range(2):
         for index in (0, 2):
-            read(streams[index], None, matrices[index], parts, fired, index, first=2 * index)
+            read(streams[index], None, matrices[index], parts, first=2 * index)
             expected = streams[index] @ matrices[index]
             torch.testing.assert_close(parts[:4, 2 * index : 2 * index + 2], expected, rtol=1e-5, atol=1e-5)
-    assert fired.tolist() == [1, 0, 1]
     assert parts[:, 2:4].isnan().all()
+    assert silent(parts)[:4].all(0).tolist() == [False, False, True, True, False, False]
+
+
+def nans():
+    """NaN in every way that arithmetic gives it, and read from streams that hold some."""
+    zero, infinite = torch.zeros(1), torch.tensor([torch.inf])
+    broken = project(torch.tensor([[torch.nan, 1.0], [torch.inf, -torch.inf]]), None, torch.ones(1, 2))
+    return torch.cat([zero / zero, infinite - infinite, infinite * zero, (-zero - 1).sqrt(), broken.flatten()])
+
+
+def test_what_was_not_read_is_told_from_what_was_read_as_nan():
+    """A tap that ran and read NaN is not a silent one; its own NaN keeps its bits wherever it is copied or added to."""
+    parts = torch.cat([nans(), torch.tensor([torch.nan, -torch.nan, 0.0, torch.inf])])
+    assert not silent(parts).any()
+    silence(parts)
+    kept = torch.zeros(len(parts)).index_copy_(0, torch.arange(len(parts)), parts)
+    assert kept.isnan().all()
+    assert silent(kept.clone()[torch.arange(len(parts)).flip(0)]).all()
+    assert silent(kept + 1.0).all()
+    assert silent(1.0 + kept).all()
 
 
 def test_read_leaves_the_stream_alone():
     """Reading changes no bit of what the model computes with."""
     hidden, residual = random(4, 8), random(4, 8, seed=1)
     before = bits(hidden).clone(), bits(residual).clone()
-    read(hidden, residual, random(8, 2), torch.zeros(4, 2), torch.zeros(1, dtype=torch.int32), 0)
+    read(hidden, residual, random(8, 2), torch.zeros(4, 2))
     assert torch.equal(bits(hidden), before[0])
     assert torch.equal(bits(residual), before[1])
 
@@ -78,12 +97,10 @@ def test_the_compiled_projection_is_the_same_sum(num_columns):
     torch.testing.assert_close(compiled(hidden, residual, columns), project(hidden, residual, columns))
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_batch_beyond_the_buffer_stops_loudly(index):
+def test_a_batch_beyond_the_buffer_stops_loudly():
     """More rows than the buffer holds is an error, never a score that is lost."""
-    fired = torch.zeros(2, dtype=torch.int32)
     with pytest.raises(RuntimeError, match=r"size|shape|dimension"):
-        read(random(5, 8), None, random(8, 2), torch.zeros(4, 2), fired, index)
+        read(random(5, 8), None, random(8, 2), torch.zeros(4, 2))
 
 
 def additions(count, seed):
@@ -164,9 +181,8 @@ def test_zero_coefficients_keep_special_values():
 
 def test_ops_declare_what_they_change():
     """PyTorch's own checker: schemas, fake implementations and functionalisation agree with what the ops do."""
-    fired = torch.zeros(1, dtype=torch.int32)
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    store = (random(4, 2), torch.zeros(5, 3), 1, fired, 0)
+    store = (random(4, 2), torch.zeros(5, 3), 1)
     torch.library.opcheck(torch.ops.foreguard.store.default, store, test_utils=checks)
     for residual in (None, random(4, 8, seed=1)):
         steered = (random(4, 8), residual, torch.ones(4, 5), *laid_out(every_kind()))
@@ -186,9 +202,10 @@ def test_no_tap_looks_at_what_the_device_holds(operator, gate):
     with torch.device("meta"):
         tensors = [torch.zeros(shape) for shape in shapes]
         hidden, residual = torch.zeros(4, 8, dtype=torch.bfloat16), torch.zeros(4, 8, dtype=torch.bfloat16)
-        coefficients, parts, fired = torch.zeros(6, 1), torch.zeros(6, 3), torch.zeros(2, dtype=torch.int32)
+        coefficients, parts = torch.zeros(6, 1), torch.zeros(6, 3)
     plan, own = laid_out([Move(0, operator, gate, tuple(tensors))])
     tap.steer(hidden, residual, coefficients, plan, own)
-    tap.store(project(hidden, residual, torch.zeros(2, 8, device="meta")), parts, 1, fired, 1)
+    tap.silence(parts)
+    tap.store(project(hidden, residual, torch.zeros(2, 8, device="meta")), parts, 1)
     with pytest.raises(RuntimeError, match="meta"):
         bool(coefficients.any())
