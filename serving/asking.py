@@ -6,7 +6,7 @@ A client may tighten what happens to its own request, never loosen it, unless th
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -52,13 +52,7 @@ class UnguardedRequest(ValueError):
     """The request asks for a way of generating that is not guarded; the text is fit for the client."""
 
 
-def require_guarded(body: bytes) -> None:
-    """Raise `UnguardedRequest` for beam search: vLLM runs each beam's every token as a prompt of its own."""
-    if _content(body).get("use_beam_search"):
-        raise UnguardedRequest("Beam search is not available here: leave use_beam_search out, or sample with n.")
-
-
-def _content(body: bytes) -> dict[str, Any]:
+def content_of(body: bytes) -> dict[str, Any]:
     """Return the request's JSON object where it may say something to the guard, and an empty one otherwise."""
     if not _INTERESTING.search(body):
         return {}
@@ -69,9 +63,14 @@ def _content(body: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_moderation(body: bytes) -> Moderation | None:
+def require_guarded(content: Mapping[str, Any]) -> None:
+    """Raise `UnguardedRequest` for beam search: vLLM runs each beam's every token as a prompt of its own."""
+    if content.get("use_beam_search"):
+        raise UnguardedRequest("Beam search is not available here: leave use_beam_search out, or sample with n.")
+
+
+def read_moderation(content: Mapping[str, Any]) -> Moderation | None:
     """Return the request's `moderation` object, if it has one. Raises `BadModeration`."""
-    content = _content(body)
     if content.get("moderation") is None:
         return None
     try:

@@ -14,7 +14,15 @@ from guard.metrics import GuardMetrics
 from guard.policy import Policy
 from probes.errors import ForeguardError
 from serving import shapes
-from serving.asking import BadModeration, UnguardedRequest, asked, identify, read_moderation, require_guarded
+from serving.asking import (
+    BadModeration,
+    UnguardedRequest,
+    asked,
+    content_of,
+    identify,
+    read_moderation,
+    require_guarded,
+)
 from serving.config import GuardConfig
 from serving.exchange import Exchange, current
 from serving.listener import Listener
@@ -79,7 +87,7 @@ class GuardMiddleware:
     async def _without_beams(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, replay = await _read_body(receive)
         try:
-            require_guarded(body)
+            require_guarded(content_of(body))
         except UnguardedRequest as error:
             await _refuse(send, 400, shapes.error(str(error), "unsupported_parameter", "use_beam_search"))
             return
@@ -91,8 +99,9 @@ class GuardMiddleware:
             return
         body, replay = await _read_body(receive)
         try:
-            require_guarded(body)
-            moderation = read_moderation(body)
+            content = content_of(body)
+            require_guarded(content)
+            moderation = read_moderation(content)
         except UnguardedRequest as error:
             await _refuse(send, 400, shapes.error(str(error), "unsupported_parameter", "use_beam_search"))
             return

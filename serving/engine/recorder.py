@@ -20,7 +20,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from probes.errors import ModelError
 from serving.engine.decoder import Decoder, DryRun, find_decoder
 from serving.engine.dry_run import dry_run_of
-from serving.engine.tap import silence, silent
+from serving.engine.tap import silence, silent, write
 from serving.engine.wire import EXTRA
 
 if current_platform.is_cpu():
@@ -57,7 +57,7 @@ def _keep_stream(decoder: Decoder, streams: Streams, layer: int, first: int) -> 
     def keep(module: Any, _args: Any, output: Any) -> None:
         hidden, residual = decoder.parts(output)
         stream = hidden if residual is None else hidden + residual
-        torch.ops.foreguard.store(stream.float(), module.foreguard_streams, first)
+        write(stream.float(), module.foreguard_streams, first)
 
     block.register_forward_hook(keep)
 

@@ -16,7 +16,7 @@ from probes.scoring import ProbeBank, Tap
 from probes.steering import Move, SteeringBank
 from serving.engine.decoder import Decoder, DryRun, find_decoder, token_rows
 from serving.engine.down_projection import down_projection, entrance, own_rows
-from serving.engine.tap import laid_out, project  # importing it registers the ops
+from serving.engine.tap import laid_out, project, write  # importing it registers the ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,7 @@ def _install_read(decoder: Decoder, layer: int, matrix: torch.Tensor, sensor: Se
     _register(block, matrix, sensor)
 
     def read(module: Any, _args: Any, output: Any) -> None:
-        part = project(*decoder.parts(output), module.foreguard_matrix)
-        torch.ops.foreguard.store(part, module.foreguard_parts, first)
+        write(project(*decoder.parts(output), module.foreguard_matrix), module.foreguard_parts, first)
 
     block.register_forward_hook(read)
 
@@ -100,8 +99,7 @@ def _install_neurons(
     _register(called, own_rows(projection, matrix), sensor)
 
     def read(module: Any, args: tuple[torch.Tensor, ...]) -> None:
-        part = project(token_rows(args[0]), None, module.foreguard_matrix)
-        torch.ops.foreguard.store(part, module.foreguard_parts, first)
+        write(project(token_rows(args[0]), None, module.foreguard_matrix), module.foreguard_parts, first)
 
     called.register_forward_pre_hook(read)
 

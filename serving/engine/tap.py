@@ -1,8 +1,7 @@
-"""The tap: two custom ops that run inside the model's graph.
+"""The tap: what runs inside the model's graph.
 
 Tensors in, tensors out, no host branch on a GPU, no allocation that anyone keeps: correct in eager mode, under
-`torch.compile` and in CUDA graphs. vLLM's compiler sees opaque calls that mutate their buffers, so it neither drops nor
-reorders them.
+`torch.compile` and in CUDA graphs.
 """
 
 from collections.abc import Sequence
@@ -41,11 +40,21 @@ def project(hidden: torch.Tensor, residual: torch.Tensor | None, columns: torch.
     return (exact.unsqueeze(1) * columns).sum(-1)
 
 
-def store(part: torch.Tensor, parts: torch.Tensor, first: int) -> None:
+def write(part: torch.Tensor, parts: torch.Tensor, first: int) -> None:
     """Write one block's share of the token scores, `part` `[T, k]`, to `parts[:T, first : first + k]`.
 
-    No two blocks share a column, so a block that does not write leaves what was there.
+    No two blocks share a column, so a block that does not write leaves what was there. On a CPU, where vLLM compiles the
+    whole model at once, the compiler fuses the copy too, and nothing is called. On a GPU, where it cuts the graph into
+    pieces, it gets an opaque call that mutates its buffer, like vLLM's own.
     """
+    if parts.is_cpu:
+        store(part, parts, first)
+    else:
+        torch.ops.foreguard.store(part, parts, first)
+
+
+def store(part: torch.Tensor, parts: torch.Tensor, first: int) -> None:
+    """Do what `write` says."""
     parts[: part.shape[0], first : first + part.shape[1]].copy_(part)
 
 

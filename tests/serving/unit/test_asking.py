@@ -14,6 +14,7 @@ from serving.asking import (
     Moderation,
     UnguardedRequest,
     asked,
+    content_of,
     identify,
     read_moderation,
     require_guarded,
@@ -45,7 +46,7 @@ def policy(*callers):
 )
 def test_block_is_heard_at_either_place(moderation):
     """The input's own mode wins over the one at the top; unknown keys of newer specifications are left alone."""
-    assert read_moderation(json.dumps({"moderation": moderation}).encode()).input_mode == "block"
+    assert read_moderation(content_of(json.dumps({"moderation": moderation}).encode())).input_mode == "block"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_block_is_heard_at_either_place(moderation):
 )
 def test_score_is_the_default(moderation):
     """Asking for moderation without a mode asks for the score; what OpenAI's types let be null may be null."""
-    assert read_moderation(json.dumps({"moderation": moderation}).encode()).input_mode == "score"
+    assert read_moderation(content_of(json.dumps({"moderation": moderation}).encode())).input_mode == "score"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_score_is_the_default(moderation):
 )
 def test_requests_without_moderation(body):
     """Absent, null, nested, quoted in a prompt, or in a body that is no JSON: nothing is asked, and nothing fails."""
-    assert read_moderation(body) is None
+    assert read_moderation(content_of(body)) is None
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_requests_without_moderation(body):
 def test_malformed_moderation_is_refused(moderation, where):
     """A wish that cannot be understood is an error that names the key, not a wish ignored."""
     with pytest.raises(BadModeration) as caught:
-        read_moderation(json.dumps({"moderation": moderation}).encode())
+        read_moderation(content_of(json.dumps({"moderation": moderation}).encode()))
     assert str(caught.value).startswith(f"{where}: ")
 
 
@@ -117,19 +118,19 @@ def test_malformed_moderation_is_refused(moderation, where):
 def test_other_spellings_of_the_same_json(body):
     """The web framework reads escapes and the other Unicode encodings, so the guard must: a wish to tighten is not lost."""
     assert json.loads(body) == {"moderation": {"mode": "block"}}
-    assert read_moderation(body).input_mode == "block"
+    assert read_moderation(content_of(body)).input_mode == "block"
 
 
 @given(body=st.binary(max_size=80) | st.text(max_size=80).map(lambda text: f'{{"moderation": {text}}}'.encode()))
 def test_no_body_breaks_the_reading(body):
     """Whatever bytes arrive, the answer is a moderation, none, or an error for the client."""
     with contextlib.suppress(BadModeration):
-        assert isinstance(read_moderation(body), Moderation | None)
+        assert isinstance(read_moderation(content_of(body)), Moderation | None)
 
 
 def test_a_body_of_brackets():
     """Nesting beyond what the parser takes is malformed JSON like any other."""
-    assert read_moderation(b'{"moderation": ' + b"[" * 200_000) is None
+    assert read_moderation(content_of(b'{"moderation": ' + b"[" * 200_000)) is None
 
 
 def test_callers_are_known_by_their_token():
@@ -177,7 +178,7 @@ def test_what_goes_to_the_gate():
 def test_beam_search_is_refused_however_it_is_spelt(body):
     """Also with escapes in its name."""
     with pytest.raises(UnguardedRequest, match="Beam search"):
-        require_guarded(body)
+        require_guarded(content_of(body))
 
 
 @pytest.mark.parametrize(
@@ -185,4 +186,4 @@ def test_beam_search_is_refused_however_it_is_spelt(body):
 )
 def test_what_is_no_beam_search_passes(body):
     """Talk of it, its absence, and what is not JSON, which vLLM answers itself."""
-    require_guarded(body)
+    require_guarded(content_of(body))

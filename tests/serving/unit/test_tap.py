@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from probes.steering import Move, displacement
 from serving.engine import tap
-from serving.engine.tap import laid_out, project, silence, silent
+from serving.engine.tap import laid_out, project, silence, silent, write
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -24,7 +24,7 @@ def bits(tensor):
 
 def read(hidden, residual, matrix, parts, first=0):
     """What the hook on a tapped block does."""
-    torch.ops.foreguard.store(project(hidden, residual, matrix.T), parts, first)
+    write(project(hidden, residual, matrix.T), parts, first)
 
 
 @settings(max_examples=40)
@@ -97,10 +97,21 @@ def test_the_compiled_projection_is_the_same_sum(num_columns):
     torch.testing.assert_close(compiled(hidden, residual, columns), project(hidden, residual, columns))
 
 
-def test_a_batch_beyond_the_buffer_stops_loudly():
+@pytest.mark.parametrize("by", [write, torch.ops.foreguard.store])
+def test_a_share_goes_to_its_columns(by):
+    """Through the call and without it: nothing else of the buffer changes."""
+    parts, part = torch.zeros(6, 5), random(4, 2)
+    by(part, parts, 1)
+    assert torch.equal(parts[:4, 1:3], part)
+    parts[:4, 1:3] = 0
+    assert not parts.any()
+
+
+@pytest.mark.parametrize("by", [write, torch.ops.foreguard.store])
+def test_a_batch_beyond_the_buffer_stops_loudly(by):
     """More rows than the buffer holds is an error, never a score that is lost."""
     with pytest.raises(RuntimeError, match=r"size|shape|dimension"):
-        read(random(5, 8), None, random(8, 2), torch.zeros(4, 2))
+        by(random(5, 2), torch.zeros(4, 2), 0)
 
 
 def additions(count, seed):
