@@ -31,7 +31,8 @@ def scoring_group(kv_cache: KVCacheConfig) -> int:
     raise ModelError(
         "no layer of the model keeps the whole context in its KV cache, so scores cannot be kept beside it",
         field="model",
-        remedy="serve a model with at least one full-attention layer",
+        remedy="if all its attention is in sliding windows, add `-- --disable-sliding-window`, with which prompts and "
+        "answers end at the window; a model without attention cannot be guarded",
     )
 
 
