@@ -78,8 +78,17 @@ class Verdict:
 
     def to_wire(self) -> dict[str, Any]:
         """Return plain data, fit for msgpack."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value.value if isinstance(value, StrEnum) else value for name, value in values.items()}
+        return {
+            "decision": self.decision.value,
+            "action": self.action.value,
+            "mode": self.mode.value,
+            "scores": self.scores,
+            "policy": self.policy,
+            "event_id": self.event_id,
+            "rule": self.rule,
+            "unscored": self.unscored.value if self.unscored else None,
+            "decision_seconds": self.decision_seconds,
+        }
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> Self:

@@ -125,17 +125,42 @@ class ProbeBank:
 
         A token without a score (NaN) that a probe needs leaves that probe with NaN.
         """
-        plan, numbers = self.plan, np.empty(len(self.probes))
+        [own] = self.scores_of_all(scores, [positions], [num_tokens])
+        return np.asarray(own)
+
+    def scores_of_all(
+        self, scores: Scores, positions: Sequence[npt.NDArray[np.int64]], num_tokens: Sequence[int]
+    ) -> Scores:
+        """Return the scores `[R, K]` of R requests, whose token `scores` `[sum of P, C]` stand one after another."""
+        plan, numbers = self.plan, np.empty((len(positions), len(self.probes)))
+        first_rows = np.cumsum([0, *map(len, positions)])
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not scored
-            rows = np.searchsorted(positions, np.maximum(num_tokens - 1 - plan.offsets, 0))
-            numbers[plan.simple] = scores[rows, plan.firsts[plan.simple]]
-            for index in plan.others:
-                probe = self.probes[index]
-                wanted, channel = probe.readout.positions(num_tokens), plan.firsts[index]
-                row = int(np.searchsorted(positions, wanted.start))
-                own = scores[row : row + len(wanted), channel : channel + probe.channels]
-                numbers[index] = apply_head(probe.head, probe.readout.reduce(own), self.heads[index])
+            rows = first_rows[:-1, None] + self._simple_rows(positions, num_tokens)
+            numbers[:, plan.simple] = scores[rows, plan.firsts[plan.simple]]
+            if plan.others:
+                for request, own in enumerate(np.split(scores, first_rows[1:-1])):
+                    numbers[request, plan.others] = self._others(own, positions[request], num_tokens[request])
             return (numbers * plan.scales + plan.biases).astype(np.float32)
+
+    def _simple_rows(
+        self, positions: Sequence[npt.NDArray[np.int64]], num_tokens: Sequence[int]
+    ) -> npt.NDArray[np.int64]:
+        """Return which of each request's rows the probes that read one token need, `[R, simple ones]`."""
+        wanted = np.maximum(np.asarray(num_tokens)[:, None] - 1 - self.plan.offsets, 0)
+        if self.plan.all_offsets is None:
+            return wanted  # every token has a row
+        return np.stack([np.searchsorted(own, each) for own, each in zip(positions, wanted, strict=True)])
+
+    def _others(self, scores: Scores, positions: npt.NDArray[np.int64], num_tokens: int) -> list[float]:
+        """Return what all other probes' heads make of one request's token scores."""
+        found = []
+        for index in self.plan.others:
+            probe = self.probes[index]
+            wanted, channel = probe.readout.positions(num_tokens), self.plan.firsts[index]
+            row = int(np.searchsorted(positions, wanted.start))
+            own = scores[row : row + len(wanted), channel : channel + probe.channels]
+            found.append(float(apply_head(probe.head, probe.readout.reduce(own), self.heads[index])))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,17 +93,15 @@ class DueScores:
             return dict.fromkeys(self.prompts, Unscored.SENSOR_ERROR.value)
 
     def _reduced(self) -> RequestScores:
-        scores, unread = self.probes.add_up(self.parts.numpy()), silent(self.parts).any(1).numpy()
-        found: RequestScores = {}
-        stop = 0
-        for request, prompt in self.prompts.items():
-            start, stop = stop, stop + len(prompt.positions)
-            if unread[start:stop].any():
-                found[request] = Unscored.TAP_SILENT.value
-                continue
-            of_all = self.probes.request_scores(scores[start:stop], prompt.positions, prompt.num_tokens)
-            found[request] = of_all[prompt.probes].tolist()
-        return found
+        positions = [prompt.positions for prompt in self.prompts.values()]
+        num_tokens = [prompt.num_tokens for prompt in self.prompts.values()]
+        scores = self.probes.scores_of_all(self.probes.add_up(self.parts.numpy()), positions, num_tokens)
+        first_rows = np.cumsum([0, *map(len, positions)])[:-1]
+        unread = np.logical_or.reduceat(silent(self.parts).any(1).numpy(), first_rows)
+        return {
+            request: Unscored.TAP_SILENT.value if missed else own[prompt.probes]
+            for (request, prompt), own, missed in zip(self.prompts.items(), scores.tolist(), unread, strict=True)
+        }
 
 
 class ScoredOutput(AsyncModelRunnerOutput):

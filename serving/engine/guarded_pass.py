@@ -21,7 +21,7 @@ from serving.engine.due_answers import DueAnswers
 from serving.engine.due_scores import DuePrompt, DueScores, Reading
 from serving.engine.kv_slots import KVSlots
 from serving.engine.sensor import Sensor
-from serving.engine.tap import silence, silent
+from serving.engine.tap import silence
 from serving.engine.transfers import index_on
 from serving.engine.wire import NO_ORDERS, Orders
 
@@ -49,8 +49,8 @@ class Layout(Protocol):
         """Return where the requests stand in the batch."""
         ...
 
-    def slots(self, group: int, num_tokens: int) -> torch.Tensor:
-        """Return the KV-cache slots `[num_tokens]` of the batch's rows in a KV-cache group."""
+    def slots(self, group: int) -> torch.Tensor:
+        """Return the KV-cache slots of the batch's rows in a KV-cache group, int64, and maybe others behind them."""
         ...
 
 
@@ -74,10 +74,12 @@ class GuardedPass:
         self._steering = steering
         self._subjects = subjects
         self._watched = np.array(watched, dtype=np.int64)
+        self._partial = bool(len(sensor.split) or len(sensor.elsewhere))
         self._steered = 0
         self._orders = NO_ORDERS
-        self._num_tokens = self._last_num_tokens = 0
+        self._num_tokens = 0
         self._layout: Layout | None = None
+        self._received: torch.Tensor | None = None
         self._slots: KVSlots | None = None
         self._last: DueScores | None = None
 
@@ -98,18 +100,19 @@ class GuardedPass:
             self._slots.forget_all()
 
     def begin(self, num_tokens: int, orders: Orders) -> None:
-        """Forget the last pass: a tap that stays silent in the next one leaves NaN, which is never a score."""
-        self._num_tokens, self._orders, self._layout = num_tokens, orders, None
-        if num_tokens:  # a step without tokens makes no pass
-            self._last_num_tokens = num_tokens
-            silence(self._sensor.parts[:num_tokens])
+        """Take in how many tokens the next pass has, none if there is no pass, and what the gate asks of it."""
+        self._num_tokens, self._orders, self._layout, self._received = num_tokens, orders, None, None
         if self._slots is not None and (orders.unknown or orders.copies):
             self._slots.forget(orders.unknown)
             self._slots.copy(orders.copies)
 
     def lay_out(self, layout: Layout) -> None:
-        """Set the steering of the pass, whose batch is now laid out."""
+        """Forget the last pass, and set the steering of this one, whose batch is now laid out.
+
+        A tap that stays silent in it leaves NaN, which is never a score.
+        """
         self._layout = layout
+        silence(self._sensor.parts, self._num_tokens)
         if self._orders.steering or self._steered:
             self._set_coefficients(layout)
 
@@ -134,15 +137,12 @@ class GuardedPass:
 
     def send(self) -> torch.Tensor:
         """Return what was read up to this pipeline stage, `[T, P]`, for the next one; the next pass leaves it alone."""
-        self._add_up_ranks()
+        self._complete()
         return self._sensor.parts[: self._num_tokens].clone()
 
     def receive(self, parts: torch.Tensor) -> None:
         """Take in what was read up to the pipeline stage before."""
-        elsewhere = self._sensor.elsewhere
-        self._sensor.parts[: self._num_tokens].index_copy_(
-            1, elsewhere, parts[: self._num_tokens].index_select(1, elsewhere)
-        )
+        self._received = parts
 
     def require_agreement(self) -> None:
         """Raise `ModelError` unless this rank's taps all ran in the last pass, and it read what its group's first rank read.
@@ -153,33 +153,24 @@ class GuardedPass:
         group = get_tp_group()
         # Before anything is raised: no rank is left waiting for another.
         first = group.broadcast_object(own if group.rank_in_group == 0 else None, src=0)
-        if unread := self._unread():
-            raise _disagrees(f"no tap wrote columns {unread} of {self._sensor.parts.shape[1]}")
         if own.keys() != first.keys():
             raise _disagrees(f"it scored {sorted(own)}, the first rank {sorted(first)}")
         for request, scores in own.items():
             if isinstance(scores, str) or not np.allclose(scores, first[request], rtol=_AGREEMENT, atol=_AGREEMENT):
                 raise _disagrees(f"it read {scores}, the first rank {first[request]}")
 
-    def _unread(self) -> list[int]:
-        """Return the columns of this rank's taps that were not written in the last pass."""
-        elsewhere = set(self._sensor.elsewhere.tolist())
-        unread = silent(self._sensor.parts[: self._last_num_tokens]).any(0).nonzero().flatten().tolist()
-        return [column for column in unread if column not in elsewhere]
-
     def _keep(self, kept: KVSlots) -> None:
         if self._layout is None:
             raise RuntimeError("the model runner made a pass without laying out its batch")
-        self._add_up_ranks()
-        kept.keep(self._layout.slots(kept.group, self._num_tokens), self._sensor.parts[: self._num_tokens])
+        self._complete()
+        kept.keep(self._layout.slots(kept.group), self._sensor.parts, self._num_tokens)
 
     def _due(self, kept: KVSlots) -> DueScores:
-        places = {request: self._probes.positions(due.num_tokens) for request, due in self._orders.due.items()}
-        slots = np.concatenate([kept.slots(due, places[request]) for request, due in self._orders.due.items()])
         prompts = {
-            request: DuePrompt(places[request], due.num_tokens, self._subjects[due.subject])
+            request: DuePrompt(self._probes.positions(due.num_tokens), due.num_tokens, self._subjects[due.subject])
             for request, due in self._orders.due.items()
         }
+        slots = kept.slots(list(self._orders.due.values()), [prompt.positions for prompt in prompts.values()])
         return DueScores.on_their_way(self._probes, prompts, kept.take(slots))
 
     def _answers(self) -> DueAnswers:
@@ -195,11 +186,18 @@ class GuardedPass:
         parts = self._sensor.parts[index_on(self._sensor.parts.device, rows)]
         return DueAnswers.on_their_way(self._probes, self._watched, names, firsts, counts, parts)
 
-    def _add_up_ranks(self) -> None:
-        """Make whole what every rank read of its own slice of the neurons; a silent tap's NaN reaches all ranks."""
-        split, parts = self._sensor.split, self._sensor.parts[: self._num_tokens]
+    def _complete(self) -> None:
+        """Put in what other stages read, and add up what every rank read of its own slice of the neurons.
+
+        A silent tap's NaN reaches all ranks, and the last stage.
+        """
+        if not self._partial:
+            return  # one rank reads it all, as in most set-ups
+        split, elsewhere, parts = self._sensor.split, self._sensor.elsewhere, self._sensor.parts[: self._num_tokens]
         if len(split):
             parts.index_copy_(1, split, tensor_model_parallel_all_reduce(parts.index_select(1, split)))
+        if self._received is not None:
+            parts.index_copy_(1, elsewhere, self._received[: self._num_tokens].index_select(1, elsewhere))
 
     def _set_coefficients(self, layout: Layout) -> None:
         # A tensor of its own for every step: an earlier one may still be on its way to the device. As long as the last

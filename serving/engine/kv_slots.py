@@ -7,6 +7,7 @@ It touches, of `vllm/v1/kv_cache_interface.py`: `KVCacheConfig`, `FullAttentionS
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -45,16 +46,21 @@ class KVSlots:
         self._num_blocks = kv_cache.num_blocks
         self._values = torch.full((self._num_blocks * self._block_size, width), torch.nan, device=device)
 
-    def keep(self, slots: torch.Tensor, parts: torch.Tensor) -> None:
-        """Keep `parts` `[T, P]` at `slots` `[T]`."""
-        self._values.index_copy_(0, slots, parts)
+    def keep(self, slots: torch.Tensor, parts: torch.Tensor, num_tokens: int) -> None:
+        """Keep the first `num_tokens` rows of `parts` `[T, P]` at the first of `slots`."""
+        if self._values.is_cpu:
+            # For so little, PyTorch takes several times as long.
+            self._values.numpy()[slots.numpy()[:num_tokens]] = parts.numpy()[:num_tokens]
+        else:
+            self._values.index_copy_(0, slots[:num_tokens], parts[:num_tokens])
 
-    def slots(self, due: Due, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the slots of a prompt's tokens at `positions`, all of them below `num_tokens`."""
-        blocks = np.asarray(due.blocks, dtype=np.int64)
-        slots: npt.NDArray[np.int64] = (
-            blocks[positions // self._block_size] * self._block_size + positions % self._block_size
-        )
+    def slots(self, prompts: Sequence[Due], positions: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+        """Return the slots of the tokens at these `positions` of each of the prompts, one prompt after another."""
+        size, wanted = self._block_size, np.concatenate(positions)
+        blocks = np.fromiter(chain.from_iterable(prompt.blocks for prompt in prompts), np.int64)
+        firsts = np.cumsum([0, *(len(prompt.blocks) for prompt in prompts)])[:-1]
+        own = np.repeat(firsts, [len(each) for each in positions])
+        slots: npt.NDArray[np.int64] = blocks[own + wanted // size] * size + wanted % size
         return slots
 
     def take(self, slots: npt.NDArray[np.int64]) -> torch.Tensor:

@@ -34,9 +34,9 @@ class LayoutV1:
         positions = batch.num_computed_tokens_cpu[index].astype(np.int64)
         return Places(starts=stops - self._scheduled[index], stops=stops, positions=positions)
 
-    def slots(self, group: int, num_tokens: int) -> torch.Tensor:
-        """Return the KV-cache slots `[num_tokens]` of the batch's rows."""
-        slots: torch.Tensor = self._runner.input_batch.block_table[group].slot_mapping.gpu[:num_tokens]
+    def slots(self, group: int) -> torch.Tensor:
+        """Return the KV-cache slots of the batch's rows, and others behind them."""
+        slots: torch.Tensor = self._runner.input_batch.block_table[group].slot_mapping.gpu
         return slots
 
 

@@ -29,9 +29,9 @@ class LayoutV2:
         starts = batch.query_start_loc_np.astype(np.int64)
         return Places(starts[index], starts[index + 1], batch.num_computed_tokens_np[index].astype(np.int64))
 
-    def slots(self, group: int, num_tokens: int) -> torch.Tensor:
-        """Return the KV-cache slots `[num_tokens]` of the batch's rows."""
-        slots: torch.Tensor = self._block_tables.slot_mappings[group, :num_tokens]
+    def slots(self, group: int) -> torch.Tensor:
+        """Return the KV-cache slots of the batch's rows, and others behind them."""
+        slots: torch.Tensor = self._block_tables.slot_mappings[group]
         return slots
 
 

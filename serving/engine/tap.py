@@ -7,6 +7,7 @@ Tensors in, tensors out, no host branch on a GPU, no allocation that anyone keep
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from vllm.utils.torch_utils import direct_register_custom_op
 
@@ -16,8 +17,8 @@ from probes.steering import Move, displacement
 _LIBRARY = torch.library.Library("foreguard", "FRAGMENT")
 
 
-_ONE_BY_ONE = 16
-"""Up to so many columns a reduction each is faster, by up to eight times on a CPU (docs/decisions.md)."""
+_ONE_BY_ONE = 8
+"""Up to so many columns a reduction each is faster than a matrix product (docs/decisions.md)."""
 
 
 SILENT = 0x7FC0F06E
@@ -33,11 +34,9 @@ def project(hidden: torch.Tensor, residual: torch.Tensor | None, columns: torch.
     """
     stream = hidden if residual is None else hidden + residual
     exact = stream.float()
-    if not torch.compiler.is_compiling():
-        return exact @ columns.T
-    if len(columns) <= _ONE_BY_ONE:
+    if torch.compiler.is_compiling() and len(columns) <= _ONE_BY_ONE:
         return torch.stack([(exact * column).sum(1) for column in columns], dim=1)
-    return (exact.unsqueeze(1) * columns).sum(-1)
+    return exact @ columns.T
 
 
 def write(part: torch.Tensor, parts: torch.Tensor, first: int) -> None:
@@ -58,9 +57,13 @@ def store(part: torch.Tensor, parts: torch.Tensor, first: int) -> None:
     parts[: part.shape[0], first : first + part.shape[1]].copy_(part)
 
 
-def silence(parts: torch.Tensor) -> None:
-    """Make every entry of the float32 `parts` one that no tap has written."""
-    parts.view(torch.int32).fill_(SILENT)
+def silence(parts: torch.Tensor, num_rows: int | None = None) -> None:
+    """Make the first `num_rows` rows of the float32 `parts`, or all of it, what no tap has written."""
+    if parts.is_cpu:
+        # For so little, PyTorch takes several times as long.
+        parts.numpy().view(np.int32)[:num_rows] = SILENT
+    else:
+        parts[:num_rows].view(torch.int32).fill_(SILENT)
 
 
 def silent(parts: torch.Tensor) -> torch.Tensor:

@@ -126,6 +126,8 @@ def test_no_interval_of_shares_leaves_their_range():
     assert mean_interval([0.0, 0.0, 0.3])[1] == 0.0
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_calibration_with_a_partner_carries_the_studies(tokenizer, splits, tmp_path, monkeypatch):
     """Probe and studies reach the artifact, patching among them."""
     monkeypatch.setattr("calibration.neurons.patching_study.SHARES", (0.05, 1.0))

@@ -150,6 +150,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, on_disk)
 """
 
 
+@pytest.mark.long
 def test_a_process_that_reads_twenty_times_the_prompts_needs_no_more_memory(tmp_path):
     """Recording and fitting 20,000 prompts peaks within 24 MB of 1,000, though 90 MB of activations lie on disk."""
     peaks = {}

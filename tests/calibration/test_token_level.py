@@ -175,6 +175,7 @@ def test_standardisation_is_folded_into_weight_and_bias(kind):
     assert 0.5 < scores.std(axis=0).mean() < 2
 
 
+@pytest.mark.long
 def test_fitting_again_gives_the_same_probes(training):
     """Weights and choice, to the bit."""
     for one, other in zip(fit_token_level(training).probes, fit_token_level(training).probes, strict=True):
@@ -201,6 +202,7 @@ def test_diluted_prompts_hold_their_own_text_and_harmless_text(training):
     assert added[harmful].mean() == pytest.approx(added[~harmful].mean(), rel=0.2)
 
 
+@pytest.mark.long
 def test_memory_bounds_blocks_prompts_and_dilution(training, monkeypatch):
     """Streams in memory stay within the bound, however little it allows, down to one block of a few prompts."""
     num_tokens, width = int(training.prompts.lengths.sum()), training.chat.hidden_size * 4

@@ -72,8 +72,8 @@ class Batch:
     def places(self, request_ids):
         return Places(*np.array([(0, self._num_tokens, 0) for _ in request_ids], dtype=np.int64).reshape(-1, 3).T)
 
-    def slots(self, group, num_tokens):
-        return self._slots[:num_tokens]
+    def slots(self, group):
+        return self._slots
 
 
 @pytest.fixture

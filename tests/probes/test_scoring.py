@@ -126,6 +126,18 @@ def test_request_scores_are_each_probe_s_readout_and_head(artifact, num_tokens, 
 
 
 @settings(max_examples=60)
+@given(artifact=artifacts(), lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_requests_scored_together_have_the_scores_that_each_has_alone(artifact, lengths):
+    """However many prompts a step finishes, and whatever their lengths."""
+    bank = ProbeBank.from_artifact(artifact)
+    positions = [bank.positions(length) for length in lengths]
+    own = [bank.token_scores(activations_of(length, seed))[positions[seed]] for seed, length in enumerate(lengths)]
+    together = bank.scores_of_all(np.concatenate(own), positions, lengths)
+    alone = [bank.request_scores(*each) for each in zip(own, positions, lengths, strict=True)]
+    np.testing.assert_array_equal(together, np.stack(alone))
+
+
+@settings(max_examples=60)
 @given(artifact=artifacts(), num_tokens=st.integers(1, 9), data=st.data())
 def test_a_token_that_was_not_scored_is_never_hidden(artifact, num_tokens, data):
     """Whatever the readout and the head, a probe that needs a token without a score has none; the others keep theirs."""

@@ -45,12 +45,11 @@ class Batch:
             start += len(positions)
         return Places(*np.array([found[name] for name in request_ids], dtype=np.int64).reshape(-1, 3).T)
 
-    def slots(self, group, num_tokens):
+    def slots(self, group):
         own = [
             blocks[place // BLOCK] * BLOCK + place % BLOCK for _, places, blocks in self.requests for place in places
         ]
-        assert len(own) == num_tokens
-        return torch.tensor(own)
+        return torch.tensor([*own, 0, 0])
 
 
 @pytest.fixture
@@ -195,6 +194,16 @@ def test_answers_tokens_are_taken_from_among_the_rows(guard, sensor, probes, tok
     np.testing.assert_array_equal(taken.scores, scores[[8, 9, *kept]])
 
 
+def test_prompts_that_finish_together_have_their_own_scores(guard, sensor, probes, tokens):
+    """Of different lengths, in blocks of their own, one of them cut before."""
+    forward(guard, sensor, Batch(("b", list(range(3)), [4, 6])), tokens[:3])
+    batch = Batch(("a", list(range(4)), [5]), ("b", [3, 4, 5], [4, 6]), ("c", [0], [3]))
+    orders = Orders(due={"c": Due(1, [3]), "a": Due(4, [5]), "b": Due(6, [4, 6])})
+    scores = forward(guard, sensor, batch, torch.cat([tokens[:4], tokens[3:6], tokens[9:]]), orders).resolve()
+    for name, own in (("a", tokens[:4]), ("b", tokens[:6]), ("c", tokens[9:])):
+        np.testing.assert_array_equal(scores[name], expected(probes, own))
+
+
 def test_a_silent_tap_is_named(guard, sensor, tokens):
     """A prompt that finishes in a pass in which a tap did not run says so."""
     orders = Orders(due={"a": Due(10, [5, 2, 1])})
@@ -289,14 +298,14 @@ def test_scores_are_kept_beside_the_first_group_that_holds_whole_contexts():
     uniform = UniformTypeKVCacheSpecs(block_size=4, kv_cache_specs={"layer.0": attention(), "layer.1": attention()})
     assert scoring_group(cache(window, attention())) == 1
     assert scoring_group(cache(window, window, uniform)) == 2
-    with pytest.raises(ModelError, match="full-attention"):
+    with pytest.raises(ModelError, match="disable-sliding-window"):
         scoring_group(cache(window))
 
 
 def test_a_slot_never_written_reads_as_unknown():
     """Nothing is a score by default."""
     slots = KVSlots(cache(attention()), 3, torch.device("cpu"))
-    assert slots.take(slots.slots(Due(6, [7, 1]), np.arange(6))).isnan().all()
+    assert slots.take(slots.slots([Due(6, [7, 1])], [np.arange(6)])).isnan().all()
 
 
 def test_scores_ride_on_whichever_output_the_runner_gave(guard, sensor, tokens):

@@ -216,7 +216,7 @@ nowhere = torch.zeros(0, dtype=torch.int64)
 sensor = Sensor(parts, torch.tensor([0, 2]), nowhere, torch.zeros(1, 1))
 guard = GuardedPass(sensor, None, None)
 guard._num_tokens = 2
-guard._add_up_ranks()
+guard._complete()
 print(parts.tolist())
 """
 

@@ -89,7 +89,7 @@ def test_read_leaves_the_stream_alone():
     assert torch.equal(bits(residual), before[1])
 
 
-@pytest.mark.parametrize("num_columns", [1, 3, 16, 17])
+@pytest.mark.parametrize("num_columns", [1, 3, 8, 9])
 def test_the_compiled_projection_is_the_same_sum(num_columns):
     """What the compiler is given to fuse equals the matrix product, for few columns and for many."""
     hidden, residual, columns = random(5, 32), random(5, 32, seed=1), random(num_columns, 32, seed=2)
