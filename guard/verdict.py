@@ -40,7 +40,7 @@ class Unscored(StrEnum):
     MISSING = "missing"
     """The worker sent no score for a finished prompt."""
     TAP_SILENT = "tap_silent"
-    """A tapped block did not write in the step that finished the prompt."""
+    """A tapped block did not write in a step that computed a token which the readouts need."""
     NOT_FINITE = "not_finite"
     """A score is NaN or infinite, or a token that the readout needs was never scored."""
     ADAPTER = "adapter"
