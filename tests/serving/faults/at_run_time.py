@@ -68,7 +68,7 @@ class FaultyWorker(GuardedWorker):
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         faults = {self.faults.get(name) for name in self.due}
-        with patch.object(ProbeBank, "request_scores", _fail) if "reduction" in faults else ExitStack():
+        with patch.object(ProbeBank, "scores_of_all", _fail) if "reduction" in faults else ExitStack():
             output = super().sample_tokens(grammar_output)
         if output is None:
             return output
@@ -112,8 +112,8 @@ def _tap_that_raises(worker: FaultyWorker) -> Iterator[None]:
 def _keeping(value: float) -> Callable[[Any], Any]:
     keep = KVSlots.keep
 
-    def keep_another(self: KVSlots, slots: torch.Tensor, parts: torch.Tensor) -> None:
-        keep(self, slots, torch.full_like(parts, value))
+    def keep_another(self: KVSlots, slots: torch.Tensor, parts: torch.Tensor, num_tokens: int) -> None:
+        keep(self, slots, torch.full_like(parts, value), num_tokens)
 
     return lambda _worker: patch.object(KVSlots, "keep", keep_another)
 
