@@ -69,7 +69,7 @@ def with_plugin(name: str, folder: Path) -> dict[str, str]:
     ("part", "fault", "says", "ranks"),
     [
         ("WORKER", "SilentTap", "tap_silent", 1),
-        pytest.param("WORKER", "FlickeringTap", "not_finite", 1, marks=pytest.mark.long),
+        pytest.param("WORKER", "FlickeringTap", "tap_silent", 1, marks=pytest.mark.long),
         pytest.param("WORKER", "LostScores", "missing", 1, marks=pytest.mark.long),
         pytest.param("SCHEDULER", "LostVerdict", "no verdict", 1, marks=pytest.mark.long),
         pytest.param("WORKER", "DisagreeingRank", "rank 1: it read", 2, marks=pytest.mark.long),
