@@ -50,7 +50,10 @@ class KVSlots:
         """Keep the first `num_tokens` rows of `parts` `[T, P]` at the first of `slots`."""
         if self._values.is_cpu:
             # For so little, PyTorch takes several times as long.
-            self._values.numpy()[slots.numpy()[:num_tokens]] = parts.numpy()[:num_tokens]
+            own = slots.numpy()[:num_tokens]
+            if own.min() < 0:  # from the end, to numpy
+                raise IndexError("a token of the batch has no slot in the KV cache")
+            self._values.numpy()[own] = parts.numpy()[:num_tokens]
         else:
             self._values.index_copy_(0, slots[:num_tokens], parts[:num_tokens])
 

@@ -73,7 +73,7 @@ def with_plugin(name: str, folder: Path) -> dict[str, str]:
         pytest.param("WORKER", "LostScores", "missing", 1, marks=pytest.mark.long),
         pytest.param("SCHEDULER", "LostVerdict", "no verdict", 1, marks=pytest.mark.long),
         pytest.param("WORKER", "DisagreeingRank", "rank 1: it read", 2, marks=pytest.mark.long),
-        pytest.param("WORKER", "SilentRank", "did not run", 2, marks=pytest.mark.long),
+        pytest.param("WORKER", "SilentRank", "rank 1: it read tap_silent", 2, marks=pytest.mark.long),
     ],
 )
 def test_a_guard_that_does_not_fire_opens_no_port(ended, part, fault, says, ranks):

@@ -228,6 +228,17 @@ def test_a_pass_that_was_never_laid_out_scores_nothing(guard, sensor, probes, to
     assert np.isnan(due.resolve()["b"][0])
 
 
+@pytest.mark.parametrize("slot", [-1, BLOCKS * BLOCK])
+def test_a_token_without_a_slot_scores_nothing(guard, sensor, tokens, slot):
+    """It is nobody else's slot that is written: unscored, and nothing that was known before is known any more."""
+    batch = Batch(("a", list(range(4)), [5]))
+    astray = SimpleNamespace(places=batch.places, slots=lambda group: torch.tensor([20, 21, slot, 23]))
+    due = forward(guard, sensor, astray, tokens[:4], Orders(due={"a": Due(4, [5])}))
+    assert due.resolve() == {"a": Unscored.SENSOR_ERROR}
+    due = forward(guard, sensor, Batch(("b", [4], [5, 2])), tokens[4:5], Orders(due={"b": Due(5, [5, 2])}))
+    assert np.isnan(due.resolve()["b"][0])
+
+
 def test_a_step_without_tokens_makes_no_pass(guard, sensor, tokens):
     """What the last pass left stays: the self-test looks at it after the engine has tidied up."""
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
