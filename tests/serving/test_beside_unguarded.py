@@ -1,6 +1,7 @@
 """A guarded server beside an unguarded one, asked the same: tools, thoughts, pauses, and routes that are left alone."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import httpx
@@ -28,10 +29,12 @@ LOOK_UP = {
     "type": "function",
     "function": {
         "name": "look_up",
+        "strict": True,  # otherwise a forced call's arguments may be anything, such as a number without end
         "parameters": {
             "type": "object",
             "properties": {"what": {"type": "string", "maxLength": 8}},
             "required": ["what"],
+            "additionalProperties": False,
         },
     },
 }
@@ -74,16 +77,38 @@ def said(client, messages, *, stream=False, **options):
 REFUSED = {"content": MESSAGE, "reasoning": "", "tools": {}, "finish": "content_filter"}
 
 
+def blanks(tokenizer):
+    """Return the ids of the tokens that are whitespace alone."""
+    return [number for number in range(len(tokenizer)) if tokenizer.decode([number]).isspace()]
+
+
+def require_call(found, choice):
+    """Require that a tool is called where it must be: with arguments that keep to its schema."""
+    if choice != "auto":
+        [(name, arguments)] = found["tools"].values()
+        assert name == "look_up"
+        assert len(json.loads(arguments)["what"]) <= 8
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_tools(both, choice, stream):
     """Where tools may or must be called, an allowed answer is the unguarded one's, and a blocked prompt calls nothing."""
     here, plain = both
-    options = {"tools": [LOOK_UP], "tool_choice": CHOICES[choice], "stream": stream}
+    # Where a grammar allows blanks, a small model fills a forced call with nothing else.
+    unsaid = dict.fromkeys(blanks(here.reference.tokenizer), -100)
+    options = {"max_tokens": 96, "logit_bias": unsaid, "stream": stream}
+    options |= {"tools": [LOOK_UP], "tool_choice": CHOICES[choice]}
     for messages in BENIGN[:3]:
-        assert said(here.client, messages, **options) == (said(plain.client(), messages, **options)[0], "allow")
+        found, decision = said(here.client, messages, **options)
+        assert (found, decision) == (said(plain.client(), messages, **options)[0], "allow")
+        require_call(found, choice)
     assert said(here.client, here.harmful[0], **options) == (REFUSED, "block")
-    assert said(here.client, here.steered, **options)[1] == "steer"
+    # Steered, it would refuse, and never end the thought that a call follows.
+    [end] = here.reference.tokenizer.encode(":", add_special_tokens=False)
+    found, decision = said(here.client, here.steered, **options | {"logit_bias": {**unsaid, end: 100}})
+    assert decision == "steer"
+    require_call(found, choice)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -250,7 +275,9 @@ async def test_the_weights_stay(both):
     """Neither zeroed nor discarded: the call fails, and answers are those of before."""
     here, _ = both
     quiet = await answers(here)
-    async with httpx.AsyncClient(base_url=here.server.url, timeout=60) as operator:
+    # uvicorn hangs up after a 500.
+    options = {"base_url": here.server.url, "timeout": 60, "headers": {"connection": "close"}}
+    async with httpx.AsyncClient(**options) as operator:
         for path, body in (("/collective_rpc", {"method": "reset_weights"}), ("/sleep?level=2", None)):
             assert (await operator.post(path, json=body)).status_code == 500
             assert (await operator.post("/wake_up")).status_code == 200
