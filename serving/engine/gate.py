@@ -111,6 +111,11 @@ class GuardedScheduler(DroppingScheduler):
         # Kept until they are acted on, which is when their request has its next token.
         self._crossings.update(self._watches.take_in(scheduler_output, output, self._live, self._judge_answer))
         self._step = _Step(getattr(output, SCORES, {}), prompt_logprobs(output))
+        if self._all_pass(scheduler_output):
+            # As vLLM's: a call for each request would be most of what the guard costs in such a step.
+            self._update_request_with_output = super()._update_request_with_output  # type: ignore[method-assign]
+        else:
+            self.__dict__.pop("_update_request_with_output", None)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in self._to_steer:
             self._resume_steered(request)
@@ -118,6 +123,10 @@ class GuardedScheduler(DroppingScheduler):
         if self._undelivered:
             self._deliver(outputs)
         return outputs
+
+    def _all_pass(self, step: SchedulerOutput) -> bool:
+        """Whether every request of a step is in mid-answer, with nothing to be done about it."""
+        return self._decided.issuperset(step.num_scheduled_tokens) and not (self._crossings or self._held_logprobs)
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any

@@ -21,7 +21,7 @@ from serving.engine.due_answers import DueAnswers
 from serving.engine.due_scores import DuePrompt, DueScores, Reading
 from serving.engine.kv_slots import KVSlots
 from serving.engine.sensor import Sensor
-from serving.engine.tap import silence
+from serving.engine.tap import note_at_rest, silence
 from serving.engine.transfers import index_on
 from serving.engine.wire import NO_ORDERS, Orders
 
@@ -76,6 +76,7 @@ class GuardedPass:
         self._watched = np.array(watched, dtype=np.int64)
         self._partial = bool(len(sensor.split) or len(sensor.elsewhere))
         self._steered = 0
+        note_at_rest(sensor.coefficients, at_rest=True)
         self._orders = NO_ORDERS
         self._num_tokens = 0
         self._layout: Layout | None = None
@@ -214,6 +215,7 @@ class GuardedPass:
         if self._sensor.coefficients.is_cuda:
             host = host.pin_memory()
         self._sensor.coefficients[: len(host)].copy_(host, non_blocking=True)
+        note_at_rest(self._sensor.coefficients, at_rest=not self._orders.steering)
         self._steered = self._num_tokens if self._orders.steering else 0
 
 

@@ -37,6 +37,10 @@ def scoring_group(kv_cache: KVCacheConfig) -> int:
     )
 
 
+_UNTOUCHED = 0x7FC0F0E0
+"""Bits of a NaN that no tap reads or leaves."""
+
+
 class KVSlots:
     """What the taps read of each token, at the slot of its keys and values; a slot never written reads as NaN."""
 
@@ -44,16 +48,20 @@ class KVSlots:
         self.group = scoring_group(kv_cache)
         self._block_size = kv_cache.kv_cache_groups[self.group].kv_cache_spec.block_size
         self._num_blocks = kv_cache.num_blocks
-        self._values = torch.full((self._num_blocks * self._block_size, width), torch.nan, device=device)
+        num_slots = self._num_blocks * self._block_size
+        # One row more: vLLM's sign for a token without a slot, -1, is the last row to numpy.
+        self._rows = torch.empty(num_slots + 1, width, device=device)
+        self._values = self._rows[:num_slots]
+        self.forget_all()
 
     def keep(self, slots: torch.Tensor, parts: torch.Tensor, num_tokens: int) -> None:
-        """Keep the first `num_tokens` rows of `parts` `[T, P]` at the first of `slots`."""
+        """Keep the first `num_tokens` rows of `parts` `[T, P]` at the first of `slots`. Raises where one has no slot."""
         if self._values.is_cpu:
-            # For so little, PyTorch takes several times as long.
-            own = slots.numpy()[:num_tokens]
-            if own.min() < 0:  # from the end, to numpy
+            # For so little, PyTorch takes twice as long, and so does a look at the slots before.
+            rows = self._rows.numpy()
+            rows[slots.numpy()[:num_tokens]] = parts.numpy()[:num_tokens]
+            if rows.view(np.int32).item(-1) != _UNTOUCHED:
                 raise IndexError("a token of the batch has no slot in the KV cache")
-            self._values.numpy()[own] = parts.numpy()[:num_tokens]
         else:
             self._values.index_copy_(0, slots[:num_tokens], parts[:num_tokens])
 
@@ -86,6 +94,7 @@ class KVSlots:
     def forget_all(self) -> None:
         """Make every score unknown."""
         self._values.fill_(torch.nan)
+        self._rows[-1].view(torch.int32).fill_(_UNTOUCHED)
 
     def _blocks(self) -> torch.Tensor:
         return self._values.view(self._num_blocks, self._block_size, self._values.shape[1])

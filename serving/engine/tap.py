@@ -25,6 +25,9 @@ SILENT = 0x7FC0F06E
 """Bits of the NaN that stands where no tap has written yet: arithmetic gives other ones, so it is told from what was read."""
 
 
+_AT_REST = "foreguard_at_rest"
+
+
 def project(hidden: torch.Tensor, residual: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor:
     """Return the products of the residual stream `hidden + residual` `[T, D]` with `columns` `[k, D]` (float32), `[T, k]`.
 
@@ -83,14 +86,19 @@ def steer(
     `coefficients` `[max_tokens, S]` are float32; `plan` and `tensors` are what `laid_out` made of the moves. A row whose
     coefficients are all zero keeps its bits.
     """
-    strengths = coefficients[: hidden.shape[0]]
-    # On a CPU a look is cheaper than a product of zeros; on a GPU it would stop the stream, and a CUDA graph cannot branch.
-    if strengths.is_cpu and not strengths.any():
+    # To look at them would take longer. A GPU adds zeros: a CUDA graph cannot branch.
+    if coefficients.is_cpu and getattr(coefficients, _AT_REST, False):
         return
+    strengths = coefficients[: hidden.shape[0]]
     stream = hidden if residual is None else hidden + residual
     delta = displacement(stream, strengths, _moves(plan, tensors))
     steered = (strengths != 0).any(1, keepdim=True)
     hidden.copy_(torch.where(steered, hidden + delta.to(hidden.dtype), hidden))
+
+
+def note_at_rest(coefficients: torch.Tensor, *, at_rest: bool) -> None:
+    """Note on `coefficients` whether all of them are zero. Where nothing is noted, `steer` adds up zeros."""
+    setattr(coefficients, _AT_REST, at_rest)
 
 
 def laid_out(moves: Sequence[Move]) -> tuple[str, list[torch.Tensor]]:
