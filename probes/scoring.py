@@ -145,9 +145,12 @@ class ProbeBank:
     def _simple_rows(
         self, positions: Sequence[npt.NDArray[np.int64]], num_tokens: Sequence[int]
     ) -> npt.NDArray[np.int64]:
-        """Return which of each request's rows the probes that read one token need, `[R, simple ones]`."""
-        wanted = np.maximum(np.asarray(num_tokens)[:, None] - 1 - self.plan.offsets, 0)
-        if self.plan.all_offsets is None:
+        """Return which of each request's rows the probes that read one token need, `[R, simple ones]`, or one for all."""
+        plan = self.plan
+        if plan.all_offsets is not None and min(num_tokens, default=0) > plan.all_offsets[0]:
+            return plan.places  # as in nearly every batch
+        wanted = np.maximum(np.asarray(num_tokens)[:, None] - 1 - plan.offsets, 0)
+        if plan.all_offsets is None:
             return wanted  # every token has a row
         return np.stack([np.searchsorted(own, each) for own, each in zip(positions, wanted, strict=True)])
 
@@ -178,6 +181,8 @@ class _Plan:
     offsets: npt.NDArray[np.int64]
     all_offsets: npt.NDArray[np.int64] | None
     """Distinct offsets of all probes, largest first, where each reads one token; None where some read them all."""
+    places: npt.NDArray[np.int64]
+    """Where among them each of `offsets` stands."""
     others: list[int]
     scales: npt.NDArray[np.float64]
     biases: npt.NDArray[np.float64]
@@ -191,7 +196,7 @@ class _Plan:
             for index, probe in enumerate(probes)
             if (probe.readout.kind, probe.channels, probe.head) == ("last", 1, "sum")
         ]
-        offsets = {probe.readout.offset for probe in probes}
+        offsets = sorted({probe.readout.offset for probe in probes}, reverse=True)
         reads_all = any(probe.readout.kind != "last" for probe in probes)
         return cls(
             order=order,
@@ -199,7 +204,8 @@ class _Plan:
             firsts=np.cumsum([0, *(probe.channels for probe in probes)])[:-1],
             simple=np.array(simple, dtype=np.int64),
             offsets=np.array([probes[index].readout.offset for index in simple], dtype=np.int64),
-            all_offsets=None if reads_all else np.array(sorted(offsets, reverse=True), dtype=np.int64),
+            all_offsets=None if reads_all else np.array(offsets, dtype=np.int64),
+            places=np.array([offsets.index(probes[index].readout.offset) for index in simple], dtype=np.int64),
             others=[index for index in range(len(probes)) if index not in simple],
             scales=np.array([probe.scale for probe in probes], dtype=np.float64),
             biases=np.array([probe.bias for probe in probes], dtype=np.float64),

@@ -15,7 +15,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from guard.verdict import Unscored
 from probes.scoring import ProbeBank
-from serving.engine.tap import silent
+from serving.engine.tap import SILENT
 from serving.engine.transfers import to_host
 from serving.engine.wire import SCORES
 
@@ -95,9 +95,10 @@ class DueScores:
     def _reduced(self) -> RequestScores:
         positions = [prompt.positions for prompt in self.prompts.values()]
         num_tokens = [prompt.num_tokens for prompt in self.prompts.values()]
-        scores = self.probes.scores_of_all(self.probes.add_up(self.parts.numpy()), positions, num_tokens)
+        parts = self.parts.numpy()
+        scores = self.probes.scores_of_all(self.probes.add_up(parts), positions, num_tokens)
         first_rows = np.cumsum([0, *map(len, positions)])[:-1]
-        unread = np.logical_or.reduceat(silent(self.parts).any(1).numpy(), first_rows)
+        unread = np.logical_or.reduceat((parts.view(np.int32) == SILENT).any(1), first_rows)
         return {
             request: Unscored.TAP_SILENT.value if missed else own[prompt.probes]
             for (request, prompt), own, missed in zip(self.prompts.items(), scores.tolist(), unread, strict=True)

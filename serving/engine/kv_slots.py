@@ -76,6 +76,8 @@ class KVSlots:
 
     def take(self, slots: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return what is kept at `slots`, `[n, P]`, on the device."""
+        if self._values.is_cpu:
+            return torch.from_numpy(self._values.numpy().take(slots, axis=0))
         return self._values[self._index(slots)]
 
     def forget(self, blocks: Sequence[int]) -> None:
