@@ -157,7 +157,9 @@ def _through_servers(subject: str) -> Iterator[Point]:
     yield point("32 at once", replace(base, requests=32), Load(32))
     yield point("128 at once", replace(base, requests=128), Load(128))
     if subject == "lab":
-        yield point("saturation", replace(base, requests=128), Load(64, streamed=False), _JUDGED)
+        # Long, so that its beginning and its end, when fewer are at once, are little of it; and it has a goal.
+        full = point("saturation", replace(base, requests=512), Load(64, streamed=False), _JUDGED)
+        yield replace(full, budget_s=4 * full.budget_s)
 
 
 def _through_engines(subject: str) -> Iterator[Point]:
