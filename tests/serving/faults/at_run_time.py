@@ -4,6 +4,7 @@ A request names its fault twice: in `vllm_xargs`, which reach the engine, and in
 happens to it, and to nothing else in the server unless the fault is of a kind that cannot be anyone's own.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -118,6 +119,13 @@ def _keeping(value: float) -> Callable[[Any], Any]:
     return lambda _worker: patch.object(KVSlots, "keep", keep_another)
 
 
+@contextmanager
+def _slowly(_worker: FaultyWorker) -> Iterator[None]:
+    """Leave whoever is to kill the process the time to: a short answer could end first on a busy machine."""
+    time.sleep(0.02)
+    yield
+
+
 IN_THE_PASS: dict[str, Callable[[Any], Any]] = {
     "sensor": lambda _worker: patch.object(KVSlots, "keep", _fail),
     "adapter": lambda _worker: patch.object(LayoutV1, "slots", _fail),
@@ -126,6 +134,8 @@ IN_THE_PASS: dict[str, Callable[[Any], Any]] = {
     "nan": _keeping(float("nan")),
     "infinite": _keeping(float("inf")),
     "tap, answering": _tap_that_raises,
+    "engine killed, answering": _slowly,
+    "worker killed, answering": _slowly,
 }
 """By fault: what makes it happen in a forward pass."""
 
@@ -133,12 +143,16 @@ IN_THE_PASS: dict[str, Callable[[Any], Any]] = {
 class FaultyScheduler(GuardedScheduler):
     """A gate that fails on a faulty request."""
 
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        for request in self.running:
+            if _fault_of(request.sampling_params) == "gate" and request.num_output_tokens > 2:
+                raise Planted
+        return super().update_from_output(scheduler_output, model_runner_output)
+
     def _update_request_with_output(self, request: Any, new_token_ids: list[int], *args: Any, **options: Any) -> Any:
         fault = _fault_of(request.sampling_params)
         if fault == "ungated":
             return Scheduler._update_request_with_output(self, request, new_token_ids, *args, **options)
-        if fault == "gate" and request.num_output_tokens > 2:
-            raise Planted
         with patch.object(BoundPolicy, "judge", _fails_on_scores) if fault == "policy" else ExitStack():
             return super()._update_request_with_output(request, new_token_ids, *args, **options)
 
