@@ -24,9 +24,28 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
     return spread(np.asarray(numerators) / np.asarray(denominators))
 
 
+def ratio_of_turns(numerators: Sequence[Sequence[float]], denominators: Sequence[Sequence[float]]) -> Spread:
+    """Return the spread over all turns of all pairs. Where a pair's sides differ in length, it counts as one turn.
+
+    Pairs are resampled, not turns: the turns of one pair share its luck.
+    """
+    ratios = [_by_turn(each, other) for each, other in zip(numerators, denominators, strict=True)]
+    longest = max(map(len, ratios))
+    return spread([np.pad(each, (0, longest - len(each)), constant_values=np.nan) for each in ratios])
+
+
+def _by_turn(numerators: Sequence[float], denominators: Sequence[float]) -> npt.NDArray[np.float64]:
+    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    return above / below if len(above) == len(below) else np.array([np.median(above) / np.median(below)])
+
+
 def spread(values: npt.ArrayLike) -> Spread:
-    """Return the median of `values` with its interval. The bootstrap is seeded: same data, same interval."""
+    """Return the median of `values` with its interval; a row of two-dimensional ones is a pair, and NaN is none.
+
+    The bootstrap is seeded: same data, same interval.
+    """
     array = np.asarray(values, dtype=np.float64)
     picks = np.random.default_rng(0).integers(len(array), size=(RESAMPLES, len(array)))
-    low, high = np.quantile(np.median(array[picks], axis=1), [0.025, 0.975])
-    return Spread(float(np.median(array)), float(low), float(high), len(array))
+    medians = np.nanmedian(array[picks].reshape(RESAMPLES, -1), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return Spread(float(np.nanmedian(array)), float(low), float(high), len(array))

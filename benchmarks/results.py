@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paired import ratio
+from benchmarks.paired import Spread, ratio, ratio_of_turns
 from benchmarks.records import Arms, Records
 
 SEPARATOR = "/"
@@ -49,15 +49,16 @@ def _level(part: str, pairs: Sequence[Arms]) -> dict[str, Any]:
     return found
 
 
-def _ratios(series: dict[str, list[float]]) -> dict[str, Any]:
-    ratios = {arm: ratio(values, series[PLAIN]) for arm, values in series.items() if arm != PLAIN}
+def _ratios(series: dict[str, list[Any]]) -> dict[str, Spread]:
+    compare = ratio_of_turns if isinstance(series[PLAIN][0], list) else ratio
+    ratios = {arm: compare(values, series[PLAIN]) for arm, values in series.items() if arm != PLAIN}
     if MOST in series and LEAST in series:
-        ratios[FLAT] = ratio(series[MOST], series[LEAST])
+        ratios[FLAT] = compare(series[MOST], series[LEAST])
     return ratios
 
 
 def _of_steps(pair: Arms) -> Arms:
-    """Return of each arm the seconds of its `whole` batch, of its `prefill`, and of one decode `step` if there are any."""
+    """Return of each arm the seconds of its `whole` batch, of its `prefill`, and of each decode `step` if there are any."""
     decodes = all(arm["decode"] for name, arm in pair.items() if name not in _JUDGES)
     found = {name: _times(arm, decodes=decodes and name not in _JUDGES) for name, arm in pair.items()}
     plain = found[PLAIN]
@@ -69,15 +70,15 @@ def _of_steps(pair: Arms) -> Arms:
     return found
 
 
-def _times(arm: dict[str, Any], *, decodes: bool) -> dict[str, float]:
+def _times(arm: dict[str, Any], *, decodes: bool) -> dict[str, Any]:
     times = {"whole": sum(arm["prefill"]) + sum(arm["decode"]), "prefill": sum(arm["prefill"])}
-    return {**times, "step": float(np.median(arm["decode"]))} if decodes else times
+    return {**times, "step": arm["decode"]} if decodes else times
 
 
 def _num_steps(arm: dict[str, Any]) -> int:
     return len(arm["prefill"]) + len(arm["decode"])
 
 
-def _quantiles(values: Sequence[float]) -> dict[str, float]:
-    p50, p99 = np.quantile(values, [0.5, 0.99])
+def _quantiles(values: Sequence[Any]) -> dict[str, float]:
+    p50, p99 = np.quantile(np.hstack(values), [0.5, 0.99])
     return {"p50": float(p50), "p99": float(p99)}

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.goals import GOALS, goal_of
-from benchmarks.paired import ratio, spread
+from benchmarks.paired import ratio, ratio_of_turns, spread
 from benchmarks.points import points
 from benchmarks.records import Records, code_digest
 from benchmarks.results import FLAT, measure, results
@@ -101,6 +101,22 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
     found = [ratio(chance.lognormal(0.1, 0.2, 40), np.ones(40)) for _ in range(300)]
     covered = np.mean([each.low <= np.exp(0.1) <= each.high for each in found])
     assert covered >= 0.95 - 0.038
+
+
+def test_turns_are_compared_with_their_twins():
+    """A machine that is slow for two turns is slow for both; medians of each side say 6 where each turn says 2."""
+    plain, guarded = [1.0, 1.0, 5.0, 5.0, 1.0], [2.0, 2.0, 10.0, 10.0, 6.0]
+    assert ratio_of_turns([guarded] * 3, [plain] * 3).median == 2.0
+    assert ratio_of_turns([guarded, [3.0]], [plain, [1.5]]).median == 2.0
+
+
+def test_the_turns_of_a_pair_share_its_luck():
+    """Ten pairs of a hundred equal turns are ten values, not a thousand: their interval is as wide as theirs."""
+    ratios = np.random.default_rng(3).lognormal(0, 0.2, 10)
+    turns = ratio_of_turns([[value] * 100 for value in ratios], [[1.0] * 100] * 10)
+    alone = ratio(ratios, np.ones(10))
+    assert (turns.low, turns.high) == pytest.approx((alone.low, alone.high), rel=0.05)
+    assert turns.pairs == 10
 
 
 def test_same_pairs_same_interval():
