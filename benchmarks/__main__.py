@@ -13,13 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from benchmarks import measures, report
 from benchmarks.machine import machine
-from benchmarks.points import PARTS, Point, chosen, count, points, seconds
+from benchmarks.points import PARTS, Point, chosen, count, seconds
 from benchmarks.records import Records, code_digest
 from benchmarks.results import measure, results
 from benchmarks.subjects import SUBJECTS, Subject
 
 _QUICK, _QUICK_LONGEST_S = 2, 20.0
-_ROUNDS = 3
+_ROUNDS = 6
 _PARTS_HELP = "; ".join(f"{name}: {words}" for name, words in PARTS.items())
 
 Missing = tuple[Point, range]
@@ -37,9 +37,13 @@ def main(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"A subject ({', '.join(SUBJECTS)}), a part, or subject.part; repeatable. Parts: {_PARTS_HELP}."
+            help=f"A subject ({', '.join(SUBJECTS)}), a part, subject.part, or subject.part.level, as "
+            f"'lab.blocked.100 %'; repeatable. Parts: {_PARTS_HELP}."
         ),
     ] = None,
+    times: Annotated[
+        int, typer.Option(min=1, help="So many times the pairs: intervals of a half, for four times the time.")
+    ] = 1,
 ) -> None:
     """Measure what the guard costs: guarded against unguarded vLLM, interleaved, as paired ratios with their spread.
 
@@ -54,11 +58,9 @@ def main(
     records = Records(work / ("quick.jsonl" if quick else "pairs.jsonl"), _about())
     if records.set_aside:
         console.print(f"The code or the machine changed: earlier pairs were set aside in {records.set_aside}.")
-    for subject in dict.fromkeys(subject for subject, _ in asked):
-        parts = [part for each, part in asked if each == subject]
-        _measure(
-            subject, [point for point in points(subject) if point.part in parts], records, work, console, quick=quick
-        )
+    for subject, own in asked.items():
+        due = _due(subject, own, times, quick=quick)
+        _measure(subject, due, records, work, console, rounds=1 if quick else _ROUNDS)
     found = results(records)
     (work / "results.json").write_text(json.dumps(found, indent=2) + "\n")
     console.print(report.tables(found), soft_wrap=True)
@@ -66,17 +68,24 @@ def main(
         report.write(found, document)
 
 
-def _measure(name: str, asked: Sequence[Point], records: Records, work: Path, console: Console, *, quick: bool) -> None:
-    """Take those pairs of a subject's points that the records lack: first through servers, which start anew in each round."""
+def _due(subject: str, asked: Sequence[Point], times: int, *, quick: bool) -> list[tuple[Point, int]]:
+    """Return the points with the number of pairs that there shall be of each."""
     if quick:
-        asked = [point for point in asked if seconds(point, name) <= _QUICK_LONGEST_S]
-    in_servers, in_engines = [p for p in asked if p.load], [p for p in asked if not p.load]
-    plan = [(measures.through_servers, in_servers, share) for share in _shares(1 if quick else _ROUNDS)]
+        return [(point, _QUICK) for point in asked if seconds(point, subject) <= _QUICK_LONGEST_S]
+    return [(point, count(point, subject, times)) for point in asked]
+
+
+def _measure(
+    name: str, asked: Sequence[tuple[Point, int]], records: Records, work: Path, console: Console, *, rounds: int
+) -> None:
+    """Take those pairs of a subject's points that the records lack: first through servers, which start anew in each round."""
+    in_servers, in_engines = [(p, n) for p, n in asked if p.load], [(p, n) for p, n in asked if not p.load]
+    plan = [(measures.through_servers, in_servers, share) for share in _shares(rounds)]
     plan += [(measures.through_engines, in_engines, 1.0)]
     for round_, (through, own, share) in enumerate(plan):
         missing = []
-        for point in own:
-            due = math.ceil(share * (_QUICK if quick else count(point, name)))
+        for point, number in own:
+            due = math.ceil(share * number)
             done = len(records.pairs(measure(name, point.part, point.level)))
             if done < due:
                 missing.append((point, range(done, due)))

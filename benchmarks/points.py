@@ -119,29 +119,36 @@ def seconds(point: Point, subject: str) -> float:
     return len(point.arms) * (prefill + decode + (speed.arm_s if point.load else 0.0))
 
 
-def count(point: Point, subject: str) -> int:
-    """Return how many pairs of the point are taken: what its time allows, within bounds."""
+def count(point: Point, subject: str, times: int = 1) -> int:
+    """Return how many pairs of the point are taken: what its time allows, within bounds; `times` as many if that is asked."""
     each = seconds(point, subject)
     fewest = _FEWEST_OF_LONG if each > _LONG_S else _FEWEST
-    return min(max(int(point.budget_s / each), fewest), _MOST)
+    return times * min(max(int(point.budget_s / each), fewest), _MOST)
 
 
-def chosen(names: Sequence[str], subjects: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the (subject, part) that `names` ask for: subjects, parts, or `subject.part`; all where there are none.
+def chosen(names: Sequence[str], subjects: Sequence[str]) -> dict[str, list[Point]]:
+    """Return, by subject, the points that `names` ask for; all where there are none.
 
-    Raises `ValueError` for a name that is none of these.
+    A name is a subject, a part, `subject.part` or `subject.part.level`. Raises `ValueError` for one that is none of these.
     """
-    every = [(subject, part) for subject in subjects for part in PARTS]
+    every = {subject: points(subject) for subject in subjects}
+    known = {name for subject, own in every.items() for point in own for name in _names(subject, point)}
     for name in names:
-        if not any(_is_meant(name, *each) for each in every):
+        if name not in known:
             raise ValueError(
-                f"{name!r} is none of {', '.join(subjects)}, {', '.join(PARTS)}, or two with a dot between"
+                f"{name!r} is none of {', '.join(subjects)}, {', '.join(PARTS)}, nor two with a dot between, nor these "
+                "with a dot and a level"
             )
-    return [each for each in every if not names or any(_is_meant(name, *each) for name in names)]
+    asked = {
+        subject: [point for point in own if not names or not _names(subject, point).isdisjoint(names)]
+        for subject, own in every.items()
+    }
+    return {subject: own for subject, own in asked.items() if own}
 
 
-def _is_meant(name: str, subject: str, part: str) -> bool:
-    return name in (subject, part, f"{subject}.{part}")
+def _names(subject: str, point: Point) -> set[str]:
+    part = f"{subject}.{point.part}"
+    return {subject, point.part, part, f"{part}.{point.level}"}
 
 
 def _through_servers(subject: str) -> Iterator[Point]:

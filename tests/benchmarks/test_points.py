@@ -56,13 +56,33 @@ def test_the_whole_takes_about_an_hour():
     assert 30 * 60 < total < 70 * 60
 
 
-def test_a_part_is_chosen_by_its_name_its_subject_or_both():
-    assert len(chosen([], ["a", "b"])) == 2 * len(PARTS)
-    assert chosen(["a.mix"], ["a", "b"]) == [("a", "mix")]
-    assert chosen(["mix"], ["a", "b"]) == [("a", "mix"), ("b", "mix")]
-    assert chosen(["b", "a.http"], ["a", "b"]) == [("a", "http"), *(("b", part) for part in PARTS)]
-    with pytest.raises(ValueError, match="'mixes' is none of"):
-        chosen(["mixes"], ["a", "b"])
+@pytest.mark.parametrize(
+    ("names", "subjects", "parts"),
+    [
+        ([], SUBJECTS, set(PARTS)),
+        (["lab.mix"], ["lab"], {"mix"}),
+        (["mix"], SUBJECTS, {"mix"}),
+        (["lab", "lab.mix"], ["lab"], set(PARTS)),
+    ],
+)
+def test_points_are_chosen_by_part_by_subject_or_both(names, subjects, parts):
+    found = chosen(names, SUBJECTS)
+    assert list(found) == subjects
+    for subject, own in found.items():
+        assert own == [point for point in points(subject) if point.part in parts]
+
+
+def test_one_level_is_chosen_and_one_that_is_not_there_is_an_error():
+    [(subject, [point])] = chosen(["lab.blocked.100 %"], SUBJECTS).items()
+    assert (subject, point.part, point.level) == ("lab", "blocked", "100 %")
+    for wrong in ("mixes", "lab.blocked.99 %"):
+        with pytest.raises(ValueError, match=f"'{wrong}' is none of"):
+            chosen([wrong], SUBJECTS)
+
+
+def test_pairs_can_be_multiplied():
+    [[point]] = chosen(["lab.blocked.100 %"], SUBJECTS).values()
+    assert count(point, "lab", 4) == 4 * count(point, "lab")
 
 
 def test_arms_of_a_pair_get_the_same_prompts_and_other_pairs_get_others():
