@@ -53,7 +53,7 @@ gpu: ## On a machine with an NVIDIA GPU: the conformance suite there, then the g
 demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
 	$(BIN)/foreguard demo
 
-bench: setup ## Guarded against unguarded vLLM and alternatives, paired: 75 minutes on two quiet cores; goes on where it stopped
+bench: setup ## Guarded against unguarded vLLM and alternatives, paired: 80 minutes on two quiet cores; goes on where it stopped
 	$(BIN)/python -m benchmarks --document docs/benchmarks.md
 
 compatibility: setup ## Served taps against Transformers for every architecture, about 30 minutes; goes on where it stopped
