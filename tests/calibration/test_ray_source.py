@@ -145,6 +145,7 @@ def test_two_workers_score_what_one_process_scores(source, planted, planted_chat
     np.testing.assert_array_equal(found.refusal, alone.refusal)
 
 
+@pytest.mark.long
 def test_the_artifact_is_the_one_process_artifact(cluster, brief, planted, splits, tmp_path):
     """A whole calibration with `ray` gives the tensors and the report of a calibration without."""
     out = tmp_path / "artifact"

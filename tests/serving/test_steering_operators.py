@@ -8,7 +8,7 @@ from tests.serving.planted import HARM_LAYER
 from tests.serving.server import SERVED_NAME
 from tests.serving.world import BENIGN, OBSERVER_KEY, TOKENS, answer, key, policy_text, steered_prompt
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(600)]
 
 NEIGHBOURS = BENIGN[:6]
 TOLERANCE = 0.15
@@ -39,7 +39,7 @@ def first_token(reference, artifact, messages, name=None):
     return reference.tokenizer.decode([int(best.indices)]), float(best.values)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("eager", marks=pytest.mark.long), "compiled"])
+@pytest.fixture(scope="module", params=["eager", "compiled"])
 def unguarded(request, start):
     """What a server without a guard answers, and the flags of its mode. Compiled is what is served unless told otherwise."""
     flags = ["--enforce-eager"] if request.param == "eager" else []
@@ -47,9 +47,7 @@ def unguarded(request, start):
         return flags, {key(messages): answer(server.client(), messages) for messages in NEIGHBOURS}
 
 
-@pytest.mark.parametrize(
-    "name", ["gated", *(pytest.param(each, marks=pytest.mark.long) for each in ("map", "swap", "turn"))]
-)
+@pytest.mark.parametrize("name", STRENGTHS)
 def test_a_served_operator_is_the_offline_one_and_stays_in_its_row(unguarded, start, reference, artifact, name):
     """The steered request's first token is the offline operator's; its neighbours, follow-ups and shadows are untouched."""
     flags, expected = unguarded

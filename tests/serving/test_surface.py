@@ -12,7 +12,8 @@ from tests.serving.world import BENIGN, MESSAGE, OBSERVER_KEY, TOKENS, answer, k
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(600),
-    pytest.mark.parametrize("here", ["eager"], indirect=True),
+    # The server of `test_invariants.py`, which is at work already.
+    pytest.mark.parametrize("here", ["compiled"], indirect=True),
 ]
 
 
