@@ -19,7 +19,6 @@ from benchmarks.results import measure, results
 from benchmarks.subjects import SUBJECTS, Subject
 
 _QUICK, _QUICK_LONGEST_S = 2, 20.0
-_ROUNDS = 6
 _PARTS_HELP = "; ".join(f"{name}: {words}" for name, words in PARTS.items())
 
 Missing = tuple[Point, range]
@@ -44,6 +43,10 @@ def main(
     times: Annotated[
         int, typer.Option(min=1, help="So many times the pairs: intervals of a half, for four times the time.")
     ] = 1,
+    starts: Annotated[
+        int,
+        typer.Option(min=1, help="How often servers start anew: what a start finds counts for more than the guard."),
+    ] = 6,
 ) -> None:
     """Measure what the guard costs: guarded against unguarded vLLM, interleaved, as paired ratios with their spread.
 
@@ -60,7 +63,7 @@ def main(
         console.print(f"The code or the machine changed: earlier pairs were set aside in {records.set_aside}.")
     for subject, own in asked.items():
         due = _due(subject, own, times, quick=quick)
-        _measure(subject, due, records, work, console, rounds=1 if quick else _ROUNDS)
+        _measure(subject, due, records, work, console, starts=1 if quick else starts)
     found = results(records)
     (work / "results.json").write_text(json.dumps(found, indent=2) + "\n")
     console.print(report.tables(found), soft_wrap=True)
@@ -76,11 +79,11 @@ def _due(subject: str, asked: Sequence[Point], times: int, *, quick: bool) -> li
 
 
 def _measure(
-    name: str, asked: Sequence[tuple[Point, int]], records: Records, work: Path, console: Console, *, rounds: int
+    name: str, asked: Sequence[tuple[Point, int]], records: Records, work: Path, console: Console, *, starts: int
 ) -> None:
-    """Take those pairs of a subject's points that the records lack: first through servers, which start anew in each round."""
+    """Take those pairs of a subject's points that the records lack: first through servers, which start anew so many times."""
     in_servers, in_engines = [(p, n) for p, n in asked if p.load], [(p, n) for p, n in asked if not p.load]
-    plan = [(measures.through_servers, in_servers, share) for share in _shares(rounds)]
+    plan = [(measures.through_servers, in_servers, share) for share in _shares(starts)]
     plan += [(measures.through_engines, in_engines, 1.0)]
     for round_, (through, own, share) in enumerate(plan):
         missing = []
@@ -95,9 +98,9 @@ def _measure(
                 _take(subject, take, missing, records, progress)
 
 
-def _shares(rounds: int) -> list[float]:
-    """Return which share of all pairs there shall be after each of the rounds."""
-    return [(round_ + 1) / rounds for round_ in range(rounds)]
+def _shares(starts: int) -> list[float]:
+    """Return which share of all pairs there shall be after each of the starts."""
+    return [(number + 1) / starts for number in range(starts)]
 
 
 @contextmanager
@@ -114,13 +117,14 @@ def _take(
     subject: Subject, take: measures.TakePair, missing: Sequence[Missing], records: Records, progress: Progress
 ) -> None:
     """Take these pairs. The first bar counts expected seconds: how long all of it will take is read there."""
+    start = records.new_start()
     left = round(sum(seconds(point, subject.name) * len(numbers) for point, numbers in missing))
     whole = progress.add_task(f"{subject.title}: all of this", total=left, unit="s expected")
     for point, numbers in missing:
         title = f"{subject.title}: {point.part}, {point.level}"
         task = progress.add_task(title, total=numbers.stop, completed=numbers.start, unit="pairs")
         for number in numbers:
-            records.add(measure(subject.name, point.part, point.level), take(point, number))
+            records.add(measure(subject.name, point.part, point.level), take(point, number), start)
             progress.advance(task)
             progress.advance(whole, seconds(point, subject.name))
         progress.remove_task(task)

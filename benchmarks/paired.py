@@ -1,7 +1,7 @@
 """Paired ratios and differences with their spread: the only comparison that survives a noisy machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,26 @@ def ratio_of_turns(numerators: Sequence[Sequence[float]], denominators: Sequence
 
     Pairs are resampled, not turns: the turns of one pair share its luck.
     """
-    ratios = [_by_turn(each, other) for each, other in zip(numerators, denominators, strict=True)]
+    return spread(_rows([_by_turn(each, other) for each, other in zip(numerators, denominators, strict=True)]))
+
+
+def ratio_by_start(numerators: Sequence[float], denominators: Sequence[float], starts: Sequence[int]) -> Spread:
+    """Return the spread of numerators / denominators, pair by pair, where `starts` says which start each pair belongs to.
+
+    Starts are resampled, not pairs: what a start finds counts for more than what its pairs differ in. Where there is one
+    alone, its pairs are.
+    """
+    ratios, groups = np.asarray(numerators) / np.asarray(denominators), np.asarray(starts)
+    numbers = np.unique(groups)
+    if len(numbers) == 1:
+        return spread(ratios)
+    return replace(spread(_rows([ratios[groups == number] for number in numbers])), pairs=len(ratios))
+
+
+def _rows(ratios: Sequence[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    """Return rows of different lengths as one array, filled up with NaN."""
     longest = max(map(len, ratios))
-    return spread([np.pad(each, (0, longest - len(each)), constant_values=np.nan) for each in ratios])
+    return np.stack([np.pad(each, (0, longest - len(each)), constant_values=np.nan) for each in ratios])
 
 
 def _by_turn(numerators: Sequence[float], denominators: Sequence[float]) -> npt.NDArray[np.float64]:
@@ -40,7 +57,7 @@ def _by_turn(numerators: Sequence[float], denominators: Sequence[float]) -> npt.
 
 
 def spread(values: npt.ArrayLike) -> Spread:
-    """Return the median of `values` with its interval; a row of two-dimensional ones is a pair, and NaN is none.
+    """Return the median of `values` with its interval; rows of two-dimensional ones are resampled whole, and NaN is none.
 
     The bootstrap is seeded: same data, same interval.
     """

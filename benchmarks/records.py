@@ -19,6 +19,7 @@ class Records:
         self._path = path
         self.about = about
         self._pairs: dict[str, list[Arms]] = {}
+        self._starts: dict[str, list[int]] = {}
         self.set_aside = self._open(about)
         """Where records of other code or another machine were moved to, if there were any."""
 
@@ -36,23 +37,35 @@ class Records:
         self._path.write_text("".join(f"{line}\n" for line in lines))
         for line in lines[1:]:
             record = json.loads(line)
-            self._pairs.setdefault(record["measure"], []).append(record["arms"])
+            self._keep(record["measure"], record["arms"], record.get("start", 0))
         return set_aside
 
     def pairs(self, measure: str) -> list[Arms]:
         """Return the pairs of `measure` that there are."""
         return self._pairs.get(measure, [])
 
+    def starts(self, measure: str) -> list[int]:
+        """Return in which start of what is measured each pair of `measure` was taken."""
+        return self._starts.get(measure, [])
+
+    def new_start(self) -> int:
+        """Return a number for a start that is none of those before."""
+        return 1 + max((number for each in self._starts.values() for number in each), default=-1)
+
     @property
     def measures(self) -> list[str]:
         """Return the measures of which there are pairs."""
         return list(self._pairs)
 
-    def add(self, measure: str, arms: Arms) -> None:
-        """Keep one whole pair."""
-        self._pairs.setdefault(measure, []).append(arms)
+    def add(self, measure: str, arms: Arms, start: int = 0) -> None:
+        """Keep one whole pair, and in which start it was taken."""
+        self._keep(measure, arms, start)
         with self._path.open("a") as file:
-            file.write(json.dumps({"measure": measure, "arms": arms}) + "\n")
+            file.write(json.dumps({"measure": measure, "start": start, "arms": arms}) + "\n")
+
+    def _keep(self, measure: str, arms: Arms, start: int) -> None:
+        self._pairs.setdefault(measure, []).append(arms)
+        self._starts.setdefault(measure, []).append(start)
 
 
 def code_digest(root: Path = Path(), packages: Iterable[str] = _MEASURED) -> str:

@@ -44,7 +44,9 @@ _COMPARED = {"probes": "number of probes", "alternatives": "alternatives"}
 def tables(found: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     client = (
-        "as clients see it, ratio to unguarded | " + " | ".join(_ARMS[arm] for arm in _CLIENT_ARMS) + " | pairs | goal"
+        "as clients see it, ratio to unguarded | "
+        + " | ".join(_ARMS[arm] for arm in _CLIENT_ARMS)
+        + " | pairs, starts | goal"
     )
     engine = (
         "in the engine, ratio to unguarded | control | guarded | its prefill | decode step | more steps | pairs | goal"
@@ -90,7 +92,7 @@ def _client(found: dict[str, Any]) -> Iterator[str]:
         for figure, values in each["figures"].items():
             cells = " | ".join(_cell(values["ratio"].get(arm)) for arm in _CLIENT_ARMS)
             goal = _goal(subject, "http", level, figure, "guarded")
-            yield f"{TITLES[subject]}, {level}, {_FIGURES[figure]} | {cells} | {each['pairs']} | {goal}"
+            yield f"{TITLES[subject]}, {level}, {_FIGURES[figure]} | {cells} | {each['pairs']}, {each['starts']} | {goal}"
 
 
 def _engine(found: dict[str, Any]) -> Iterator[str]:

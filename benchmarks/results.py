@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from benchmarks.paired import Spread, ratio, ratio_of_turns
+from benchmarks.paired import Spread, ratio_by_start, ratio_of_turns
 from benchmarks.records import Arms, Records
 
 SEPARATOR = "/"
@@ -30,17 +31,19 @@ def results(records: Records) -> dict[str, Any]:
     found: dict[str, Any] = {**records.about, "date": datetime.now(UTC).isoformat(timespec="seconds"), "subjects": {}}
     for name in records.measures:
         subject, part, level = name.split(SEPARATOR)
-        found["subjects"].setdefault(subject, {}).setdefault(part, {})[level] = _level(part, records.pairs(name))
+        found["subjects"].setdefault(subject, {}).setdefault(part, {})[level] = _level(
+            part, records.pairs(name), records.starts(name)
+        )
     return found
 
 
-def _level(part: str, pairs: Sequence[Arms]) -> dict[str, Any]:
+def _level(part: str, pairs: Sequence[Arms], starts: Sequence[int]) -> dict[str, Any]:
     figures = pairs if part == "http" else [_of_steps(pair) for pair in pairs]
-    found: dict[str, Any] = {"pairs": len(pairs), "figures": {}}
+    found: dict[str, Any] = {"pairs": len(pairs), "starts": len(set(starts)), "figures": {}}
     for figure in figures[0][PLAIN]:
         series = {arm: [pair[arm][figure] for pair in figures] for arm in figures[0]}
         found["figures"][figure] = {
-            "ratio": {arm: asdict(spread) for arm, spread in _ratios(series).items()},
+            "ratio": {arm: asdict(spread) for arm, spread in _ratios(series, starts).items()},
             "quantiles": {arm: _quantiles(values) for arm, values in series.items()},
         }
     if part != "http":
@@ -49,8 +52,8 @@ def _level(part: str, pairs: Sequence[Arms]) -> dict[str, Any]:
     return found
 
 
-def _ratios(series: dict[str, list[Any]]) -> dict[str, Spread]:
-    compare = ratio_of_turns if isinstance(series[PLAIN][0], list) else ratio
+def _ratios(series: dict[str, list[Any]], starts: Sequence[int]) -> dict[str, Spread]:
+    compare = ratio_of_turns if isinstance(series[PLAIN][0], list) else partial(ratio_by_start, starts=starts)
     ratios = {arm: compare(values, series[PLAIN]) for arm, values in series.items() if arm != PLAIN}
     if MOST in series and LEAST in series:
         ratios[FLAT] = compare(series[MOST], series[LEAST])
