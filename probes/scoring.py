@@ -7,6 +7,7 @@ products. What is not linear (readouts, heads) is done once a prompt.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -133,9 +134,9 @@ class ProbeBank:
     ) -> Scores:
         """Return the scores `[R, K]` of R requests, whose token `scores` `[sum of P, C]` stand one after another."""
         plan, numbers = self.plan, np.empty((len(positions), len(self.probes)))
-        first_rows = np.cumsum([0, *map(len, positions)])
+        first_rows = list(accumulate(map(len, positions), initial=0))
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not scored
-            rows = first_rows[:-1, None] + self._simple_rows(positions, num_tokens)
+            rows = np.array(first_rows[:-1], np.int64)[:, None] + self._simple_rows(positions, num_tokens)
             numbers[:, plan.simple] = scores[rows, plan.firsts[plan.simple]]
             if plan.others:
                 for request, own in enumerate(np.split(scores, first_rows[1:-1])):

@@ -5,6 +5,7 @@ It touches, of `vllm/v1/outputs.py`: `AsyncModelRunnerOutput`, which it wraps.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -97,12 +98,19 @@ class DueScores:
         num_tokens = [prompt.num_tokens for prompt in self.prompts.values()]
         parts = self.parts.numpy()
         scores = self.probes.scores_of_all(self.probes.add_up(parts), positions, num_tokens)
-        first_rows = np.cumsum([0, *map(len, positions)])[:-1]
-        unread = np.logical_or.reduceat((parts.view(np.int32) == SILENT).any(1), first_rows)
-        return {
-            request: Unscored.TAP_SILENT.value if missed else own[prompt.probes]
-            for (request, prompt), own, missed in zip(self.prompts.items(), scores.tolist(), unread, strict=True)
+        found: RequestScores = {
+            request: own[prompt.probes]
+            for (request, prompt), own in zip(self.prompts.items(), scores.tolist(), strict=True)
         }
+        if SILENT in parts.view(np.int32):
+            found.update(dict.fromkeys(self._unread(parts), Unscored.TAP_SILENT.value))
+        return found
+
+    def _unread(self, parts: npt.NDArray[np.float32]) -> list[str]:
+        """Return the prompts of which a tap left a token out."""
+        ends = list(accumulate(len(prompt.positions) for prompt in self.prompts.values()))[:-1]
+        silent = (parts.view(np.int32) == SILENT).any(1)
+        return [request for request, own in zip(self.prompts, np.split(silent, ends), strict=True) if own.any()]
 
 
 class ScoredOutput(AsyncModelRunnerOutput):

@@ -7,7 +7,7 @@ It touches, of `vllm/v1/kv_cache_interface.py`: `KVCacheConfig`, `FullAttentionS
 """
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ class KVSlots:
         """Return the slots of the tokens at these `positions` of each of the prompts, one prompt after another."""
         size, wanted = self._block_size, np.concatenate(positions)
         blocks = np.fromiter(chain.from_iterable(prompt.blocks for prompt in prompts), np.int64)
-        firsts = np.cumsum([0, *(len(prompt.blocks) for prompt in prompts)])[:-1]
+        *firsts, _ = accumulate((len(prompt.blocks) for prompt in prompts), initial=0)
         own = np.repeat(firsts, [len(each) for each in positions])
         slots: npt.NDArray[np.int64] = blocks[own + wanted // size] * size + wanted % size
         return slots
