@@ -6,6 +6,7 @@ precision give other numbers under the same names, so an artifact refuses every 
 
 import hashlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from probes.errors import ArtifactMismatch, ModelError
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tekken.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+_WIDTH = ("hidden_size", "n_embd", "d_model")
+"""What configurations call the number of decoder blocks and the width of the residual stream."""
 _CHUNK_BYTES = 1 << 22
 _NOT_A_MODEL = "name a folder that holds a Hugging Face model"
 
@@ -68,8 +72,8 @@ def fingerprint(
         raise ModelError("is not an object", field="config.text_config", remedy=_NOT_A_MODEL)
     return Fingerprint(
         architecture=(config.get("architectures") or [config.get("model_type", "unknown")])[0],
-        num_layers=_positive(text, "num_hidden_layers", model),
-        hidden_size=_positive(text, "hidden_size", model),
+        num_layers=_positive(text, _LAYERS, model),
+        hidden_size=_positive(text, _WIDTH, model),
         config=_digest_json({key: value for key, value in config.items() if key not in _VOLATILE}),
         weights=_digest_weights(model),
         tokenizer=_digest_files(
@@ -112,12 +116,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _positive(config: dict[str, Any], key: str, model: Path) -> int:
-    value = config.get(key)
+def _positive(config: dict[str, Any], keys: Sequence[str], model: Path) -> int:
+    value = next((config[key] for key in keys if config.get(key) is not None), None)
     if not isinstance(value, int) or value < 1:
         raise ModelError(
-            f"config.json of {model.name} has no {key}",
-            field=f"config.{key}",
+            f"config.json of {model.name} has no {keys[0]}",
+            field=f"config.{keys[0]}",
             remedy="name a decoder-only language model",
         )
     return value

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import BloomConfig, GPT2Config, MptConfig
 
 from probes.errors import ArtifactMismatch, ModelError
 from probes.fingerprint import fingerprint, read_chat_template
@@ -144,6 +145,18 @@ def test_older_and_nested_configs_are_understood(model):
     edit_config(model, torch_dtype=None, num_hidden_layers=None, hidden_size=None, text_config=nested)
     found = fingerprint(model)
     assert (found.num_layers, found.hidden_size, found.dtype) == (7, 8, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GPT2Config(n_layer=5, n_embd=24), BloomConfig(n_layer=5, hidden_size=24), MptConfig(n_layers=5, d_model=24)],
+    ids=lambda config: config.model_type,
+)
+def test_what_a_configuration_calls_otherwise_is_found(model, config):
+    """As Transformers reads it."""
+    config.save_pretrained(model)
+    found = fingerprint(model)
+    assert (found.num_layers, found.hidden_size) == (config.num_hidden_layers, config.hidden_size) == (5, 24)
 
 
 def test_null_text_config_is_none_at_all(model):
