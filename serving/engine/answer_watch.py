@@ -65,11 +65,11 @@ class AnswerWatch:
         return dict(zip(own, self._begins[list(own.values())].tolist(), strict=True)) if own else {}
 
     def take_in(
-        self, tokens: AnswerTokens, asked: Sequence[str], known: Mapping[str, int], judge: Judge
+        self, tokens: AnswerTokens, asked: Sequence[str], rejected: Mapping[str, int], judge: Judge
     ) -> Iterator[tuple[str, Crossing]]:
         """Read a step's tokens of the requests `asked` for; yield a verdict on each answer that crossed one threshold more.
 
-        `known` says of a request, where not all, how many of its tokens count: the others are drafts that were rejected.
+        `rejected` says of a request how many of its last tokens are drafts that were rejected, where any were.
         """
         places = {request: place for place, request in enumerate(tokens.requests)}
         yield from self.lose([request for request in asked if request not in places], Unscored.MISSING, judge)
@@ -79,8 +79,9 @@ class AnswerWatch:
         names = [tokens.requests[place] for place in own]
         rows = np.array([self._rows[name] for name in names])
         counts = tokens.counts[own]
-        if known:
-            counts = np.minimum(counts, [known.get(name, count) for name, count in zip(names, counts, strict=True)])
+        if rejected:
+            # Where the step's other tokens are the prompt's, all of these are behind them.
+            counts = np.maximum(counts - [rejected.get(name, 0) for name in names], 0)
         gap = self._follow(rows, tokens, np.array(own), counts)
         scores = self._read.scores(rows)
         lost = gap | np.isnan(scores).any(axis=1)

@@ -68,7 +68,7 @@ class AnswerWatches:
                 if isinstance(tokens, str):
                     found.update(watch.lose(asked, Unscored(tokens), judge))
                 else:
-                    found.update(watch.take_in(tokens, asked, _accepted(step, output), judge))
+                    found.update(watch.take_in(tokens, asked, _rejected(step, output), judge))
             except Exception:
                 # Whatever failed, these answers are unscored, counted and treated as the policy says.
                 logger.exception("reading answers failed; those of this step are unscored")
@@ -87,10 +87,13 @@ def _require_readable(vllm_config: Any) -> None:
         )
 
 
-def _accepted(step: SchedulerOutput, output: ModelRunnerOutput) -> dict[str, int]:
-    """Return, of the requests that had tokens drafted, how many of those that the step took in are their own."""
+def _rejected(step: SchedulerOutput, output: ModelRunnerOutput) -> dict[str, int]:
+    """Return, of the requests that had tokens drafted, how many of these were rejected: the last ones of their rows.
+
+    vLLM also drafts for a prompt that lacks one token alone: its rows are as many as the others', and all are rejected.
+    """
     return {
-        name: len(output.sampled_token_ids[output.req_id_to_index[name]])
-        for name in step.scheduled_spec_decode_tokens
+        name: len(drafts) - max(len(output.sampled_token_ids[output.req_id_to_index[name]]) - 1, 0)
+        for name, drafts in step.scheduled_spec_decode_tokens.items()
         if name in output.req_id_to_index
     }

@@ -61,7 +61,7 @@ def watch(rules, artifact):
 def step(watch, rules):
     """One step: for each request the position of its first token and the tokens' scores; returns the actions taken."""
 
-    def step(known=None, asked=None, **taken):
+    def step(rejected=None, asked=None, **taken):
         names, scores = list(taken), [score for _, own in taken.values() for score in own]
         tokens = AnswerTokens(
             names,
@@ -70,7 +70,7 @@ def step(watch, rules):
             np.array(scores, dtype=np.float32).reshape(-1, 1),
         )
         judge = lambda name, reading: rules.judge(reading)  # noqa: E731
-        return dict(watch.take_in(tokens, asked or names, known or {}, judge))
+        return dict(watch.take_in(tokens, asked or names, rejected or {}, judge))
 
     return step
 
@@ -92,9 +92,30 @@ def test_each_threshold_is_told_of_once(watch, step):
 def test_rejected_drafts_do_not_count(watch, step):
     """Of three rows two are the answer's; the third's place is taken by the token that replaced it."""
     watch.begin("r", PROMPT)
-    assert step({"r": 2}, r=(5, [0.0, 0.0, 9.0])) == {}
+    assert step({"r": 1}, r=(5, [0.0, 0.0, 9.0])) == {}
     assert step({"r": 1}, r=(7, [0.5, 9.0])) == {}
     assert actions(step(r=(8, [3.0]))) == {"r": Action.BLOCK}
+
+
+def test_drafts_behind_a_prompt_do_not_count(rules, watch):
+    """Where a prompt lacks its last token alone, vLLM fills its rows up with drafts that are none, and samples one token."""
+    watches = AnswerWatches.__new__(AnswerWatches)
+    watches._watches = {0: watch}
+    watch.begin("r", PROMPT)
+
+    def take_in(drafts, sampled, first, scores):
+        step = SimpleNamespace(scheduled_spec_decode_tokens={"r": drafts})
+        setattr(step, ORDERS, Orders(watched={"r": PROMPT}))
+        output = SimpleNamespace(sampled_token_ids=[sampled], req_id_to_index={"r": 0})
+        tokens = np.array(scores, dtype=np.float32).reshape(-1, 1)
+        setattr(output, ANSWERS, AnswerTokens(["r"], np.array([first]), np.array([len(scores)]), tokens))
+        return watches.take_in(step, output, lambda _name: True, lambda _name, reading: rules.judge(reading))
+
+    assert take_in([-1, -1, -1], [7], PROMPT, [9.0, 9.0, 9.0]) == {}
+    assert take_in([3, 4, 5], [3, 8], PROMPT, [0.0, 0.5, 9.0, 9.0]) == {}
+    found = take_in([3, 4, 5], [3, 4, 5, 8], PROMPT + 2, [0.0, 0.0, 0.0, 2.5])
+    assert actions(found) == {"r": Action.BLOCK}
+    assert found["r"].num_tokens == 6
 
 
 def test_what_a_preemption_computes_again_is_read_once(watch, step):
