@@ -4,6 +4,9 @@ Executor, actors, message queues and scheduler are vLLM's own. Only the device t
 """
 
 import os
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[3]
 
 
 def name_a_device() -> None:
@@ -18,7 +21,8 @@ def start_ray() -> None:
     import ray
 
     name_a_device()
-    here = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    # Ray's processes begin elsewhere: what is imported from the working directory is not found there.
+    here = {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))}
     hook = f"{__name__}.{name_a_device.__name__}"
     runtime = {"worker_process_setup_hook": hook, "env_vars": here}
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, runtime_env=runtime)
