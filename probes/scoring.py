@@ -5,6 +5,7 @@ each place that is tapped has one matrix for the channels that read there: a tok
 products. What is not linear (readouts, heads) is done once a prompt.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -112,16 +113,16 @@ class ProbeBank:
             return by_channel  # each channel is read at one tap
         return np.add.reduceat(by_channel, self.plan.starts, axis=1)
 
-    def positions(self, num_tokens: int) -> npt.NDArray[np.int64]:
-        """Return the sorted token positions that any readout needs from a prompt of `num_tokens` tokens."""
+    def positions(self, num_tokens: int) -> Sequence[int]:
+        """Return the token positions, in order, that any readout needs from a prompt of `num_tokens`; a range if all."""
         offsets = self.plan.all_offsets
         if offsets is None:
-            return np.arange(num_tokens, dtype=np.int64)
+            return range(num_tokens)
         if num_tokens > offsets[0]:
-            return num_tokens - 1 - offsets
-        return np.unique(np.maximum(num_tokens - 1 - offsets, 0))
+            return [num_tokens - 1 - offset for offset in offsets]
+        return sorted({max(num_tokens - 1 - offset, 0) for offset in offsets})
 
-    def request_scores(self, scores: Scores, positions: npt.NDArray[np.int64], num_tokens: int) -> Scores:
+    def request_scores(self, scores: Scores, positions: Sequence[int], num_tokens: int) -> Scores:
         """Return the request's scores `[K]` from token `scores` `[P, C]` at `positions` `[P]` of a prompt of `num_tokens`.
 
         A token without a score (NaN) that a probe needs leaves that probe with NaN.
@@ -129,39 +130,44 @@ class ProbeBank:
         [own] = self.scores_of_all(scores, [positions], [num_tokens])
         return np.asarray(own)
 
-    def scores_of_all(
-        self, scores: Scores, positions: Sequence[npt.NDArray[np.int64]], num_tokens: Sequence[int]
-    ) -> Scores:
+    def scores_of_all(self, scores: Scores, positions: Sequence[Sequence[int]], num_tokens: Sequence[int]) -> Scores:
         """Return the scores `[R, K]` of R requests, whose token `scores` `[sum of P, C]` stand one after another."""
-        plan, numbers = self.plan, np.empty((len(positions), len(self.probes)))
-        first_rows = list(accumulate(map(len, positions), initial=0))
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not scored
-            rows = np.array(first_rows[:-1], np.int64)[:, None] + self._simple_rows(positions, num_tokens)
-            numbers[:, plan.simple] = scores[rows, plan.firsts[plan.simple]]
-            if plan.others:
-                for request, own in enumerate(np.split(scores, first_rows[1:-1])):
-                    numbers[request, plan.others] = self._others(own, positions[request], num_tokens[request])
-            return (numbers * plan.scales + plan.biases).astype(np.float32)
-
-    def _simple_rows(
-        self, positions: Sequence[npt.NDArray[np.int64]], num_tokens: Sequence[int]
-    ) -> npt.NDArray[np.int64]:
-        """Return which of each request's rows the probes that read one token need, `[R, simple ones]`, or one for all."""
         plan = self.plan
-        if plan.all_offsets is not None and min(num_tokens, default=0) > plan.all_offsets[0]:
-            return plan.places  # as in nearly every batch
-        wanted = np.maximum(np.asarray(num_tokens)[:, None] - 1 - plan.offsets, 0)
-        if plan.all_offsets is None:
-            return wanted  # every token has a row
-        return np.stack([np.searchsorted(own, each) for own, each in zip(positions, wanted, strict=True)])
+        numbers = self._simple(scores, positions, num_tokens)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not scored
+            if plan.others:
+                simple, numbers = numbers, np.empty((len(positions), len(self.probes)))
+                numbers[:, plan.simple] = simple
+                ends = list(accumulate(map(len, positions)))
+                for request, own in enumerate(np.split(scores, ends[:-1])):
+                    numbers[request, plan.others] = self._others(own, positions[request], num_tokens[request])
+            found: Scores = (numbers * plan.scales + plan.biases).astype(np.float32)
+        return found
 
-    def _others(self, scores: Scores, positions: npt.NDArray[np.int64], num_tokens: int) -> list[float]:
+    def _simple(
+        self, scores: Scores, positions: Sequence[Sequence[int]], num_tokens: Sequence[int]
+    ) -> npt.NDArray[np.floating]:
+        """Return the values of the probes that read one channel at one token, `[R, simple ones]`."""
+        plan = self.plan
+        values: Scores
+        if plan.all_offsets is not None and min(num_tokens, default=0) > plan.all_offsets[0]:
+            # As in nearly every batch: each request has as many rows.
+            values = scores.reshape(len(positions), -1, scores.shape[1])[:, plan.places, plan.columns]
+        else:
+            wanted = np.maximum(np.asarray(num_tokens)[:, None] - 1 - plan.offsets, 0)
+            if plan.all_offsets is not None:
+                wanted = np.stack([np.searchsorted(own, each) for own, each in zip(positions, wanted, strict=True)])
+            *firsts, _ = accumulate(map(len, positions), initial=0)
+            values = scores[np.array(firsts, np.int64)[:, None] + wanted, plan.columns]
+        return values
+
+    def _others(self, scores: Scores, positions: Sequence[int], num_tokens: int) -> list[float]:
         """Return what all other probes' heads make of one request's token scores."""
         found = []
         for index in self.plan.others:
             probe = self.probes[index]
             wanted, channel = probe.readout.positions(num_tokens), self.plan.firsts[index]
-            row = int(np.searchsorted(positions, wanted.start))
+            row = bisect_left(positions, wanted.start)
             own = scores[row : row + len(wanted), channel : channel + probe.channels]
             found.append(float(apply_head(probe.head, probe.readout.reduce(own), self.heads[index])))
         return found
@@ -178,9 +184,11 @@ class _Plan:
     firsts: npt.NDArray[np.int64]
     """Each probe's first channel, `[K]`."""
     simple: npt.NDArray[np.int64]
-    """Probes that are the score of one channel at one token, and their `offsets`: they are scored all at once."""
+    """Probes that are the score of one channel at one token, `offsets` before the last: they are scored all at once."""
+    columns: npt.NDArray[np.int64]
+    """Their channels."""
     offsets: npt.NDArray[np.int64]
-    all_offsets: npt.NDArray[np.int64] | None
+    all_offsets: tuple[int, ...] | None
     """Distinct offsets of all probes, largest first, where each reads one token; None where some read them all."""
     places: npt.NDArray[np.int64]
     """Where among them each of `offsets` stands."""
@@ -198,14 +206,16 @@ class _Plan:
             if (probe.readout.kind, probe.channels, probe.head) == ("last", 1, "sum")
         ]
         offsets = sorted({probe.readout.offset for probe in probes}, reverse=True)
+        firsts = np.cumsum([0, *(probe.channels for probe in probes)])[:-1]
         reads_all = any(probe.readout.kind != "last" for probe in probes)
         return cls(
             order=order,
             starts=np.searchsorted(owners[order], np.unique(owners)),
-            firsts=np.cumsum([0, *(probe.channels for probe in probes)])[:-1],
+            firsts=firsts,
             simple=np.array(simple, dtype=np.int64),
+            columns=firsts[np.array(simple, dtype=np.int64)],
             offsets=np.array([probes[index].readout.offset for index in simple], dtype=np.int64),
-            all_offsets=None if reads_all else np.array(offsets, dtype=np.int64),
+            all_offsets=None if reads_all else tuple(offsets),
             places=np.array([offsets.index(probes[index].readout.offset) for index in simple], dtype=np.int64),
             others=[index for index in range(len(probes)) if index not in simple],
             scales=np.array([probe.scale for probe in probes], dtype=np.float64),

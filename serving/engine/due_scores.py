@@ -30,8 +30,8 @@ RequestScores = dict[str, list[float] | str]
 class DuePrompt:
     """One of the prompts."""
 
-    positions: npt.NDArray[np.int64]
-    """Of the tokens that its probes read, `[n]`."""
+    positions: Sequence[int]
+    """Of the tokens that its probes read, `[n]`, in order."""
     num_tokens: int
     probes: slice = field(default_factory=lambda: slice(None))
     """Which of the bank's probes score it."""
@@ -77,8 +77,7 @@ class DueScores:
     @classmethod
     def lost(cls, probes: ProbeBank, requests: Iterable[str]) -> "DueScores":
         """Return what is due where something failed: reasons instead of scores."""
-        nowhere = np.empty(0, np.int64)
-        return cls(probes, {request: DuePrompt(nowhere, 0) for request in requests}, torch.empty(0), failed=True)
+        return cls(probes, {request: DuePrompt((), 0) for request in requests}, torch.empty(0), failed=True)
 
     def resolve(self) -> RequestScores:
         """Return the scores, waiting for the copy if need be."""
@@ -102,7 +101,7 @@ class DueScores:
             request: own[prompt.probes]
             for (request, prompt), own in zip(self.prompts.items(), scores.tolist(), strict=True)
         }
-        if SILENT in parts.view(np.int32):
+        if np.isnan(scores.min()):  # or no tap was silent: what a probe needs and has not leaves it with NaN
             found.update(dict.fromkeys(self._unread(parts), Unscored.TAP_SILENT.value))
         return found
 

@@ -7,7 +7,6 @@ It touches, of `vllm/v1/kv_cache_interface.py`: `KVCacheConfig`, `FullAttentionS
 """
 
 from collections.abc import Sequence
-from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
@@ -52,33 +51,40 @@ class KVSlots:
         # One row more: vLLM's sign for a token without a slot, -1, is the last row to numpy.
         self._rows = torch.empty(num_slots + 1, width, device=device)
         self._values = self._rows[:num_slots]
+        # The same rows to numpy: for so little, PyTorch takes twice as long.
+        self._table = self._rows.numpy() if self._rows.is_cpu else None
+        self._given: tuple[torch.Tensor, npt.NDArray[np.int64]] | None = None
         self.forget_all()
 
     def keep(self, slots: torch.Tensor, parts: torch.Tensor, num_tokens: int) -> None:
         """Keep the first `num_tokens` rows of `parts` `[T, P]` at the first of `slots`. Raises where one has no slot."""
-        if self._values.is_cpu:
-            # For so little, PyTorch takes twice as long, and so does a look at the slots before.
-            rows = self._rows.numpy()
-            rows[slots.numpy()[:num_tokens]] = parts.numpy()[:num_tokens]
-            if rows.view(np.int32).item(-1) != _UNTOUCHED:
-                raise IndexError("a token of the batch has no slot in the KV cache")
-        else:
+        if self._table is None:
             self._values.index_copy_(0, slots[:num_tokens], parts[:num_tokens])
+            return
+        if self._given is None or self._given[0] is not slots:
+            self._given = slots, slots.numpy()  # a runner gives the same tensor in every step
+        self._table[self._given[1][:num_tokens]] = parts.numpy()[:num_tokens]
+        # To look at the slots before would take longer.
+        if self._table.view(np.int32).item(-1) != _UNTOUCHED:
+            raise IndexError("a token of the batch has no slot in the KV cache")
 
-    def slots(self, prompts: Sequence[Due], positions: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    def slots(self, prompts: Sequence[Due], positions: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
         """Return the slots of the tokens at these `positions` of each of the prompts, one prompt after another."""
-        size, wanted = self._block_size, np.concatenate(positions)
-        blocks = np.fromiter(chain.from_iterable(prompt.blocks for prompt in prompts), np.int64)
-        *firsts, _ = accumulate((len(prompt.blocks) for prompt in prompts), initial=0)
-        own = np.repeat(firsts, [len(each) for each in positions])
-        slots: npt.NDArray[np.int64] = blocks[own + wanted // size] * size + wanted % size
-        return slots
+        size, pairs = self._block_size, list(zip(prompts, positions, strict=True))
+        if all(isinstance(own, range) for own in positions):
+            # Whole prompts: too many to go through one by one, as is quicker with a few.
+            return np.concatenate([self._all_slots(prompt.blocks)[: len(own)] for prompt, own in pairs])
+        return np.array([each.blocks[at // size] * size + at % size for each, own in pairs for at in own], np.int64)
+
+    def _all_slots(self, blocks: Sequence[int]) -> npt.NDArray[np.int64]:
+        slots: npt.NDArray[np.int64] = np.add.outer(np.array(blocks) * self._block_size, np.arange(self._block_size))
+        return slots.ravel()
 
     def take(self, slots: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return what is kept at `slots`, `[n, P]`, on the device."""
-        if self._values.is_cpu:
-            return torch.from_numpy(self._values.numpy().take(slots, axis=0))
-        return self._values[self._index(slots)]
+        if self._table is None:
+            return self._values[self._index(slots)]
+        return torch.from_numpy(self._table.take(slots, axis=0))
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Make the scores of these blocks unknown."""

@@ -168,10 +168,10 @@ def test_only_last_readouts_fetch_few_positions(make):
     """Two `last` probes on one token fetch it once; one pooled probe beside them fetches everything."""
     probes = [Probe(name=f"p{o}", method="m", layers=(0,), readout=Readout(offset=o)) for o in (0, 3)]
     bank = ProbeBank.from_artifact(make(probes=(*probes, probes[0].model_copy(update={"name": "twin"}))))
-    assert bank.positions(10).tolist() == [6, 9]
-    assert bank.positions(2).tolist() == [0, 1]
+    assert bank.positions(10) == [6, 9]
+    assert bank.positions(2) == [0, 1]
     pooled = Probe(name="pool", method="m", layers=(0,), readout=Readout(kind="max"))
-    assert ProbeBank.from_artifact(make(probes=(*probes, pooled))).positions(4).tolist() == [0, 1, 2, 3]
+    assert ProbeBank.from_artifact(make(probes=(*probes, pooled))).positions(4) == range(4)
 
 
 def test_a_tap_has_columns_for_its_own_channels_only(make):
