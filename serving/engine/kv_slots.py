@@ -53,7 +53,6 @@ class KVSlots:
         self._values = self._rows[:num_slots]
         # The same rows to numpy: for so little, PyTorch takes twice as long.
         self._table = self._rows.numpy() if self._rows.is_cpu else None
-        self._given: tuple[torch.Tensor, npt.NDArray[np.int64]] | None = None
         self.forget_all()
 
     def keep(self, slots: torch.Tensor, parts: torch.Tensor, num_tokens: int) -> None:
@@ -61,9 +60,7 @@ class KVSlots:
         if self._table is None:
             self._values.index_copy_(0, slots[:num_tokens], parts[:num_tokens])
             return
-        if self._given is None or self._given[0] is not slots:
-            self._given = slots, slots.numpy()  # a runner gives the same tensor in every step
-        self._table[self._given[1][:num_tokens]] = parts.numpy()[:num_tokens]
+        self._table[slots.numpy()[:num_tokens]] = parts.numpy()[:num_tokens]
         # To look at the slots before would take longer.
         if self._table.view(np.int32).item(-1) != _UNTOUCHED:
             raise IndexError("a token of the batch has no slot in the KV cache")
