@@ -5,6 +5,7 @@ For the demo, the benchmarks and the tests.
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from probes.errors import ServingError
 SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 30.0
+_LASTING = range(20_000, 32_000)
+"""Ports below those that Linux and macOS give to outgoing connections and to whoever asks for any."""
 _POLL_S = 0.25
 
 
@@ -46,11 +49,12 @@ class ServerProcess:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """Return a port that nothing listens on, and that the system gives to no connection before a server starts on it."""
+    for port in random.sample(_LASTING, len(_LASTING)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServingError(f"no port of {_LASTING} is free", field="port", remedy="end what listens on them")
 
 
 def guarded_command(model: Path, artifact: Path, policy: Path, port: int, vllm: Sequence[str] = ()) -> list[str]:

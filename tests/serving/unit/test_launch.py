@@ -9,7 +9,7 @@ import pytest
 from guard.verdict import Action
 from probes.artifact import Artifact
 from probes.errors import ArtifactMismatch, ModelError, PolicyError, ServingError
-from serving import server
+from serving import process, server
 from serving.config import GuardConfig
 from serving.model_folder import model_folder
 from serving.supported import FIRST, LAST, is_supported, require_supported_vllm
@@ -119,6 +119,20 @@ def test_a_taken_port():
             server._require_free_port("127.0.0.1", port)
         assert caught.value.field == "--port"
     server._require_free_port("127.0.0.1", port)
+
+
+def test_a_port_for_a_server_to_come_is_none_that_the_system_gives_away(monkeypatch):
+    """One that someone listens on is passed over, and where all are taken it is said."""
+    assert process.free_port() < 32_768  # where Linux's own choice begins
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        monkeypatch.setattr(process, "_LASTING", [taken, taken + 1])
+        assert process.free_port() == taken + 1
+        monkeypatch.setattr(process, "_LASTING", [taken])
+        with pytest.raises(ServingError, match="free"):
+            process.free_port()
 
 
 def test_an_address_that_is_not_ours():
