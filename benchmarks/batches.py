@@ -54,8 +54,13 @@ def requests(work: Work, arm: str, engine: str, seed: str) -> list[Request]:
             asks = BLOCK if blocked else {} if steered else LET_PASS
             made.append(Request(prompt, work.output_tokens, asks))
         else:
-            made.append(Request(prompt, 1 if blocked else work.output_tokens))
+            made.append(Request(prompt, 1 if blocked else _length(work, number)))
     return made
+
+
+def _length(work: Work, number: int) -> int:
+    """Return how many tokens out a request has: the first of many, of different lengths, end and make room one by one."""
+    return 1 + number % work.output_tokens if number < work.at_once else work.output_tokens
 
 
 def shared_prefix(work: Work, seed: str) -> list[int]:

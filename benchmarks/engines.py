@@ -1,7 +1,7 @@
 """Engines without servers, driven batch by batch: they share a process and their weights, and make the same steps.
 
-Nothing arrives while a batch runs, so that each step can be compared with its twin. A server's steps cannot: what it
-batches depends on when requests happen to arrive.
+Nothing arrives while a batch runs, or only as something of it ends, so that each step can be compared with its twin. A
+server's steps cannot: what it batches depends on when requests happen to arrive.
 """
 
 import json
@@ -37,14 +37,14 @@ class Engines:
         self._process = process
         self._answer()
 
-    def run(self, batches: Mapping[str, Sequence[Request]]) -> dict[str, Steps]:
-        """Let each engine named answer its requests as one batch, all in lockstep."""
+    def run(self, batches: Mapping[str, Sequence[Request]], at_once: int = 0) -> dict[str, Steps]:
+        """Let each engine named answer its requests as one batch, all in lockstep, `at_once` as `Work` has it."""
         asked = {
             name: [(list(each.prompt), each.max_tokens, dict(each.asks)) for each in batch]
             for name, batch in batches.items()
         }
         assert self._process.stdin is not None  # noqa: S101 - both are pipes
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        print(json.dumps([asked, at_once]), file=self._process.stdin, flush=True)
         steps: dict[str, Steps] = self._answer()
         return steps
 

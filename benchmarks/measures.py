@@ -30,7 +30,8 @@ _WARM_UP_TOKENS = 2048
 @contextmanager
 def through_servers(subject: Subject, points: Sequence[Point], work: Path, round_: int) -> Iterator[TakePair]:
     """Start the servers of `subject` and warm them up with each of the points."""
-    with servers(subject, work, round_) as running:
+    needed = {server for point in points for arm, own in point.arms.items() for server in (own, *_judge(arm))}
+    with servers(subject, needed, work, round_) as running:
         take = partial(_take_from_servers, running)
         for point in points:
             if point.work.requests * point.work.prompt_tokens <= _WARM_UP_TOKENS:
@@ -85,7 +86,7 @@ def _take_from_engines(running: Engines, point: Point, number: int) -> Arms:
         prefix = [Request(shared_prefix(point.work, seed), 1)]
         running.run(dict.fromkeys(point.arms.values(), prefix))
     asked = {engine: requests(point.work, arm, engine, seed) for arm, engine in point.arms.items()}
-    found = running.run(asked)
+    found = running.run(asked, point.work.at_once)
     for arm, engine in point.arms.items():
         _require_meant(point, arm, engine, found[engine])
     return {arm: found[engine] for arm, engine in point.arms.items()}

@@ -11,7 +11,8 @@ PARTS = {
     "http": "what a client sees, through real servers, at 1 to 128 requests at once",
     "prompt_length": "one prompt of 32 to 8192 tokens",
     "concurrency": "1 to 128 prompts at once",
-    "mix": "prompts of which most lies in the prefix cache, and long answers to short prompts",
+    "mix": "prompts of which most lies in the prefix cache, long answers to short prompts, and requests that arrive as "
+    "others end",
     "probes": "1 to 64 probes, on one block to all",
     "blocked": "a share of the requests is blocked, and all of them",
     "steered": "a share of the requests is steered, and all of them",
@@ -33,6 +34,8 @@ class Work:
     cached_tokens: int = 0
     blocked: int = 0
     steered: int = 0
+    at_once: int = 0
+    """In the engine, so many are under way, one arriving as another ends; 0: all are there at the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def points(subject: str) -> list[Point]:
 def seconds(point: Point, subject: str) -> float:
     """Return about how long one pair of the point takes."""
     speed, work = SPEEDS[subject], point.work
-    at_once = min(work.requests, point.load.at_once) if point.load else work.requests
+    at_once = min(work.requests, point.load.at_once if point.load else work.at_once or work.requests)
     rounds = work.requests / at_once
     prefill = (
         work.requests * (work.prompt_tokens - work.cached_tokens) + work.cached_tokens
@@ -165,8 +168,9 @@ def _through_servers(subject: str) -> Iterator[Point]:
     yield point("128 at once", replace(base, requests=128), Load(128))
     if subject == "lab":
         # Long, so that its beginning and its end, when fewer are at once, are little of it; and it has a goal.
-        full = point("saturation", replace(base, requests=512), Load(64, streamed=False), _JUDGED)
+        full = point("saturation", replace(base, requests=512), Load(64, streamed=False))
         yield replace(full, budget_s=4 * full.budget_s)
+        yield replace(full, level="saturation, judged", arms=_JUDGED)
 
 
 def _through_engines(subject: str) -> Iterator[Point]:
@@ -181,6 +185,9 @@ def _through_engines(subject: str) -> Iterator[Point]:
         yield point("concurrency", str(requests), requests=requests)
     yield point("mix", "prefix cache", prompt_tokens=544, cached_tokens=512)
     yield point("mix", "long answers", prompt_tokens=32, output_tokens=64)
+    # What a busy server does: nearly every step finishes prompts and goes on with answers.
+    under_way = 2 * base.requests if subject == "lab" else base.requests
+    yield point("mix", "arrivals", requests=8 * under_way, at_once=under_way)
     yield point("probes", "base", _COUNTED)
     for part in ("blocked", "steered"):
         for eighths, level in ((1, "12.5 %"), (2, "25 %"), (4, "50 %"), (8, "100 %")):

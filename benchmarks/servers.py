@@ -6,7 +6,7 @@ An idle server is not quiet (timers, metrics, worker threads that spin), and two
 import os
 import random
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -54,12 +54,12 @@ class Servers:
 
 
 @contextmanager
-def servers(subject: Subject, work: Path, round_: int) -> Iterator[Servers]:
-    """Run the servers of `subject`: `guarded`, `unguarded`, `control`, which is unguarded too, and `small_judge`.
+def servers(subject: Subject, needed: Collection[str], work: Path, round_: int) -> Iterator[Servers]:
+    """Run those servers of `subject` that are `needed`, of `guarded`, `unguarded`, `control` (unguarded) and `small_judge`.
 
     They start two at a time in an order that the round's number gives, and so find their memory by other luck.
     """
-    names = random.Random(round_).sample(["guarded", "unguarded", "control", "small_judge"], 4)  # noqa: S311
+    names = random.Random(round_).sample(sorted(needed), len(needed))  # noqa: S311 - orders them
     ports = {name: free_port() for name in names}
     with ExitStack() as stack, ThreadPoolExecutor(_START_AT_ONCE) as pool:
 

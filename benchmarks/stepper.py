@@ -1,9 +1,9 @@
 """The engines' own process: `python -m benchmarks.stepper SPECS`, SPECS being JSON, by engine the options of its `_Spec`.
 
-Reads batches as JSON lines, by engine `[[[token id, ...], max tokens, what is asked of the guard], ...]`. All engines named
-do their batches in lockstep: every turn each makes one step, in an order that chance gives. Answers, by engine, the seconds
-of its steps, apart for `prefill` steps (some request of the batch has no token yet) and `decode` steps, and the `actions`
-of its guard, counted.
+Reads batches as JSON lines, `[by engine [[[token id, ...], max tokens, what is asked of the guard], ...], how many are
+under way at once, 0 for all]`. All engines named do their batches in lockstep: every turn each makes one step, in an order
+that chance gives. Answers, by engine, the seconds of its steps, apart for `prefill` steps (some request of the batch has no
+token yet) and `decode` steps, and the `actions` of its guard, counted.
 """
 
 import json
@@ -12,8 +12,9 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,12 +35,17 @@ class _Spec:
     """The artifact, and the policy."""
 
 
+_Request = tuple[str, Sequence[int], int, Mapping[str, Any]]
+"""Its name, its prompt, how many tokens out, and what is asked of the guard."""
+
+
 @dataclass(slots=True)
 class _Batch:
     """The batch that an engine is at work on."""
 
     llm: Any
-    waiting: set[str]
+    to_come: Iterator[_Request]
+    waiting: set[str] = field(default_factory=set)
     steps: dict[str, list[float]] = field(default_factory=lambda: {"prefill": [], "decode": []})
     actions: Counter[str] = field(default_factory=Counter)
 
@@ -51,6 +57,19 @@ class _Batch:
         self.steps[kind].append(time.perf_counter() - began)
         self.waiting -= {output.request_id for output in outputs}
         self.actions.update(action for output in outputs if (action := _action(output)))
+        self.add(sum(output.finished for output in outputs))
+
+    def add(self, count: int | None) -> None:
+        """Let so many of the requests to come arrive, or all of them."""
+        from vllm import SamplingParams
+
+        from serving.engine.wire import EXTRA
+
+        for name, prompt, max_tokens, asks in islice(self.to_come, count):
+            extra = {EXTRA: dict(asks)} if asks else None
+            params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, extra_args=extra)
+            self.llm.add_request(name, {"prompt_token_ids": prompt}, params)
+            self.waiting.add(name)
 
 
 def _serve_batches(batches: IO[str], answers: IO[str], specs: Mapping[str, _Spec]) -> None:
@@ -58,9 +77,9 @@ def _serve_batches(batches: IO[str], answers: IO[str], specs: Mapping[str, _Spec
     chance = random.Random(0)  # noqa: S311 - orders the engines, guards nothing
     print(json.dumps(list(engines)), file=answers, flush=True)
     for number, line in enumerate(batches):
-        found = _in_lockstep(
-            {name: _begin(engines[name], number, each) for name, each in json.loads(line).items()}, chance
-        )
+        asked, at_once = json.loads(line)
+        begun = {name: _begin(engines[name], number, each, at_once or None) for name, each in asked.items()}
+        found = _in_lockstep(begun, chance)
         print(json.dumps(found), file=answers, flush=True)
 
 
@@ -110,17 +129,12 @@ def _engine(spec: _Spec) -> Any:
     return LLMEngine.from_engine_args(EngineArgs(**options))
 
 
-def _begin(llm: Any, number: int, requests: Sequence[tuple[Sequence[int], int, Mapping[str, Any]]]) -> _Batch:
-    from vllm import SamplingParams
-
-    from serving.engine.wire import EXTRA
-
-    names = [f"{number}-{place}" for place in range(len(requests))]
-    for name, (prompt, max_tokens, asks) in zip(names, requests, strict=True):
-        extra = {EXTRA: dict(asks)} if asks else None
-        params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, extra_args=extra)
-        llm.add_request(name, {"prompt_token_ids": prompt}, params)
-    return _Batch(llm, set(names))
+def _begin(
+    llm: Any, number: int, requests: Sequence[tuple[Sequence[int], int, Mapping[str, Any]]], at_once: int | None
+) -> _Batch:
+    batch = _Batch(llm, iter([(f"{number}-{place}", *request) for place, request in enumerate(requests)]))
+    batch.add(at_once)
+    return batch
 
 
 def _in_lockstep(batches: Mapping[str, _Batch], chance: random.Random) -> dict[str, dict[str, Any]]:

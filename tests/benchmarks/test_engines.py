@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.shared_weights import share
-from benchmarks.stepper import _Batch, _in_lockstep
+from benchmarks.stepper import _begin, _in_lockstep
 from serving.engine.wire import EXTRA, VERDICT
 
 
@@ -39,24 +39,43 @@ def test_another_model_keeps_its_own_and_a_wrong_one_is_refused():
 
 
 class Counting:
-    """An engine that answers each of its requests with one token a step, and notes when it was asked."""
+    """An engine that answers each of its requests with one token a step, and notes when it was asked and of how many."""
 
-    def __init__(self, name: str, steps: int, turns: list[str]) -> None:
-        self.name, self.left, self.turns = name, steps, turns
+    def __init__(self, name: str, turns: list[str]) -> None:
+        self.name, self.turns = name, turns
+        self.left: dict[str, int] = {}
+        self.begun: set[str] = set()
+        self.under_way: list[int] = []
+
+    def add_request(self, name: str, prompt: dict, params) -> None:
+        assert prompt["prompt_token_ids"] == [7]
+        self.left[name] = params.max_tokens
 
     def has_unfinished_requests(self) -> bool:
-        return self.left > 0
+        return bool(self.left)
 
     def step(self) -> list[SimpleNamespace]:
-        self.left -= 1
         self.turns.append(self.name)
-        carried = {EXTRA: {VERDICT: {"action": "allow"}}} if len(self.turns) <= 2 else None
-        return [SimpleNamespace(request_id="0", kv_transfer_params=carried)]
+        self.under_way.append(len(self.left))
+        new = self.left.keys() - self.begun
+        self.begun |= new
+        verdict = {EXTRA: {VERDICT: {"action": "allow"}}}
+        outputs = [
+            SimpleNamespace(request_id=name, finished=left == 1, kv_transfer_params=verdict if name in new else None)
+            for name, left in self.left.items()
+        ]
+        self.left = {name: left - 1 for name, left in self.left.items() if left > 1}
+        return outputs
+
+
+def asked(*lengths: int) -> list:
+    """Return requests of so many tokens out."""
+    return [([7], length, {}) for length in lengths]
 
 
 def test_engines_take_turns_until_all_are_done_and_prefill_ends_with_the_first_token():
     turns: list[str] = []
-    batches = {name: _Batch(Counting(name, steps, turns), {"0"}) for name, steps in (("a", 4), ("b", 2))}
+    batches = {name: _begin(Counting(name, turns), 0, asked(length), None) for name, length in (("a", 4), ("b", 2))}
     found = _in_lockstep(batches, random.Random(0))  # noqa: S311
     assert {frozenset(turns[:2]), frozenset(turns[2:4])} == {frozenset("ab")}
     assert turns[4:] == ["a", "a"]
@@ -65,3 +84,12 @@ def test_engines_take_turns_until_all_are_done_and_prefill_ends_with_the_first_t
         "b": (1, 1),
     }
     assert found["a"]["actions"] == {"allow": 1}
+
+
+def test_requests_arrive_as_others_end():
+    """Two are under way until none are left to come, and a step is a prefill's when one of them has no token yet."""
+    engine = Counting("a", [])
+    found = _in_lockstep({"a": _begin(engine, 0, asked(1, 3, 2, 1, 2), 2)}, random.Random(0))  # noqa: S311
+    assert engine.under_way == [2, 2, 2, 2, 1]
+    assert (len(found["a"]["prefill"]), len(found["a"]["decode"])) == (3, 2)
+    assert found["a"]["actions"] == {"allow": 5}

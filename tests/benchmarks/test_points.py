@@ -32,7 +32,7 @@ def test_all_factors_of_the_issue_are_there(subject):
     for part in ("blocked", "steered"):
         shares = [getattr(point.work, part) / point.work.requests for point in by_part[part]]
         assert shares[:4] == [0.125, 0.25, 0.5, 1.0]
-    assert len(by_part["mix"]) == 2
+    assert [point.level for point in by_part["mix"]] == ["prefix cache", "long answers", "arrivals"]
     assert set(by_part["alternatives"][0].arms) >= {"hooks", "host_copy", "judge", "small_judge"}
 
 
@@ -108,6 +108,12 @@ def test_blocked_requests_are_compared_with_their_prefill_and_the_rest_with_itse
     asks = [each.asks for each in requests(work, "guarded", "acting", "seed")]
     assert asks == [BLOCK] * 2 + [{}] * 3 + [LET_PASS] * 3
     assert [each.max_tokens for each in requests(work, "unguarded", "unguarded", "seed")] == [1] * 2 + [10] * 6
+
+
+def test_where_requests_arrive_the_first_are_of_different_lengths():
+    """All of one length would end together, and the next ones arrive together."""
+    lengths = [each.max_tokens for each in requests(Work(8, 16, 3, at_once=5), "guarded", "guarded", "seed")]
+    assert lengths == [1, 2, 3, 1, 2, 3, 3, 3]
 
 
 def test_a_judge_reads_instructions_and_the_prompt_and_says_one_token():
