@@ -73,6 +73,7 @@ class GuardedScheduler(DroppingScheduler):
         self._to_steer: list[Request] = []
         self._held_logprobs: dict[str, list[Any]] = {}
         self._crossings: dict[str, Crossing] = {}
+        self._to_act_on: dict[str, Verdict] = {}
         self._step = _Step({}, ())
 
     def add_request(self, request: Request) -> None:
@@ -85,6 +86,7 @@ class GuardedScheduler(DroppingScheduler):
         # A streamed input goes on: what was decided was decided on less than is now asked.
         super()._update_request_as_session(session, update)
         self._decided.discard(session.request_id)
+        self._to_act_on.pop(session.request_id, None)
         self._watches.end(session.request_id)
         self._ask_for(session)
 
@@ -111,6 +113,7 @@ class GuardedScheduler(DroppingScheduler):
         # Kept until they are acted on, which is when their request has its next token.
         self._crossings.update(self._watches.take_in(scheduler_output, output, self._live, self._judge_answer))
         self._step = _Step(getattr(output, SCORES, {}), prompt_logprobs(output))
+        self._decide_ahead(output)
         if self._all_pass(scheduler_output):
             # As vLLM's: a call for each request would be most of what the guard costs in such a step.
             self._update_request_with_output = super()._update_request_with_output  # type: ignore[method-assign]
@@ -124,25 +127,38 @@ class GuardedScheduler(DroppingScheduler):
             self._deliver(outputs)
         return outputs
 
+    def _decide_ahead(self, output: ModelRunnerOutput) -> None:
+        """Decide on the prompts that a step finished and whose first token vLLM is about to take in.
+
+        On any other, and where a KV connector may have failed a load, it is decided when that token is there.
+        """
+        if output.kv_connector_output:
+            return
+        for name in self._step.scores.keys() - self._decided:
+            request = self.requests.get(name)
+            if request and not (request.is_finished() or self._drops(request)) and _has_token(output, name):
+                self._decide(request)
+
     def _all_pass(self, step: SchedulerOutput) -> bool:
-        """Whether every request of a step is in mid-answer, with nothing to be done about it."""
-        return self._decided.issuperset(step.num_scheduled_tokens) and not (self._crossings or self._held_logprobs)
+        """Whether every request of a step has passed, with nothing to be done about its answer."""
+        waiting = self._to_act_on or self._crossings or self._held_logprobs
+        return not waiting and self._decided.issuperset(step.num_scheduled_tokens)
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
     ) -> tuple[list[int], bool]:
         if request.request_id not in self._decided:
-            verdict = self._decide(request)
+            self._decide(request)
+        if verdict := self._to_act_on.pop(request.request_id, None):
             if verdict.action is Action.BLOCK:
                 request.status = RequestStatus.FINISHED_STOPPED
                 request.stop_reason = STOP_BLOCKED
                 request.resumable = False
                 return [], True
-            if verdict.action is Action.STEER:
-                self._to_steer.append(request)
-                self._hold_logprobs(request.request_id)
-                return [], False
-        elif (crossing := self._crossings.pop(request.request_id, None)) and self._interrupt(request, crossing):
+            self._to_steer.append(request)
+            self._hold_logprobs(request.request_id)
+            return [], False
+        if (crossing := self._crossings.pop(request.request_id, None)) and self._interrupt(request, crossing):
             return [], True
         if self._held_logprobs:
             self._give_logprobs(request.request_id)
@@ -189,14 +205,16 @@ class GuardedScheduler(DroppingScheduler):
             if held is not None:
                 given[request_id] = held
 
-    def _decide(self, request: Request) -> Verdict:
+    def _decide(self, request: Request) -> None:
         verdict = self._judge(request)
         if verdict.unscored in _SPOILT:
             self._stop_sharing(request, verdict.unscored)
         self._orders.decided(request)
         self._decided.add(request.request_id)
         self._undelivered[request.request_id] = {PROMPT: _asked(request).get(PROMPT), VERDICT: verdict.to_wire()}
-        return verdict
+        if verdict.action in (Action.BLOCK, Action.STEER):
+            # Until its request's token is there, which then goes no further.
+            self._to_act_on[request.request_id] = verdict
 
     def _judge(self, request: Request) -> Verdict:
         subject = self._subject(request)
@@ -263,6 +281,7 @@ class GuardedScheduler(DroppingScheduler):
         self._decided.discard(request.request_id)
         self._held_logprobs.pop(request.request_id, None)
         self._crossings.pop(request.request_id, None)
+        self._to_act_on.pop(request.request_id, None)
         self._watches.end(request.request_id)
         self._orders.close(request)
         return super()._free_request(request, *args, **kwargs)
@@ -283,6 +302,11 @@ def _asked(request: Request) -> dict[str, Any]:
     given = (request.sampling_params.extra_args or {}).get(EXTRA) if request.sampling_params else None
     # No client can give a mapping here: it is the listener's, or it is none.
     return given if isinstance(given, dict) else {}
+
+
+def _has_token(output: ModelRunnerOutput, name: str) -> bool:
+    place = output.req_id_to_index.get(name)
+    return bool(place is not None and output.sampled_token_ids and output.sampled_token_ids[place])
 
 
 _SPOILT = frozenset({Unscored.TAP_SILENT, Unscored.NOT_FINITE, Unscored.SENSOR_ERROR})

@@ -1,7 +1,11 @@
 """The gate in vLLM's real scheduler, whose workers are played: several steps under way, prompts in chunks."""
 
 import pytest
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.request import RequestStatus
 
+from serving.engine import wire
+from serving.engine.gate import GuardedScheduler
 from tests.serving.stepped import Stepped
 
 SCORES = {"fine": 0.0, "doubtful": 1.5, "harmful": 5.0, "worse": 9.0}
@@ -48,3 +52,59 @@ def test_a_prompt_that_starts_over_is_asked_for_again(config):
             stepped.scheduler.reset_prefix_cache(reset_running_requests=True)
     assert stepped.tokens == {"harmful": [], "fine": [1] * 5}
     assert stepped.verdicts["harmful"]["action"] == "block"
+
+
+def test_only_a_step_in_which_something_is_to_be_done_asks_about_each_request(config, monkeypatch):
+    """Where all pass, prompts that the step finished among them, it is vLLM's own: what the guard does is not by request."""
+    asked: list[str] = []
+    ask = GuardedScheduler._update_request_with_output
+
+    def noted(scheduler, request, *args, **kwargs):
+        asked.append(request.request_id)
+        return ask(scheduler, request, *args, **kwargs)
+
+    monkeypatch.setattr(GuardedScheduler, "_update_request_with_output", noted)
+    stepped = Stepped(config(), max_num_batched_tokens=256, max_num_seqs=8)
+    stepped.scores = SCORES
+    for number, name in enumerate(("fine", "doubtful")):
+        stepped.add(name, range(100 * number, 100 * number + 40), max_tokens=9)
+        stepped.step()
+    assert asked == []
+    stepped.add("harmful", range(40))
+    stepped.step()
+    assert sorted(asked) == ["doubtful", "fine", "harmful"]
+    stepped.step()
+    assert len(asked) == 3
+    assert {name: verdict["action"] for name, verdict in stepped.verdicts.items()} == {
+        name: ACTIONS[name] for name in ("fine", "doubtful", "harmful")
+    }
+    assert {name: len(tokens) for name, tokens in stepped.tokens.items()} == {"fine": 4, "doubtful": 3, "harmful": 0}
+
+
+@pytest.mark.parametrize("name", ["fine", "harmful"])
+def test_what_its_client_left_is_not_decided(config, name):
+    """A prompt whose scores arrive after its request is gone has no verdict, and leaves nothing behind."""
+    stepped = Stepped(config(), under_way=2, asynchronous=True, max_num_batched_tokens=256, max_num_seqs=8)
+    stepped.scores = SCORES
+    stepped.add(name, range(40))
+    stepped.step()
+    stepped.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+    stepped.step()
+    assert stepped.asked == {name: 1}
+    assert stepped.verdicts == {}
+    gate = stepped.scheduler
+    assert not any((gate._decided, gate._undelivered, gate._to_act_on, gate.requests))
+
+
+def test_a_prompt_whose_blocks_could_not_be_loaded_is_not_decided_by_them(config):
+    """Its scores come with those of a KV connector's failed load: what counts are those of the step that computes it."""
+    stepped = Stepped(config(), max_num_batched_tokens=256, max_num_seqs=8)
+    gate = stepped.scheduler
+    stepped.add("fine", range(40))
+    step = gate.schedule()
+    failed = ModelRunnerOutput(["fine"], {"fine": 0}, [[1]])
+    failed.kv_connector_output = KVConnectorOutput(invalid_block_ids=set(stepped.blocks("fine")[:1]))
+    setattr(failed, wire.SCORES, {"fine": [9.0]})
+    gate._handle_invalid_blocks = lambda blocks, scheduled: {"fine"}
+    gate.update_from_output(step, failed)
+    assert not any((gate._decided, gate._undelivered, gate._to_act_on))
