@@ -108,7 +108,7 @@ class ProbeBank:
 
     def add_up(self, parts: Scores) -> Scores:
         """Return token scores `[T, C]` from the taps' shares in them, `[T, P]`: the readings' columns side by side."""
-        by_channel = parts.take(self.plan.order, axis=1)
+        by_channel = parts if self.plan.in_order else parts.take(self.plan.order, axis=1)
         if len(self.plan.order) == len(self.plan.starts):
             return by_channel  # each channel is read at one tap
         return np.add.reduceat(by_channel, self.plan.starts, axis=1)
@@ -152,7 +152,8 @@ class ProbeBank:
         values: Scores
         if plan.all_offsets is not None and min(num_tokens, default=0) > plan.all_offsets[0]:
             # As in nearly every batch: each request has as many rows.
-            values = scores.reshape(len(positions), -1, scores.shape[1])[:, plan.places, plan.columns]
+            rows = scores.reshape(len(positions), -1, scores.shape[1])
+            values = rows[:, 0] if plan.one_each else rows[:, plan.places, plan.columns]
         else:
             wanted = np.maximum(np.asarray(num_tokens)[:, None] - 1 - plan.offsets, 0)
             if plan.all_offsets is not None:
@@ -179,6 +180,8 @@ class _Plan:
 
     order: npt.NDArray[np.int64]
     """Columns of the readings `[P]` in the order of their channels, taps in order within each."""
+    in_order: bool
+    """Whether they stand in that order as they are."""
     starts: npt.NDArray[np.int64]
     """Where in that order each channel begins, `[C]`."""
     firsts: npt.NDArray[np.int64]
@@ -192,6 +195,8 @@ class _Plan:
     """Distinct offsets of all probes, largest first, where each reads one token; None where some read them all."""
     places: npt.NDArray[np.int64]
     """Where among them each of `offsets` stands."""
+    one_each: bool
+    """Whether the simple probes are all channels in order, at one token."""
     others: list[int]
     scales: npt.NDArray[np.float64]
     biases: npt.NDArray[np.float64]
@@ -210,6 +215,7 @@ class _Plan:
         reads_all = any(probe.readout.kind != "last" for probe in probes)
         return cls(
             order=order,
+            in_order=bool((order == np.arange(len(order))).all()),
             starts=np.searchsorted(owners[order], np.unique(owners)),
             firsts=firsts,
             simple=np.array(simple, dtype=np.int64),
@@ -217,6 +223,7 @@ class _Plan:
             offsets=np.array([probes[index].readout.offset for index in simple], dtype=np.int64),
             all_offsets=None if reads_all else tuple(offsets),
             places=np.array([offsets.index(probes[index].readout.offset) for index in simple], dtype=np.int64),
+            one_each=len(simple) == len(probes) and len(offsets) == 1,
             others=[index for index in range(len(probes)) if index not in simple],
             scales=np.array([probe.scale for probe in probes], dtype=np.float64),
             biases=np.array([probe.bias for probe in probes], dtype=np.float64),

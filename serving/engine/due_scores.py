@@ -4,9 +4,9 @@ It touches, of `vllm/v1/outputs.py`: `AsyncModelRunnerOutput`, which it wraps.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +26,13 @@ RequestScores = dict[str, list[float] | str]
 """By request: its scores `[K]`, or why it has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class DuePrompt:
+class DuePrompt(NamedTuple):
     """One of the prompts."""
 
     positions: Sequence[int]
     """Of the tokens that its probes read, `[n]`, in order."""
     num_tokens: int
-    probes: slice = field(default_factory=lambda: slice(None))
+    probes: slice = slice(None)
     """Which of the bank's probes score it."""
 
 

@@ -92,8 +92,7 @@ class GuardedPass:
     def allocate(self, kv_cache: KVCacheConfig) -> None:
         """Make room for the scores of every KV-cache slot, on the pipeline's last stage, where all parts meet."""
         if get_pp_group().is_last_rank:
-            parts = self._sensor.parts
-            self._slots = KVSlots(kv_cache, parts.shape[1], parts.device)
+            self._slots = KVSlots(kv_cache, self._sensor.parts)
 
     def forget_all(self) -> None:
         """Make every score unknown that is kept: the KV cache was emptied behind the scheduler's back."""
@@ -164,7 +163,7 @@ class GuardedPass:
         if self._layout is None:
             raise RuntimeError("the model runner made a pass without laying out its batch")
         self._complete()
-        kept.keep(self._layout.slots(kept.group), self._sensor.parts, self._num_tokens)
+        kept.keep(self._layout.slots(kept.group), self._num_tokens)
 
     def _due(self, kept: KVSlots) -> DueScores:
         prompts = {

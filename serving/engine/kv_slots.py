@@ -7,6 +7,7 @@ It touches, of `vllm/v1/kv_cache_interface.py`: `KVCacheConfig`, `FullAttentionS
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,29 +41,43 @@ _UNTOUCHED = 0x7FC0F0E0
 """Bits of a NaN that no tap reads or leaves."""
 
 
+class _Host(NamedTuple):
+    table: npt.NDArray[np.float32]
+    bits: npt.NDArray[np.int32]
+    """Of the table."""
+    parts: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, rows: torch.Tensor, parts: torch.Tensor) -> "_Host":
+        table = rows.numpy()
+        return cls(table, table.view(np.int32), parts.numpy())
+
+
 class KVSlots:
     """What the taps read of each token, at the slot of its keys and values; a slot never written reads as NaN."""
 
-    def __init__(self, kv_cache: KVCacheConfig, width: int, device: torch.device) -> None:
+    def __init__(self, kv_cache: KVCacheConfig, parts: torch.Tensor) -> None:
+        """`parts` `[T, P]` is what the taps write, pass after pass."""
         self.group = scoring_group(kv_cache)
         self._block_size = kv_cache.kv_cache_groups[self.group].kv_cache_spec.block_size
         self._num_blocks = kv_cache.num_blocks
         num_slots = self._num_blocks * self._block_size
         # One row more: vLLM's sign for a token without a slot, -1, is the last row to numpy.
-        self._rows = torch.empty(num_slots + 1, width, device=device)
+        self._rows = torch.empty(num_slots + 1, parts.shape[1], device=parts.device)
         self._values = self._rows[:num_slots]
-        # The same rows to numpy: for so little, PyTorch takes twice as long.
-        self._table = self._rows.numpy() if self._rows.is_cpu else None
+        self._parts = parts
+        # The same memory to numpy: for so little, PyTorch takes twice as long.
+        self._host = _Host.of(self._rows, parts) if parts.is_cpu else None
         self.forget_all()
 
-    def keep(self, slots: torch.Tensor, parts: torch.Tensor, num_tokens: int) -> None:
-        """Keep the first `num_tokens` rows of `parts` `[T, P]` at the first of `slots`. Raises where one has no slot."""
-        if self._table is None:
-            self._values.index_copy_(0, slots[:num_tokens], parts[:num_tokens])
+    def keep(self, slots: torch.Tensor, num_tokens: int) -> None:
+        """Keep the first `num_tokens` rows of what the taps wrote at the first of `slots`. Raises where one has no slot."""
+        if self._host is None:
+            self._values.index_copy_(0, slots[:num_tokens], self._parts[:num_tokens])
             return
-        self._table[slots.numpy()[:num_tokens]] = parts.numpy()[:num_tokens]
+        self._host.table[slots.numpy()[:num_tokens]] = self._host.parts[:num_tokens]
         # To look at the slots before would take longer.
-        if self._table.view(np.int32).item(-1) != _UNTOUCHED:
+        if self._host.bits.item(-1) != _UNTOUCHED:
             raise IndexError("a token of the batch has no slot in the KV cache")
 
     def slots(self, prompts: Sequence[Due], positions: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
@@ -79,9 +94,9 @@ class KVSlots:
 
     def take(self, slots: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return what is kept at `slots`, `[n, P]`, on the device."""
-        if self._table is None:
+        if self._host is None:
             return self._values[self._index(slots)]
-        return torch.from_numpy(self._table.take(slots, axis=0))
+        return torch.from_numpy(self._host.table.take(slots, axis=0))
 
     def forget(self, blocks: Sequence[int]) -> None:
         """Make the scores of these blocks unknown."""

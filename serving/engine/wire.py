@@ -5,6 +5,7 @@ parallelism, for several API servers and under every executor.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +43,7 @@ STOP_ANSWER = "foreguard:answer"
 """`stop_reason` of a request that the gate ended in the middle of its answer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(NamedTuple):
     """A prompt that the step finishes: its scores are due."""
 
     num_tokens: int

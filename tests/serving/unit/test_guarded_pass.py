@@ -315,7 +315,7 @@ def test_scores_are_kept_beside_the_first_group_that_holds_whole_contexts():
 
 def test_a_slot_never_written_reads_as_unknown():
     """Nothing is a score by default."""
-    slots = KVSlots(cache(attention()), 3, torch.device("cpu"))
+    slots = KVSlots(cache(attention()), torch.zeros(8, 3))
     assert slots.take(slots.slots([Due(6, [7, 1])], [np.arange(6)])).isnan().all()
 
 
