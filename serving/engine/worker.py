@@ -19,6 +19,7 @@ from serving.config import GuardConfig
 from serving.engine.dry_run import dry_run_of
 from serving.engine.due_scores import Reading, with_scores
 from serving.engine.guarded_pass import GuardedPass
+from serving.engine.interpreter_stack import make_room
 from serving.engine.pipeline_stages import relay
 from serving.engine.runner_v1 import attach_v1
 from serving.engine.runner_v2 import attach_v2
@@ -39,6 +40,7 @@ class GuardedWorker(PlatformWorker):
 
     def load_model(self, **options: Any) -> None:
         """Load the weights and tap the model, before anything is compiled."""
+        make_room()
         super().load_model(**options)
         artifacts = GuardConfig.from_vllm(self.vllm_config.additional_config).load_artifacts()
         for artifact in artifacts:

@@ -53,6 +53,12 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.lora.request LoRARequest.lora_path",
         "vllm.sampling_params SamplingParams.extra_args",
     ),
+    "serving/engine/interpreter_stack.py": (
+        "vllm.v1.engine.core EngineCoreProc.run_busy_loop",
+        "vllm.v1.engine.core EngineCoreProc.run_engine_core -> run_busy_loop",
+        "vllm.v1.executor.multiproc_executor WorkerProc.worker_busy_loop",
+        "vllm.v1.executor.multiproc_executor WorkerProc.worker_main -> worker_busy_loop",
+    ),
     "serving/engine/versions.py": (
         f"{_SCHEDULER}._preempt_request(request, timestamp, drop_stale_output) or "
         f"{_SCHEDULER}._preempt_request(request, timestamp)",
