@@ -12,7 +12,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from vllm.v1.core.sched.scheduler import Scheduler
 
 from guard.decide import BoundPolicy
 from guard.verdict import Unscored, Verdict
@@ -113,8 +112,9 @@ def _tap_that_raises(worker: FaultyWorker) -> Iterator[None]:
 def _keeping(value: float) -> Callable[[Any], Any]:
     keep = KVSlots.keep
 
-    def keep_another(self: KVSlots, slots: torch.Tensor, parts: torch.Tensor, num_tokens: int) -> None:
-        keep(self, slots, torch.full_like(parts, value), num_tokens)
+    def keep_another(self: KVSlots, slots: torch.Tensor, num_tokens: int) -> None:
+        self._parts[:num_tokens].fill_(value)
+        keep(self, slots, num_tokens)
 
     return lambda _worker: patch.object(KVSlots, "keep", keep_another)
 
@@ -149,12 +149,12 @@ class FaultyScheduler(GuardedScheduler):
                 raise Planted
         return super().update_from_output(scheduler_output, model_runner_output)
 
-    def _update_request_with_output(self, request: Any, new_token_ids: list[int], *args: Any, **options: Any) -> Any:
+    def _decide(self, request: Any) -> None:
         fault = _fault_of(request.sampling_params)
         if fault == "ungated":
-            return Scheduler._update_request_with_output(self, request, new_token_ids, *args, **options)
+            return
         with patch.object(BoundPolicy, "judge", _fails_on_scores) if fault == "policy" else ExitStack():
-            return super()._update_request_with_output(request, new_token_ids, *args, **options)
+            super()._decide(request)
 
 
 _judge = BoundPolicy.judge
