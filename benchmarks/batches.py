@@ -52,7 +52,7 @@ def requests(work: Work, arm: str, engine: str, seed: str) -> list[Request]:
             made.append(Request(judge_prompt(prompt), 1))
         elif engine == "acting":
             asks = BLOCK if blocked else {} if steered else LET_PASS
-            made.append(Request(prompt, work.output_tokens, asks))
+            made.append(Request(prompt, _length(work, number), asks))
         else:
             made.append(Request(prompt, 1 if blocked else _length(work, number)))
     return made

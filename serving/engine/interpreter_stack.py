@@ -5,7 +5,7 @@ it (`push_chunk` and `_PyThreadState_PopFrame` in its Python/pystate.c). On a CP
 attention: where such a call happens to begin a piece, every layer of every step pays 25 µs, and the frames that the guard
 adds make it so where it was not. From a frame so large that all calls under it fit into its piece, none begins one.
 
-It touches `run_busy_loop` of `vllm/v1/engine/core.py` `EngineCoreProc` and `worker_busy_loop` of
+It touches `run_busy_loop` of `vllm/v1/engine/core.py` `EngineCoreProc` and `DPEngineCoreProc`, and `worker_busy_loop` of
 `vllm/v1/executor/multiproc_executor.py` `WorkerProc`: each is wrapped, and runs for as long as its process.
 """
 
@@ -13,12 +13,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.engine.core import DPEngineCoreProc, EngineCoreProc
 from vllm.v1.executor.multiproc_executor import WorkerProc
 
 _ROOM = 2**14
 """Values of 8 bytes: the piece that holds them is twice as large."""
-_LOOPS = ((EngineCoreProc, "run_busy_loop"), (WorkerProc, "worker_busy_loop"))
+_LOOPS = (
+    (EngineCoreProc, "run_busy_loop"),
+    (DPEngineCoreProc, "run_busy_loop"),
+    (WorkerProc, "worker_busy_loop"),
+)
 
 
 def with_room(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,9 +35,8 @@ def with_room(call: Callable[..., Any]) -> Callable[..., Any]:
     return functools.update_wrapper(roomy, call)
 
 
+@functools.cache
 def make_room() -> None:
     """Let the loops of this process, which begin when its engine or its worker is ready, run with room."""
     for owner, name in _LOOPS:
-        loop = getattr(owner, name)
-        if loop.__code__.co_stacksize != _ROOM:
-            setattr(owner, name, with_room(loop))
+        setattr(owner, name, with_room(getattr(owner, name)))

@@ -55,6 +55,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     ),
     "serving/engine/interpreter_stack.py": (
         "vllm.v1.engine.core EngineCoreProc.run_busy_loop",
+        "vllm.v1.engine.core DPEngineCoreProc.run_busy_loop",
         "vllm.v1.engine.core EngineCoreProc.run_engine_core -> run_busy_loop",
         "vllm.v1.executor.multiproc_executor WorkerProc.worker_busy_loop",
         "vllm.v1.executor.multiproc_executor WorkerProc.worker_main -> worker_busy_loop",
