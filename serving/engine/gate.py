@@ -74,6 +74,7 @@ class GuardedScheduler(DroppingScheduler):
         self._held_logprobs: dict[str, list[Any]] = {}
         self._crossings: dict[str, Crossing] = {}
         self._to_act_on: dict[str, Verdict] = {}
+        self._is_asked = False
         self._step = _Step({}, ())
 
     def add_request(self, request: Request) -> None:
@@ -123,7 +124,7 @@ class GuardedScheduler(DroppingScheduler):
         for request in self._to_steer:
             self._resume_steered(request)
         self._to_steer.clear()
-        if self._undelivered:
+        if self._undelivered and self._is_asked:
             self._deliver(outputs)
         return outputs
 
@@ -140,16 +141,22 @@ class GuardedScheduler(DroppingScheduler):
                 self._decide(request)
 
     def _all_pass(self, step: SchedulerOutput) -> bool:
-        """Whether every request of a step has passed, with nothing to be done about its answer."""
+        """Whether every request of a step has passed, with nothing to be done about its answer.
+
+        None has until vLLM asks about a request: another plugin may have patched the way here away. Without it no verdict
+        is delivered either, which the self-test's canary prompt finds.
+        """
         waiting = self._to_act_on or self._crossings or self._held_logprobs
-        return not waiting and self._decided.issuperset(step.num_scheduled_tokens)
+        return self._is_asked and not waiting and self._decided.issuperset(step.num_scheduled_tokens)
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
     ) -> tuple[list[int], bool]:
+        self._is_asked = True
         if request.request_id not in self._decided:
             self._decide(request)
         if verdict := self._to_act_on.pop(request.request_id, None):
+            self._tell(request, verdict)
             if verdict.action is Action.BLOCK:
                 request.status = RequestStatus.FINISHED_STOPPED
                 request.stop_reason = STOP_BLOCKED
@@ -211,10 +218,14 @@ class GuardedScheduler(DroppingScheduler):
             self._stop_sharing(request, verdict.unscored)
         self._orders.decided(request)
         self._decided.add(request.request_id)
-        self._undelivered[request.request_id] = {PROMPT: _asked(request).get(PROMPT), VERDICT: verdict.to_wire()}
         if verdict.action in (Action.BLOCK, Action.STEER):
-            # Until its request's token is there, which then goes no further.
+            # Until its request's token is there, which then goes no further. What is not done is not told.
             self._to_act_on[request.request_id] = verdict
+        else:
+            self._tell(request, verdict)
+
+    def _tell(self, request: Request, verdict: Verdict) -> None:
+        self._undelivered[request.request_id] = {PROMPT: _asked(request).get(PROMPT), VERDICT: verdict.to_wire()}
 
     def _judge(self, request: Request) -> Verdict:
         subject = self._subject(request)

@@ -1,11 +1,13 @@
 """The gate in vLLM's real scheduler, whose workers are played: several steps under way, prompts in chunks."""
 
 import pytest
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from serving.engine import wire
 from serving.engine.gate import GuardedScheduler
+from tests.serving.faults.plugins import patch_scheduler
 from tests.serving.stepped import Stepped
 
 SCORES = {"fine": 0.0, "doubtful": 1.5, "harmful": 5.0, "worse": 9.0}
@@ -55,7 +57,10 @@ def test_a_prompt_that_starts_over_is_asked_for_again(config):
 
 
 def test_only_a_step_in_which_something_is_to_be_done_asks_about_each_request(config, monkeypatch):
-    """Where all pass, prompts that the step finished among them, it is vLLM's own: what the guard does is not by request."""
+    """Where all pass, prompts that the step finished among them, it is vLLM's own: what the guard does is not by request.
+
+    But for the first, which shows that the gate is where it would be asked.
+    """
     asked: list[str] = []
     ask = GuardedScheduler._update_request_with_output
 
@@ -69,7 +74,8 @@ def test_only_a_step_in_which_something_is_to_be_done_asks_about_each_request(co
     for number, name in enumerate(("fine", "doubtful")):
         stepped.add(name, range(100 * number, 100 * number + 40), max_tokens=9)
         stepped.step()
-    assert asked == []
+    assert asked == ["fine"]
+    asked.clear()
     stepped.add("harmful", range(40))
     stepped.step()
     assert sorted(asked) == ["doubtful", "fine", "harmful"]
@@ -79,6 +85,26 @@ def test_only_a_step_in_which_something_is_to_be_done_asks_about_each_request(co
         name: ACTIONS[name] for name in ("fine", "doubtful", "harmful")
     }
     assert {name: len(tokens) for name, tokens in stepped.tokens.items()} == {"fine": 4, "doubtful": 3, "harmful": 0}
+
+
+@pytest.mark.parametrize(("patched_after", "told"), [((), []), (("fine",), ["fine", "doubtful"])])
+def test_what_is_not_done_is_not_told(config, monkeypatch, patched_after, told):
+    """Where a plugin of somebody else's leads past the gate, no verdict is told that the gate could not act on.
+
+    The API server then finds none: from the start on that ends it, and later the prompt is unscored.
+    """
+    stepped = Stepped(config(), max_num_batched_tokens=256, max_num_seqs=8)
+    stepped.scores = SCORES
+    for number, name in enumerate(patched_after):
+        stepped.add(name, range(100 * number, 100 * number + 40), max_tokens=5)
+        stepped.step()
+    monkeypatch.setattr(Scheduler, "update_from_output", Scheduler.update_from_output)
+    patch_scheduler()
+    for number, name in enumerate(("doubtful", "harmful"), 1):
+        stepped.add(name, range(100 * number, 100 * number + 40), max_tokens=5)
+        stepped.step()
+    assert list(stepped.verdicts) == told
+    assert len(stepped.tokens["harmful"]) == 1
 
 
 @pytest.mark.parametrize("name", ["fine", "harmful"])
