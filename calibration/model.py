@@ -1,4 +1,4 @@
-"""The model under calibration: any Hugging Face causal language model, run batch by batch in its own precision."""
+"""The model under calibration: any Hugging Face causal language model, run batch by batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from calibration.arithmetic import dtype_of, settle
 from calibration.batching import Batch
 from calibration.structure import find_blocks, find_down_projections, find_writers
 from probes.errors import ModelError
@@ -32,8 +33,14 @@ class ChatModel:
     head: nn.Module = field(repr=False)
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: str = "auto", device: str = "cpu") -> "ChatModel":
-        """Load the model in `folder`; `dtype` is `auto` (its own) or torch's name of another. Raises `ModelError`."""
+    def load(
+        cls, folder: Path, *, dtype: str = "auto", device: str = "cpu", arithmetic: torch.dtype | None = None
+    ) -> "ChatModel":
+        """Load the model in `folder`. Raises `ModelError`.
+
+        `dtype` is the precision of its weights: `auto` (the model's own) or torch's name of another. `arithmetic` is
+        what passes compute in; without it, `calibration.arithmetic` chooses. It never rounds the weights further.
+        """
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
@@ -45,7 +52,7 @@ class ChatModel:
             raise ModelError(
                 f"{folder.name} cannot be loaded: {error}", field="model", remedy=_NAME_A_FOLDER
             ) from error
-        return cls.wrap(model.to(device), tokenizer)
+        return cls.wrap(settle(model.to(device), arithmetic=arithmetic), tokenizer)
 
     @classmethod
     def wrap(cls, model: Any, tokenizer: Any) -> "ChatModel":
@@ -64,6 +71,11 @@ class ChatModel:
     def num_layers(self) -> int:
         """Decoder blocks."""
         return len(self.blocks)
+
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """What passes compute in."""
+        return dtype_of(self.model)
 
     def down_projections(self) -> list[nn.Module]:
         """Return each block's down-projection `[L]`, whose input is site `mlp_neurons`. Raises `ModelError`."""

@@ -31,6 +31,7 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
+from calibration.arithmetic import name_of
 from calibration.catalogue import DIAGNOSTICS, METHODS, require_known
 from calibration.causal.signature import signature_study
 from calibration.controls import random_probes, report_controls, shuffled_probes
@@ -45,6 +46,7 @@ from calibration.model import ChatModel
 from calibration.near_duplicates import leakage_notes
 from calibration.partner import load_partner
 from calibration.platt import fit_platt
+from calibration.progress import stage
 from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.reading.activations import Where, record
 from calibration.reading.engine_source import IN_PROCESS, EngineSource, require_engine
@@ -53,13 +55,13 @@ from calibration.request_scores import RequestScores, score_prompts
 from calibration.separation import separation_map
 from calibration.stage_file import room_for, write_whole, written_whole
 from calibration.steering.admission import KL_BUDGET, admit
-from calibration.steering.dose_response import dose_response
+from calibration.steering.dose_response import Dose, dose_response
 from calibration.study import Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.unseen.contenders import METHODS as CONTENDING
 from calibration.unseen.contenders import require_contender
 from calibration.unseen.left_out import require_families
-from calibration.unseen.unseen_sources import COMBINED, unseen_sources
+from calibration.unseen.unseen_sources import COMBINED, UnseenSources, unseen_sources
 from calibration.watching.watches import Watched, require_tokens, watch_answers
 from calibration.wrapping import wrap_prompts
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
@@ -134,6 +136,11 @@ class _Run:
     source: EngineSource | RayCluster | None
     """Who reads the training prompts' activations and scores the others, where it is not this process."""
 
+    @property
+    def arithmetic(self) -> str:
+        """What the passes that thresholds are certified by compute in."""
+        return self.fingerprint.dtype if isinstance(self.source, EngineSource) else name_of(self.chat.arithmetic)
+
 
 def calibrate(
     model: Path, train: Path, validation: Path, test: Path, out: Path, settings: Settings = Settings()
@@ -152,13 +159,17 @@ def calibrate(
         require_known(settings.only)
     if settings.leave_one_source_out:
         require_contender(list(filter(settings.runs, CONTENDING)))
-    files = _read_files(train, validation, test)
-    identity = fingerprint(model, dtype=None if settings.dtype == "auto" else settings.dtype)
-    work = _work_folder(out, identity, files, settings)
-    chat = ChatModel.load(model, dtype=settings.dtype, device=settings.device)
-    partner = (
-        load_partner(chat, settings.partner, dtype=settings.dtype, device=settings.device) if settings.partner else None
-    )
+    with stage("reading the prompts and the model's fingerprint"):
+        files = _read_files(train, validation, test)
+        identity = fingerprint(model, dtype=None if settings.dtype == "auto" else settings.dtype)
+    with stage("loading the model"):
+        chat = ChatModel.load(model, dtype=settings.dtype, device=settings.device)
+        partner = (
+            load_partner(chat, settings.partner, dtype=settings.dtype, device=settings.device)
+            if settings.partner
+            else None
+        )
+    work = _work_folder(out, identity, files, settings, name_of(chat.arithmetic))
     source = _source(chat, model, identity, work, settings)
     run = _Run(chat, identity, files, _encode(chat, files, settings), work, _tools(settings), partner, source)
     if settings.leave_one_source_out:
@@ -174,12 +185,9 @@ def calibrate(
     found = _admitted(run, training, found, scored["validation"], settings)
     found, scored = _in_logits(run, found, scored)
     watched = _watched(run, training, found, settings)
-    report = _report(run, [probe.name for probe in scoring.manifest.probes], scored, found, watched.notes)
-    unseen = (
-        unseen_sources(training, run.work / "07-unseen", found.refusal_tokens, list(filter(settings.runs, CONTENDING)))
-        if settings.leave_one_source_out
-        else None
-    )
+    with stage("evaluating"):
+        report = _report(run, [probe.name for probe in scoring.manifest.probes], scored, found, watched.notes)
+    unseen = _unseen(run, training, found, settings)
     evidence = _evidence(run, training, found, scored, report, settings, watched).model_copy(update={"unseen": unseen})
     with room_for(out):
         manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence, watched).save(out)
@@ -214,7 +222,9 @@ def _read_files(train: Path, validation: Path, test: Path) -> dict[str, PromptFi
     return files
 
 
-def _work_folder(out: Path, identity: Fingerprint, files: dict[str, PromptFile], settings: Settings) -> Path:
+def _work_folder(
+    out: Path, identity: Fingerprint, files: dict[str, PromptFile], settings: Settings, arithmetic: str
+) -> Path:
     """Name the work by all that decides its content, so that a resumed run can never mix two."""
     content = {
         "model": identity.model_dump(),
@@ -222,6 +232,7 @@ def _work_folder(out: Path, identity: Fingerprint, files: dict[str, PromptFile],
         "settings": asdict(settings) | {"keep_work": None, "leave_one_source_out": None, "partner": None, "ray": None},
         "partner": fingerprint(settings.partner).model_dump() if settings.partner else None,
         "tools": _tools(settings),
+        "arithmetic": arithmetic,
     }
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     work = out.parent / WORK / key
@@ -253,7 +264,8 @@ def _source(
         return EngineSource.named(settings.engine, arguments, model=model, dtype=settings.dtype, folder=work, chat=chat)
     if settings.ray is None:
         return None
-    replica = Replica(str(model), settings.dtype, settings.device, identity, torch.get_num_threads())
+    arithmetic = name_of(chat.arithmetic)
+    replica = Replica(str(model), settings.dtype, settings.device, arithmetic, identity, torch.get_num_threads())
     return RayCluster(settings.ray, replica)
 
 
@@ -312,7 +324,8 @@ def _write_inputs(run: _Run, settings: Settings) -> str:
 def _read_activations(run: _Run) -> TrainingSet:
     offset = len(template_suffix(run.chat.tokenizer))
     where: tuple[Where, ...] = (*range(offset + 1), "mean")
-    recording = record(run.chat, run.encoded["train"], where, run.work / "02-activations", source=run.source)
+    with stage("reading activations"):
+        recording = record(run.chat, run.encoded["train"], where, run.work / "02-activations", source=run.source)
     return TrainingSet.split(run.chat, run.encoded["train"], recording, offset, run.partner)
 
 
@@ -323,7 +336,8 @@ def _fit(run: _Run, training: TrainingSet, settings: Settings) -> Fitted:
             continue
         path = run.work / f"03-{name}.safetensors"
         if not path.exists():
-            save_fitted(method(training), path)
+            with stage(f"fitting {name}"):
+                save_fitted(method(training), path)
         parts.append(load_fitted(path))
     return merge(parts)
 
@@ -335,7 +349,8 @@ def _admitted(run: _Run, training: TrainingSet, found: Fitted, validation: Reque
         scores = validation.scores[:, : len(found.probes)]
         kept = settings.keep_costly_steering
         prompts = run.encoded["validation"]
-        save_fitted(admit(training, found, prompts, scores, settings.kl_budget, keep_costly=kept), path)
+        with stage("measuring steering vectors"):
+            save_fitted(admit(training, found, prompts, scores, settings.kl_budget, keep_costly=kept), path)
     return load_fitted(path)
 
 
@@ -346,7 +361,8 @@ def _diagnose(run: _Run, training: TrainingSet, found: Fitted, settings: Setting
             continue
         path = run.work / f"06-{name}.json"
         if not path.exists():
-            write_whole(path, _STUDIES.dump_json(diagnostic(training, found)).decode())
+            with stage(f"study {name}"):
+                write_whole(path, _STUDIES.dump_json(diagnostic(training, found)).decode())
         studies += _STUDIES.validate_json(path.read_text())
     return tuple(studies)
 
@@ -360,11 +376,12 @@ def _score(run: _Run, probes: Artifact, split: str, refusal_tokens: Sequence[int
     path = run.work / f"04-scores-{split}.safetensors"
     if not path.exists():
         prompts, title = run.encoded[split], f"scoring {split} prompts"
-        if run.source is not None:
-            scored = run.source.score(prompts, probes, refusal_tokens, title)
-        else:
-            bank = ProbeBank.from_artifact(probes)
-            scored = score_prompts(run.chat, bank, prompts, refusal_tokens=refusal_tokens, title=title)
+        with stage(title):
+            if run.source is not None:
+                scored = run.source.score(prompts, probes, refusal_tokens, title)
+            else:
+                bank = ProbeBank.from_artifact(probes)
+                scored = score_prompts(run.chat, bank, prompts, refusal_tokens=refusal_tokens, title=title)
         with written_whole(path) as staging:
             save_file({"scores": scored.scores, "refusal": scored.refusal}, staging)
     content = load_file(path)
@@ -383,7 +400,17 @@ def _watched(run: _Run, training: TrainingSet, found: Fitted, settings: Settings
     if settings.watch_answers is None:
         return Watched()
     splits = {split: run.encoded[split] for split in ("validation", "test")}
-    return watch_answers(training, found, splits, settings.watch_answers, run.work / "07-answers")
+    with stage("calibrating watches of answers"):
+        return watch_answers(training, found, splits, settings.watch_answers, run.work / "07-answers")
+
+
+def _unseen(run: _Run, training: TrainingSet, found: Fitted, settings: Settings) -> UnseenSources | None:
+    """Leave out one source at a time, where that was asked for."""
+    if not settings.leave_one_source_out:
+        return None
+    with stage("leaving out one source at a time"):
+        contending = list(filter(settings.runs, CONTENDING))
+        return unseen_sources(training, run.work / "07-unseen", found.refusal_tokens, contending)
 
 
 def _report(
@@ -420,13 +447,15 @@ def _evidence(
     if not path.exists():
         test, benign = scored["test"], scored["validation"].scores[~run.encoded["validation"].harmful]
         diagnosed = _diagnose(run, training, found, settings)
+        with stage("mapping where the classes part"):
+            separation = separation_map(training)
         evidence = Evidence(
             report=report,
-            separation=separation_map(training),
+            separation=separation,
             test_scores=split_scores(
                 [probe.spec.name for probe in found.probes], test.scores, run.encoded["test"].harmful
             ),
-            doses={item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering},
+            doses=_doses(training, found),
             studies=(
                 *found.studies,
                 *diagnosed,
@@ -436,6 +465,11 @@ def _evidence(
         )
         write_whole(path, evidence.to_file().decode())
     return Evidence.model_validate_json(path.read_text())
+
+
+def _doses(training: TrainingSet, found: Fitted) -> dict[str, tuple[Dose, ...]]:
+    with stage("steering at several strengths"):
+        return {item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering}
 
 
 def _assemble(
@@ -466,6 +500,7 @@ def _assemble(
         name=run.fingerprint.architecture,
         created=created,
         fingerprint=run.fingerprint,
+        arithmetic=run.arithmetic,
         probes=tuple(measured),
         steering=tuple(item.spec for item in found.steering),
         watches=watched.watches,

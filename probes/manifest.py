@@ -250,6 +250,8 @@ class Manifest(_Strict):
     name: str
     created: str
     fingerprint: Fingerprint
+    arithmetic: Literal["float32", "bfloat16", "float16"] | None = None
+    """What calibration's passes computed in, from weights of the fingerprint's precision. None where it is not known."""
     probes: tuple[Probe, ...]
     steering: tuple[SteeringVector, ...] = ()
     watches: tuple[Watch, ...] = ()

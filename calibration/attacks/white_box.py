@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from calibration.attacks.objective import Objective
 from calibration.attacks.suffix_search import Effort, Ids, SuffixSearch
-from calibration.causal.float32 import in_float32, is_narrow, too_large
 from calibration.evaluate import certified_thresholds
+from calibration.float32 import in_float32, is_narrow, too_large
 from calibration.methods.fitted import FittedProbe
 from calibration.metrics import rate
 from calibration.model import ChatModel

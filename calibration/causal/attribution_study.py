@@ -7,9 +7,9 @@ from scipy.stats import spearmanr
 
 from calibration.causal.attribution import Estimate, Part, estimate
 from calibration.causal.exact_patching import patch_exactly
-from calibration.causal.float32 import in_float32, is_narrow, too_large
 from calibration.causal.pairs import Pairs, contrast_pairs
 from calibration.causal.sites import Kind, Sites
+from calibration.float32 import in_float32, is_narrow, too_large
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
 from calibration.study import Chart, Series, Study, Table

@@ -13,8 +13,8 @@ import torch
 
 from calibration.batching import iterate_batches
 from calibration.causal.directions import Direction, directions
-from calibration.causal.float32 import in_float32, too_large
 from calibration.causal.refusal_gradient import stream_gradients
+from calibration.float32 import in_float32, too_large
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
 from calibration.metrics import rate

@@ -47,6 +47,8 @@ class Replica:
     """Folder or Hugging Face id, as every machine of the cluster can find it."""
     dtype: str
     device: str
+    arithmetic: str
+    """What the process that asks computes in: torch's name of it."""
     identity: Fingerprint
     threads: int
 
@@ -60,7 +62,8 @@ class Replica:
                 field=self.model,
                 remedy="put the same model folder at the same path on every machine",
             )
-        return ChatModel.load(Path(self.model), dtype=self.dtype, device=self.device)
+        arithmetic: torch.dtype = getattr(torch, self.arithmetic)
+        return ChatModel.load(Path(self.model), dtype=self.dtype, device=self.device, arithmetic=arithmetic)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,11 @@ from transformers import (
     OPTForCausalLM,
 )
 
+from calibration.arithmetic import VARIABLE, float32_is_faster
 from calibration.batching import make_batch
 from calibration.model import ChatModel, resolve_model
 from calibration.structure import find_blocks, neurons_of
-from probes.errors import ModelError
+from probes.errors import CalibrationError, ModelError
 
 OTHERS = {
     "gpt2": lambda size: GPT2LMHeadModel(GPT2Config(vocab_size=size, n_embd=32, n_layer=3, n_head=4, n_positions=64)),
@@ -86,12 +87,45 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
     assert resolve_model(str(tmp_path)) == tmp_path
 
 
-def test_bfloat16_models_compute_in_bfloat16(tokenizer, tmp_path):
-    """`auto` keeps the precision that the model's config states."""
+@pytest.fixture
+def narrow(tokenizer, tmp_path):
+    """The folder of a bfloat16 model."""
     make_model(len(tokenizer), dtype=torch.bfloat16).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert next(ChatModel.load(tmp_path).model.parameters()).dtype == torch.bfloat16
-    assert next(ChatModel.load(tmp_path, dtype="float32").model.parameters()).dtype == torch.float32
+    return tmp_path
+
+
+def test_a_16_bit_model_computes_in_what_is_faster_or_said(narrow, monkeypatch):
+    """Float32 holds the very weights; the environment decides, else the measurement, and `dtype` rounds in any case."""
+    monkeypatch.setenv(VARIABLE, "native")
+    own = ChatModel.load(narrow)
+    assert own.arithmetic == torch.bfloat16
+    assert ChatModel.load(narrow, dtype="float32").arithmetic == torch.float32
+    monkeypatch.setenv(VARIABLE, "float32")
+    wide = ChatModel.load(narrow)
+    assert wide.arithmetic == torch.float32
+    for first, second in zip(own.model.parameters(), wide.model.parameters(), strict=True):
+        assert torch.equal(first.float(), second)
+    monkeypatch.setenv(VARIABLE, "auto")
+    faster = torch.float32 if float32_is_faster(torch.bfloat16) else torch.bfloat16
+    assert ChatModel.load(narrow).arithmetic == faster
+    assert ChatModel.load(narrow, arithmetic=torch.bfloat16).arithmetic == torch.bfloat16
+
+
+def test_an_unknown_arithmetic_is_refused(narrow, monkeypatch):
+    """The error names the variable and its values."""
+    monkeypatch.setenv(VARIABLE, "double")
+    with pytest.raises(CalibrationError, match="'double' is no arithmetic") as error:
+        ChatModel.load(narrow)
+    assert error.value.field == VARIABLE
+    assert "native" in error.value.remedy
+
+
+def test_a_model_whose_float32_weights_do_not_fit_keeps_its_own(narrow, monkeypatch):
+    """Speed is no reason to run out of memory."""
+    monkeypatch.setenv(VARIABLE, "float32")
+    monkeypatch.setattr("calibration.arithmetic.too_large", lambda _model: "no room")
+    assert ChatModel.load(narrow).arithmetic == torch.bfloat16
 
 
 def test_the_down_projections_of_a_llama_are_found(chat):

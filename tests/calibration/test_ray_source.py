@@ -55,7 +55,13 @@ def source(cluster, planted):
 
 
 def replica_of(folder, **changes):
-    settings = {"dtype": "auto", "device": "cpu", "identity": fingerprint(folder), "threads": torch.get_num_threads()}
+    settings = {
+        "dtype": "auto",
+        "device": "cpu",
+        "arithmetic": "float32",
+        "identity": fingerprint(folder),
+        "threads": torch.get_num_threads(),
+    }
     return Replica(str(folder), **(settings | changes))
 
 
