@@ -6,6 +6,7 @@ and not by an entry point: vLLM only logs a plugin that fails to load, while a c
 
 import os
 import socket
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from probes.errors import ServingError
 from probes.fingerprint import fingerprint
 from probes.steering import require_servable_steering
 from serving.config import AdapterConfig, GuardConfig
+from serving.cpu_memory import choose_kv_cache
 from serving.guardable import require_guardable
 from serving.model_folder import model_folder
 from serving.supported import require_supported_vllm
@@ -60,6 +62,8 @@ def serve(launch: Launch) -> None:
     require_guardable(args)
     config = _check_files(launch, args)
     _require_free_port(launch.host, launch.port)
+    if chosen := choose_kv_cache(args, model_folder(launch.model, args.revision)):
+        print(f"foreguard: {chosen}", file=sys.stderr, flush=True)
     args.worker_cls, args.scheduler_cls = WORKER, SCHEDULER
     args.middleware = [*args.middleware, MIDDLEWARE]
     args.additional_config = {**(args.additional_config or {}), **config.to_vllm()}
