@@ -7,6 +7,11 @@ BIN := $(VENV)/bin
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 STAMP := $(VENV)/.foreguard-installed
 GPU_PYTHON ?= python3
+TORCH := $(shell grep -h '^torch==' requirements/cpu.txt)
+# Errors only: a registry's warnings, one a package, would bury what matters.
+PIP := $(BIN)/pip install -qq --no-deps --disable-pip-version-check
+# Run a command and say in one line how long it took: $(call timed,what,command).
+timed = began=$$(date +%s); { $(2); } && echo "   $(1): $$(($$(date +%s) - began)) s"
 INTERPRETER := $(VENV)/interpreter/.installed
 
 export HF_HUB_OFFLINE ?= 1
@@ -22,15 +27,14 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
 	@echo "== set-up: a virtual environment with a CPU engine (about 3 GB, some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# The registry's other builds of torch pull in CUDA; +cpu names the one that is meant.
-	$(BIN)/pip install --quiet --no-deps $(shell grep -h '^torch==' requirements/cpu.txt) \
-	  || $(BIN)/pip install --quiet --no-deps --index-url $(TORCH_CPU_INDEX) $(shell grep -h '^torch==' requirements/cpu.txt)
-	$(BIN)/pip install --no-deps --progress-bar off --quiet -r requirements/cpu.txt -r requirements/dev.txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(call timed,PyTorch,$(PIP) $(TORCH) || $(PIP) --index-url $(TORCH_CPU_INDEX) $(TORCH))
+	@$(call timed,the other packages,$(PIP) -r requirements/cpu.txt -r requirements/dev.txt)
+	@$(call timed,foreguard,$(PIP) --no-build-isolation --editable .)
 	@touch $@
 
 # Aside: found by vLLM, it would be used for more than it can do here.
 $(INTERPRETER): requirements/interpreter.txt $(STAMP)
-	$(BIN)/pip install --quiet --no-deps --upgrade --target $(dir $@) -r $<
+	@$(call timed,a side interpreter,$(PIP) --upgrade --target $(dir $@) -r $<)
 	@touch $@
 
 check: setup ## Lint, types, and the floors' import rules
