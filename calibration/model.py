@@ -31,6 +31,8 @@ class ChatModel:
     writers: list[nn.Module] = field(repr=False)
     """The attention and MLP of every block."""
     head: nn.Module = field(repr=False)
+    neuron_readers: list[nn.Module] | ModelError = field(repr=False)
+    """Each block's down-projection `[L]`, found once, when the model is wrapped; or why a block has no single one."""
 
     @classmethod
     def load(
@@ -65,7 +67,8 @@ class ChatModel:
         blocks = find_blocks(model, config.num_hidden_layers, config.hidden_size)
         writers = find_writers(model, blocks, config.hidden_size)
         context = getattr(config, "max_position_embeddings", None) or 1 << 20
-        return cls(model, tokenizer, config.hidden_size, context, blocks, writers, head)
+        readers = _neuron_readers(model, blocks, config.hidden_size)
+        return cls(model, tokenizer, config.hidden_size, context, blocks, writers, head, readers)
 
     @property
     def num_layers(self) -> int:
@@ -78,8 +81,13 @@ class ChatModel:
         return dtype_of(self.model)
 
     def down_projections(self) -> list[nn.Module]:
-        """Return each block's down-projection `[L]`, whose input is site `mlp_neurons`. Raises `ModelError`."""
-        return find_down_projections(self.model, self.blocks, self.hidden_size)
+        """Return each block's down-projection `[L]`, whose input is site `mlp_neurons`. Raises `ModelError`.
+
+        It runs nothing: whoever asks may be in the middle of a pass of their own.
+        """
+        if isinstance(self.neuron_readers, ModelError):
+            raise self.neuron_readers.with_traceback(None)
+        return self.neuron_readers
 
     @property
     def device(self) -> torch.device:
@@ -104,6 +112,14 @@ class ChatModel:
             output = self.model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
         logits: torch.Tensor = output.logits
         return logits.float()
+
+
+def _neuron_readers(model: nn.Module, blocks: list[nn.Module], hidden_size: int) -> list[nn.Module] | ModelError:
+    """Return the down-projections, or why there are none: a model without them is still one to calibrate."""
+    try:
+        return find_down_projections(model, blocks, hidden_size)
+    except ModelError as error:
+        return error.with_traceback(None)
 
 
 @contextmanager

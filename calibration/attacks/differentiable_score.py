@@ -33,7 +33,8 @@ def probe_score(probe: FittedProbe, activations: Activations, batch: Batch) -> t
     device = batch.mask.device
     tokens = torch.stack(
         [
-            activations[layer].float() @ rows.to(device).T
+            # OPT's MLP works on [B * T, W].
+            activations[layer].float().reshape(*batch.input_ids.shape, -1) @ rows.to(device).T
             for layer, rows in zip(probe.spec.layers, probe.weight, strict=True)
         ]
     ).sum(dim=0)

@@ -135,6 +135,17 @@ def test_the_down_projections_of_a_llama_are_found(chat):
     assert {neurons_of(module, chat.hidden_size) for module in found} == {48}
 
 
+def test_asking_for_the_down_projections_runs_nothing(chat):
+    """They were found when the model was wrapped: whoever asks within a pass of their own sees that pass alone."""
+    passes = []
+    handle = chat.model.register_forward_pre_hook(lambda *_: passes.append(None))
+    try:
+        assert chat.down_projections() == chat.down_projections()
+    finally:
+        handle.remove()
+    assert not passes
+
+
 @pytest.mark.parametrize("family", OTHERS)
 def test_down_projections_are_found_by_structure_or_refused(family, tokenizer):
     """A family has one matrix a block that neurons go into, or it says that it has none."""
@@ -151,5 +162,6 @@ def test_a_mixture_of_experts_has_no_neurons_that_every_token_passes(tokenizer):
         num_key_value_heads=4, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=64,
     )  # fmt: skip
     chat = ChatModel.wrap(MixtralForCausalLM(config), tokenizer)
-    with pytest.raises(ModelError, match="no single down-projection"):
-        chat.down_projections()
+    for _ in range(2):
+        with pytest.raises(ModelError, match="no single down-projection"):
+            chat.down_projections()

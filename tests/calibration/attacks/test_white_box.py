@@ -7,6 +7,7 @@ import pytest
 import torch
 import typer
 from tiny import HIDDEN, make_prompts, write_prompts
+from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
 from calibration import cli
@@ -63,6 +64,18 @@ def test_a_search_lowers_the_planted_metric(planted_chat, prompts):
     assert by_search.mean() < untouched.mean()
 
 
+def test_a_search_lowers_the_score_of_a_neuron_probe(planted_chat, prompts):
+    """A probe that reads neurons is attacked like any other: the gradient is that of the search's own pass."""
+    spec = Probe(name="tried", method="drawn", site="mlp_neurons", width=48, layers=(0, 2))
+    weight = torch.randn(2, 1, 48, generator=torch.Generator().manual_seed(4))
+    search = SuffixSearch(planted_chat, prompts.token_ids, len(template_suffix(planted_chat.tokenizer)), EFFORT)
+    objective = Objective("tried", REFUSE, FittedProbe(spec, weight), cut=-100.0)
+    random, found = search.random(), search.run(objective)
+    by_chance, by_search = (losses(planted_chat, prompts, each, objective) for each in (random, found))
+    assert (by_search <= by_chance + 1e-6).all()
+    assert by_search.mean() < by_chance.mean() - 1
+
+
 def test_suffixes_are_words_that_can_be_typed(planted_chat):
     """As text and back they are the same tokens, also behind a word, and none is special."""
     tokenizer, tokens = planted_chat.tokenizer, typeable_tokens(planted_chat)
@@ -89,18 +102,34 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_differentiable_score_is_the_served_score(planted_chat, prompts, kind):
     """For every site, readout and head, the attacker's score is what `probes.scoring` gives."""
+    ours, served = both_scores(planted_chat, prompts, kind)
+    assert ours == pytest.approx(served, rel=1e-3, abs=1e-3)
+
+
+def test_neurons_of_all_rows_in_one_matrix_are_told_apart(tokenizer, prompts):
+    """OPT's MLP works on `[B * T, F]`: the attacker's score is the served one there, too."""
+    config = OPTConfig(
+        vocab_size=len(tokenizer), hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=4, ffn_dim=48,
+        word_embed_proj_dim=HIDDEN,
+    )  # fmt: skip
+    ours, served = both_scores(ChatModel.wrap(OPTForCausalLM(config), tokenizer), prompts, KINDS[-1])
+    assert ours == pytest.approx(served, rel=1e-3, abs=1e-3)
+
+
+def both_scores(chat, prompts, kind):
+    """Scores of eight prompts on a probe drawn at random: the attacker's, and those of `probes.scoring`."""
     spec = Probe.model_validate(
         {"name": "tried", "method": "drawn", "layers": (0, 2), "scale": 1.5, "bias": 0.3} | kind
     )
     generator = torch.Generator().manual_seed(4)
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in spec.shapes(HIDDEN).items()}
     probe = FittedProbe.of(spec, tensors)
-    batch = make_batch(prompts.token_ids, range(8), planted_chat.device)
-    with torch.no_grad(), activations_of(planted_chat, probe) as activations:
-        planted_chat.differentiable_logits(batch)
+    batch = make_batch(prompts.token_ids, range(8), chat.device)
+    with torch.no_grad(), activations_of(chat, probe) as activations:
+        chat.differentiable_logits(batch)
         ours = probe_score(probe, activations, batch).tolist()
-    served = score_prompts(planted_chat, ProbeBank.of([spec], tensors), prompts.subset(range(8))).scores[:, 0]
-    assert ours == pytest.approx(served.tolist(), rel=1e-3, abs=1e-3)
+    served = score_prompts(chat, ProbeBank.of([spec], tensors), prompts.subset(range(8))).scores[:, 0]
+    return ours, served.tolist()
 
 
 def test_the_command_reports_every_probe_asked_for(planted, calibrated, splits, tmp_path, monkeypatch):
@@ -120,6 +149,21 @@ def test_the_command_reports_every_probe_asked_for(planted, calibrated, splits, 
     assert all(row[4] <= row[1] for row in table["rows"])
     assert "answered and not flagged" in result.output
     assert not any(f" {word} " in json.dumps(study) for word in ("forge", "steal", "garden"))
+
+
+def test_without_a_name_every_probe_is_attacked(planted, calibrated, splits, tmp_path):
+    """Those that read neurons are among them."""
+    application = typer.Typer()
+    application.command("attack")(cli.attack)
+    arguments = [
+        "--model", planted.folder, "--artifact", calibrated[1], "--prompts", splits["test"], "--num-prompts", 2,
+        "--length", 2, "--steps", 1, "--swaps", 2, "--json", tmp_path / "a.json",
+    ]  # fmt: skip
+    CliRunner().invoke(application, [str(each) for each in arguments], catch_exceptions=False)
+    (table,) = json.loads((tmp_path / "a.json").read_text())["tables"]
+    names = [row[0] for row in table["rows"]]
+    assert names == [probe.name for probe in calibrated[0].manifest.probes]
+    assert "neurons" in names
 
 
 def test_what_cannot_be_attacked_is_refused(planted, artifact, splits, tmp_path):
