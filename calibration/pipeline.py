@@ -180,14 +180,14 @@ def calibrate(
     _require_probes(found)
     controls = [*random_probes(found.probes[0].spec, chat.hidden_size), *_shuffled(found, training)]
     scoring = uncertified(identity, [*found.probes, *controls])
-    scored = {split: _score(run, scoring, split, found.refusal_tokens) for split in ("validation", "test")}
+    scored = {split: _score(run, scoring, split, training) for split in ("validation", "test")}
     _require_unchanged(run, model, settings)
     found = _admitted(run, training, found, scored["validation"], settings)
     found, scored = _in_logits(run, found, scored)
     watched = _watched(run, training, found, settings)
     with stage("evaluating"):
         report = _report(run, [probe.name for probe in scoring.manifest.probes], scored, found, watched.notes)
-    unseen = _unseen(run, training, found, settings)
+    unseen = _unseen(run, training, settings)
     evidence = _evidence(run, training, found, scored, report, settings, watched).model_copy(update={"unseen": unseen})
     with room_for(out):
         manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence, watched).save(out)
@@ -372,16 +372,16 @@ def _shuffled(found: Fitted, training: TrainingSet) -> list[FittedProbe]:
     return shuffled_probes(logistic, training) if logistic else []
 
 
-def _score(run: _Run, probes: Artifact, split: str, refusal_tokens: Sequence[int]) -> RequestScores:
+def _score(run: _Run, probes: Artifact, split: str, training: TrainingSet) -> RequestScores:
     path = run.work / f"04-scores-{split}.safetensors"
     if not path.exists():
-        prompts, title = run.encoded[split], f"scoring {split} prompts"
+        prompts, title, tokens = run.encoded[split], f"scoring {split} prompts", training.refusal_tokens
         with stage(title):
             if run.source is not None:
-                scored = run.source.score(prompts, probes, refusal_tokens, title)
+                scored = run.source.score(prompts, probes, tokens, title)
             else:
                 bank = ProbeBank.from_artifact(probes)
-                scored = score_prompts(run.chat, bank, prompts, refusal_tokens=refusal_tokens, title=title)
+                scored = score_prompts(run.chat, bank, prompts, refusal_tokens=tokens, title=title)
         with written_whole(path) as staging:
             save_file({"scores": scored.scores, "refusal": scored.refusal}, staging)
     content = load_file(path)
@@ -404,13 +404,13 @@ def _watched(run: _Run, training: TrainingSet, found: Fitted, settings: Settings
         return watch_answers(training, found, splits, settings.watch_answers, run.work / "07-answers")
 
 
-def _unseen(run: _Run, training: TrainingSet, found: Fitted, settings: Settings) -> UnseenSources | None:
+def _unseen(run: _Run, training: TrainingSet, settings: Settings) -> UnseenSources | None:
     """Leave out one source at a time, where that was asked for."""
     if not settings.leave_one_source_out:
         return None
     with stage("leaving out one source at a time"):
         contending = list(filter(settings.runs, CONTENDING))
-        return unseen_sources(training, run.work / "07-unseen", found.refusal_tokens, contending)
+        return unseen_sources(training, run.work / "07-unseen", training.refusal_tokens, contending)
 
 
 def _report(
@@ -469,7 +469,7 @@ def _evidence(
 
 def _doses(training: TrainingSet, found: Fitted) -> dict[str, tuple[Dose, ...]]:
     with stage("steering at several strengths"):
-        return {item.spec.name: dose_response(training, item, found.refusal_tokens) for item in found.steering}
+        return {item.spec.name: dose_response(training, item, training.refusal_tokens) for item in found.steering}
 
 
 def _assemble(

@@ -13,7 +13,6 @@ import typer
 
 from benchmarks.detection.document import document
 from benchmarks.detection.public_sets import JAILBREAK, assemble
-from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
@@ -60,7 +59,7 @@ def main(
     offset = len(template_suffix(chat.tokenizer))
     recording = record(chat, encoded, (*range(offset + 1), "mean"), work / "activations")
     training = TrainingSet.split(chat, encoded, recording, offset)
-    tokens = refusal_tokens_of(training)
+    tokens = training.refusal_tokens
     methods = method or list(METHODS)
     found = [
         unseen_sources(training, work / f"unseen-{seed}", tokens, methods, leave_out, SEED + seed)

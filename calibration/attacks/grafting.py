@@ -59,8 +59,8 @@ class Arena:
         harmless = training.sample(training.select, harmful=False, most=_MOST_TRIED)
         scores = score_prompts(training.chat, bank, training.prompts.subset(harmless)).scores
         cuts = np.array([cut_at(column, TARGET) for column in scores.T])
-        refused, answered = (_behaving(training, found.refusal_tokens, harmful=label) for label in (True, False))
-        return cls(training, found.refusal_tokens, bank, cuts, refused[:_MOST_ATTACKED], answered)
+        refused, answered = (_behaving(training, training.refusal_tokens, harmful=label) for label in (True, False))
+        return cls(training, training.refusal_tokens, bank, cuts, refused[:_MOST_ATTACKED], answered)
 
     def trial(self, layer: int | None, donors: Rows) -> Trial:
         """Graft the states of training prompts `donors`, one for each attacked, after block `layer`; None grafts nothing."""

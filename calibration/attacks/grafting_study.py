@@ -19,7 +19,7 @@ _SEED = 20_260
 
 def grafting(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     """Return the study on selection prompts; none where the model does not refuse or there are no probes."""
-    if not found.refusal_tokens or not found.probes:
+    if not training.refusal_tokens or not found.probes:
         return ()
     arena = Arena.of(training, found)
     if min(len(arena.refused), len(arena.answered)) < _FEWEST:

@@ -29,9 +29,9 @@ _Grown = Mapping[Removal, Sequence[Outcome]]
 _Drawn = Mapping[tuple[Removal, int], Sequence[Outcome]]
 
 
-def safety_heads(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def safety_heads(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
     """Return the study, or none where the model does not refuse. A model without separate heads is named as such."""
-    if not found.refusal_tokens:
+    if not training.refusal_tokens:
         return ()
     try:
         attentions = find_attentions(training.chat)
@@ -42,7 +42,7 @@ def safety_heads(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     group = scores.sahara(alone)
     harmful, harmless = (_prompts(training, training.select, _MOST_JUDGED, harmful=label) for label in (True, False))
     whole = first_token_log_probs(training.chat, harmless)
-    court = Court(training.chat, attentions, found.refusal_tokens, harmful, harmless, whole)
+    court = Court(training.chat, attentions, training.refusal_tokens, harmful, harmless, whole)
     return (_study(court, alone, group, len(scores.prompts.prompts)),)
 
 

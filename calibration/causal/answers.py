@@ -41,7 +41,7 @@ def answer_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     if steering is None:
         return ()
     learned = [greedy_answers(training.chat, _sample(training, True, each)) for each in (True, False)]
-    openings = refusal_openings(learned[0], learned[1], found.refusal_tokens)
+    openings = refusal_openings(learned[0], learned[1], training.refusal_tokens)
     shares, repeated = {}, {}
     for name, (is_harmful, way) in track(list(_ways(training.chat, steering).items()), "answering under interventions"):
         with way():

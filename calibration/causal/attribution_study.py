@@ -35,13 +35,13 @@ _Exact = dict[Part, torch.Tensor]
 _Floats = npt.NDArray[np.float64]
 
 
-def attribution_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def attribution_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
     """Return the study; nothing where the refusal tokens are not known. Gradients are taken in float32."""
-    if not found.refusal_tokens:
+    if not training.refusal_tokens:
         return ()
     if reason := too_large(training.chat.model):
         return (Study(name=_NAME, title=_TITLE, finding=reason),)
-    pairs = contrast_pairs(training, found.refusal_tokens, _PAIRS)
+    pairs = contrast_pairs(training, training.refusal_tokens, _PAIRS)
     if len(pairs) < _FEWEST:
         said = f"Not measured: {len(pairs)} pairs of a refused and an answered prompt of equal length, {_FEWEST} are needed."
         return (Study(name=_NAME, title=_TITLE, finding=said),)
@@ -52,8 +52,8 @@ def attribution_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]
     )
     with in_float32(training.chat.model):
         sites = Sites.of(training.chat, next(pairs.batches(training, len(pairs)))[0])
-        estimates = estimate(training, sites, pairs, found.refusal_tokens)
-        exact = patch_exactly(training, sites, pairs, found.refusal_tokens, _checked(estimates))
+        estimates = estimate(training, sites, pairs, training.refusal_tokens)
+        exact = patch_exactly(training, sites, pairs, training.refusal_tokens, _checked(estimates))
     return (_study(estimates, exact, pairs, note),)
 
 

@@ -71,10 +71,12 @@ class Patched:
 def illusion_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     """Return the study of every residual probe; nothing where the model's refusal tokens are not known."""
     wanted = list(directions(found, training.chat.hidden_size))
-    prompts = _refused(training, found.refusal_tokens)
+    prompts = _refused(training, training.refusal_tokens)
     if not wanted or not prompts.prompts:
         return ()
-    patched = [check(training, each, found.refusal_tokens, prompts) for each in track(wanted, "checking for illusions")]
+    patched = [
+        check(training, each, training.refusal_tokens, prompts) for each in track(wanted, "checking for illusions")
+    ]
     return (_study(patched, len(prompts.prompts)),)
 
 

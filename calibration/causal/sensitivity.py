@@ -60,11 +60,11 @@ class Sensitivity:
 def sensitivity_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     """Return the study of every residual probe; nothing where the model's refusal tokens are not known."""
     wanted = list(directions(found, training.chat.hidden_size))
-    if not found.refusal_tokens or not wanted:
+    if not training.refusal_tokens or not wanted:
         return ()
     if reason := too_large(training.chat.model):
         return (Study(name=_NAME, title=_TITLE, finding=reason),)
-    return (_study(sensitivities(training, wanted, found.refusal_tokens)),)
+    return (_study(sensitivities(training, wanted, training.refusal_tokens)),)
 
 
 def sensitivities(

@@ -61,8 +61,6 @@ class Fitted:
     notes: tuple[str, ...] = ()
     studies: tuple[Study, ...] = ()
     """What was learned beside them."""
-    refusal_tokens: tuple[int, ...] = ()
-    """The tokens that start the model's refusals, where a method found them."""
 
 
 class Method(Protocol):
@@ -92,7 +90,6 @@ def merge(parts: Iterable[Fitted]) -> Fitted:
         steering=steering,
         notes=tuple(note for part in found for note in part.notes),
         studies=tuple(study for part in found for study in part.studies),
-        refusal_tokens=tuple(token for part in found for token in part.refusal_tokens),
     )
 
 
@@ -118,7 +115,6 @@ def save_fitted(fitted: Fitted, path: Path) -> None:
         "steering": json.dumps([item.spec.model_dump(mode="json") for item in fitted.steering]),
         "notes": json.dumps(fitted.notes),
         "studies": json.dumps([study.model_dump(mode="json") for study in fitted.studies]),
-        "refusal_tokens": json.dumps(fitted.refusal_tokens),
     }
     with written_whole(path) as staging:
         # safetensors refuses an empty file, and a method may find nothing.
@@ -140,5 +136,4 @@ def load_fitted(path: Path) -> Fitted:
             ),
             notes=tuple(header["notes"]),
             studies=tuple(Study.model_validate(study) for study in header["studies"]),
-            refusal_tokens=tuple(header["refusal_tokens"]),
         )

@@ -29,9 +29,9 @@ _MOST = 96
 Values = npt.NDArray[np.float64]
 
 
-def damping_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def damping_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
     """Return what damping does to refusals and to harmless answers; nothing for a model without neurons or refusals."""
-    if not found.refusal_tokens:
+    if not training.refusal_tokens:
         return ()
     try:
         training.chat.down_projections()
@@ -39,7 +39,7 @@ def damping_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
         return ()
     rows = np.concatenate([training.sample(training.fit, harmful=label, most=_MOST) for label in (False, True)])
     factors = [damping(each, training.harmful[rows]) for each in _peaks(training, rows)]
-    trial = Trial.of(training, found.refusal_tokens)
+    trial = Trial.of(training, training.refusal_tokens)
     before, after = trial.untouched(), trial.dose(1.0, lambda _: damped(training.chat, factors))
     every = np.concatenate(factors)
     finding = (

@@ -20,7 +20,7 @@ from calibration.methods.refusal_choice import choice_study
 from calibration.methods.training import Rows, TrainingSet
 from calibration.progress import track
 from calibration.prompts import MINIMUM_PER_CLASS
-from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs, refusal_metric
+from calibration.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.template import EncodedPrompts
 from probes.manifest import SteeringVector
 
@@ -36,21 +36,19 @@ not induce; the strength that did is in the evidence."""
 
 def fit_refusal_direction(training: TrainingSet) -> Fitted:
     """Return probe and steering vector `refusal`, or notes that say why there is none."""
-    rows = _contrast_rows(training)
-    contrast = training.prompts.subset(rows)
-    log_probs = first_token_log_probs(training.chat, contrast)
-    tokens = find_refusal_tokens(log_probs, contrast.harmful)
+    tokens = training.refusal_tokens
     if not tokens:
         return Fitted(
             notes=("no refusal direction: the model starts its answers to harmful prompts as it starts all others",)
         )
-    behaving = (refusal_metric(log_probs, tokens) > 0) == contrast.harmful
+    rows = _contrast_rows(training)
+    contrast = training.prompts.subset(rows)
+    behaving = (refusal_metric(first_token_log_probs(training.chat, contrast), tokens) > 0) == contrast.harmful
     if min((behaving & contrast.harmful).sum(), (behaving & ~contrast.harmful).sum()) < MINIMUM_PER_CLASS:
         return Fitted(
             notes=(
                 f"no refusal direction: the model treats only {int(behaving.sum())} of {len(rows)} prompts as labelled",
-            ),
-            refusal_tokens=tokens,
+            )
         )
     return _choose(training, rows[behaving], _summon(training, tokens))
 
@@ -90,7 +88,6 @@ def _choose(training: TrainingSet, rows: Rows, jury: Jury) -> Fitted:
             f"no refusal direction: none of {len(candidates)} candidates induces refusals (best {strongest:.2f}) "
             f"while its ablation changes harmless answers by less than {MAXIMUM_KL} nats",
         ),
-        refusal_tokens=jury.tokens,
         studies=(choice_study(training, jury, first, None, num_contrast=len(rows)),),
     )
 
@@ -137,7 +134,7 @@ def _describe(training: TrainingSet, rows: Rows, jury: Jury, best: Candidate) ->
         cos_refusal=1.0,
         evidence=evidence,
     )
-    return Fitted((probe,), (FittedSteering(steering, {"vector": vector.unsqueeze(0)}),), refusal_tokens=jury.tokens)
+    return Fitted((probe,), (FittedSteering(steering, {"vector": vector.unsqueeze(0)}),))
 
 
 def _evidence(jury: Jury, best: Candidate) -> dict[str, float]:

@@ -10,7 +10,6 @@ import torch
 from sklearn.linear_model import RidgeCV
 
 from calibration.methods.fitted import Fitted, FittedProbe
-from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.methods.training import Rows, TrainingSet
 from calibration.refusal_metric import refusal_metrics
 from probes.manifest import Probe
@@ -23,7 +22,7 @@ _PENALTIES = np.logspace(0, 4, 9)
 
 def fit_refusal_readout(training: TrainingSet) -> Fitted:
     """Return probe `refusal_readout`, with the share of variance that it explains on selection prompts; or a note."""
-    tokens = refusal_tokens_of(training)
+    tokens = training.refusal_tokens
     if not tokens:
         return Fitted(notes=("no refusal readout: the model has no refusal tokens",))
     layer, fit, select = (

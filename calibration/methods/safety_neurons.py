@@ -10,7 +10,6 @@ import numpy as np
 
 from calibration.methods.fitted import Fitted
 from calibration.methods.neuron_probe import fit_neuron_probe
-from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.methods.training import Rows, TrainingSet
 from calibration.neurons.activation_contrast import rank_by_change
 from calibration.neurons.neurons import Neurons
@@ -39,7 +38,7 @@ def fit_safety_neurons(training: TrainingSet) -> Fitted:
         return Fitted(notes=(f"no safety neurons: {error.problem}",))
     if len(set(neurons.widths)) > 1:
         return Fitted(notes=("no safety neurons: the model's blocks differ in their numbers of neurons",))
-    prompts, note = behaving_prompts(training, refusal_tokens_of(training))
+    prompts, note = behaving_prompts(training, training.refusal_tokens)
     rankings = list(rank_by_separation(neurons, prompts))
     if partner:
         rankings.insert(0, rank_by_change(neurons, partner, contrast_sample(training, harmful=True)))

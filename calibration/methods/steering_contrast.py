@@ -10,7 +10,7 @@ from calibration.methods.fitted import FittedSteering
 from calibration.methods.training import Rows, TrainingSet
 from calibration.progress import track
 from calibration.prompts import MINIMUM_PER_CLASS
-from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs, refusal_metric
+from calibration.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.steering.dose_response import Trial, served
 from probes.manifest import Gate, Operator, SteeringVector
 from probes.steering import displacement, moves_of
@@ -97,13 +97,12 @@ def mean_displacement(steering: FittedSteering, training: TrainingSet) -> torch.
 
 def find_contrast(training: TrainingSet) -> Contrast | str:
     """Return the contrast, or in words why there is none."""
-    rows = np.concatenate([training.sample(training.fit, harmful=label, most=_MOST) for label in (False, True)])
-    prompts = training.prompts.subset(rows)
-    log_probs = first_token_log_probs(training.chat, prompts)
-    tokens = find_refusal_tokens(log_probs, prompts.harmful)
+    tokens = training.refusal_tokens
     if not tokens:
         return "no steering was fitted: the model starts its answers to harmful prompts as it starts all others"
-    refuses = refusal_metric(log_probs, tokens) > 0
+    rows = np.concatenate([training.sample(training.fit, harmful=label, most=_MOST) for label in (False, True)])
+    prompts = training.prompts.subset(rows)
+    refuses = refusal_metric(first_token_log_probs(training.chat, prompts), tokens) > 0
     refused, answered = rows[refuses & prompts.harmful], rows[~refuses]
     if min(len(refused), len(answered)) < MINIMUM_PER_CLASS:
         return f"no steering was fitted: the model refuses {len(refused)} of {len(rows)} prompts for their harm"

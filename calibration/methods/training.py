@@ -8,6 +8,7 @@ choice among them rewards whatever they share.
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +18,22 @@ from calibration.model import ChatModel
 from calibration.reading.moments import Moments
 from calibration.reading.recording import Recording
 from calibration.reading.shards import Where
+from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.template import EncodedPrompts
 
 _SELECT_SHARE = 0.25
 _NUM_FOLDS = 4
 _FEWEST = 16
 """Prompts of a class that a fold needs, on either side, to fit or to choose by."""
+_MOST_ASKED = 128
+"""Prompts per class that show how the model refuses; the number of the refusal direction's paper (arXiv 2406.11717)."""
 _SEED = 20_260
 _MOST_BYTES = 1 << 30
 
 Rows = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which would leave no room for what is found once
 class TrainingSet:
     """Recorded training prompts, split in two: `fit` gives the weights, `select` chooses among them."""
 
@@ -89,6 +93,16 @@ class TrainingSet:
     def harmful(self) -> npt.NDArray[np.bool_]:
         """Labels `[N]` of all training prompts."""
         return self.prompts.harmful
+
+    @cached_property
+    def refusal_tokens(self) -> tuple[int, ...]:
+        """The tokens that start the model's refusals, as fit prompts show them; empty where it does not refuse.
+
+        Found once, by whoever asks first: all that is fitted, measured and studied here speaks of the same refusals.
+        """
+        sides = [self.sample(self.fit, harmful=label, most=_MOST_ASKED) for label in (False, True)]
+        asked = self.prompts.subset(np.concatenate(sides))
+        return find_refusal_tokens(first_token_log_probs(self.chat, asked), asked.harmful)
 
     def features(self, layer: int, where: Where, rows: Rows | None = None) -> npt.NDArray[np.float32]:
         """Return `resid_post` of block `layer` at `where`, float32 `[N, D]`, for the prompts `rows`, or for all.

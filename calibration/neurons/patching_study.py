@@ -12,7 +12,6 @@ import numpy as np
 
 from calibration.generation import generate
 from calibration.methods.fitted import Fitted
-from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.methods.safety_neurons import behaving_prompts, contrast_sample
 from calibration.methods.training import TrainingSet
 from calibration.neurons.activation_contrast import rank_by_change
@@ -93,7 +92,7 @@ class _Bench:
         )
 
 
-def study_patching(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def study_patching(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
     """Return the patching curve on selection prompts; nothing without a partner or without neurons to patch."""
     if training.partner is None:
         return ()
@@ -101,7 +100,7 @@ def study_patching(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
         aligned, partner = Neurons.of(training.chat), Neurons.of(training.partner)
     except ModelError:
         return ()
-    tokens = found.refusal_tokens or refusal_tokens_of(training)
+    tokens = training.refusal_tokens
     bench = _set_up(training, aligned, partner, tokens) if tokens else None
     if bench is None or bench.refused(bench.best).mean() <= bench.refused(bench.worst).mean():
         return (_nothing_to_restore(),)

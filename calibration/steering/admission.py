@@ -13,7 +13,7 @@ unconditional price says only that it works. A policy can steer with it in no wa
 benign requests then meet: `kl_behind_rule`, the share that a 1 % rule steers times the KL on those that it does steer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,18 +74,26 @@ def admit(
     """Return `found` with every vector measured, those with an objection left out and noted, and a study of all.
 
     `prompts` are those to measure on, `scores` `[N, K]` what the K probes gave them. `keep_costly` keeps vectors that are
-    over the budget; one that makes the model refuse less is left out in any case.
+    over the budget; one that makes the model refuse less is left out in any case, and so is one that cannot be measured.
     """
-    if not found.steering or not found.refusal_tokens:
+    if not found.steering:
         return found
+    if not training.refusal_tokens:
+        reason = "no refusals to measure it by: the model starts its answers to harmful prompts as it starts all others"
+        return _without(found, {each.spec.name: reason for each in found.steering})
     bench = _prepare(training, found, prompts, scores, budget)
     measured = [_measure(bench, each, keep_costly) for each in track(found.steering, "measuring steering vectors")]
-    left_out = [each for each in measured if each.objection]
+    study = steering_study(measured, budget, len(bench.benign.prompts))
+    kept = replace(found, steering=tuple(each.steering for each in measured), studies=(*found.studies, study))
+    return _without(kept, {each.steering.spec.name: each.objection for each in measured if each.objection})
+
+
+def _without(found: Fitted, reasons: Mapping[str, str]) -> Fitted:
+    """Leave out the vectors that there are reasons against, and note these."""
     return replace(
         found,
-        steering=tuple(each.steering for each in measured if not each.objection),
-        notes=(*found.notes, *(f"steering vector {e.steering.spec.name} is left out: {e.objection}" for e in left_out)),
-        studies=(*found.studies, steering_study(measured, budget, len(bench.benign.prompts))),
+        steering=tuple(each for each in found.steering if each.spec.name not in reasons),
+        notes=(*found.notes, *(f"steering vector {name} is left out: {reason}" for name, reason in reasons.items())),
     )
 
 
@@ -97,7 +105,7 @@ def _prepare(
     judged, benign = (
         prompts.subset(np.sort(rows[:most])) for rows, most in ((harmful, _MOST), (harmless, _MOST_BENIGN))
     )
-    trial = Trial.on(chat, found.refusal_tokens, judged, prompts.subset(np.sort(harmless[:_MOST])))
+    trial = Trial.on(chat, training.refusal_tokens, judged, prompts.subset(np.sort(harmless[:_MOST])))
     flagged = _flagged(prompts, scores) if len(found.probes) else None
     return _Bench(
         training,
@@ -127,16 +135,19 @@ def _measure(bench: _Bench, steering: FittedSteering, keep_costly: bool) -> Meas
             break
     chosen = recommended(curve)
     evidence = _evidence(bench, steering, curve[0], chosen)
-    displaced = mean_displacement(steering, bench.training)
-    reference = bench.refusal.vector[0] if bench.refusal else displaced
     spec = steering.spec.model_copy(
-        update={
-            "cos_refusal": float(torch.cosine_similarity(displaced, reference, dim=0)),
-            "evidence": steering.spec.evidence | evidence,
-        }
+        update={"cos_refusal": _cosine(bench, steering), "evidence": steering.spec.evidence | evidence}
     )
     objection = _objection(spec.name, curve[0], chosen, evidence, bench.budget, keep_costly)
     return Measured(FittedSteering(spec, steering.tensors), tuple(curve), objection)
+
+
+def _cosine(bench: _Bench, steering: FittedSteering) -> float:
+    """Return the cosine of what the vector adds with the refusal vector; 0 where none was fitted to compare with."""
+    if bench.refusal is None:
+        return 0.0
+    displaced = mean_displacement(steering, bench.training)
+    return float(torch.cosine_similarity(displaced, bench.refusal.vector[0], dim=0))
 
 
 def recommended(curve: Sequence[Dose]) -> Dose:

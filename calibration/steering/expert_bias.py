@@ -39,16 +39,16 @@ class Choice:
     shut: tuple[int, ...] = ()
 
 
-def expert_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def expert_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
     """Return what forcing the experts of harm does; nothing for a model without experts or refusals."""
     routers = find_routers(training.chat)
-    if not routers or not found.refusal_tokens:
+    if not routers or not training.refusal_tokens:
         return ()
     differences = rate_differences(training, routers)
     ranked = sorted((float(gap), layer, expert) for (layer, expert), gap in np.ndenumerate(differences))
     chosen = ranked[-_FORCED:][::-1]
     choices = [Choice(forced=tuple(e for _, layer, e in chosen if layer == index)) for index in range(len(routers))]
-    trial = Trial.of(training, found.refusal_tokens)
+    trial = Trial.of(training, training.refusal_tokens)
     before, after = trial.untouched(), trial.dose(1.0, lambda _: biased(routers, choices))
     table = Table(
         name="experts",

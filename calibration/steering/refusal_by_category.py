@@ -32,11 +32,11 @@ def category_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     if vector is None or not categories:
         return ()
     rows = np.concatenate(list(categories.values()))
-    doses = {0.0: _log_odds(training, rows, found, None)}
+    doses = {0.0: _log_odds(training, rows, None)}
     for strength in track(list(STRENGTHS), "steering by category"):
-        doses[strength] = _log_odds(training, rows, found, served(training.chat, vector, strength))
+        doses[strength] = _log_odds(training, rows, served(training.chat, vector, strength))
     harmless = training.sample(training.select, harmful=False, most=_MOST_HARMLESS)
-    cut = cut_at(_log_odds(training, harmless, found, None), 0.01)
+    cut = cut_at(_log_odds(training, harmless, None), 0.01)
     ends = np.cumsum([len(each) for each in categories.values()])
     parts = {name: slice(end - len(own), end) for (name, own), end in zip(categories.items(), ends, strict=True)}
     table = Table(
@@ -89,8 +89,8 @@ def _by_category(training: TrainingSet) -> dict[str, Rows]:
     return {name: rows for name, rows in found.items() if len(rows) >= _FEWEST}
 
 
-def _log_odds(training: TrainingSet, rows: Rows, found: Fitted, intervention: Intervention | None) -> LogOdds:
+def _log_odds(training: TrainingSet, rows: Rows, intervention: Intervention | None) -> LogOdds:
     prompts = training.prompts.subset(rows)
     if intervention is None:
-        return refusal_metric(first_token_log_probs(training.chat, prompts), found.refusal_tokens)
-    return refusal_metric(first_token_log_probs(training.chat, prompts, intervention), found.refusal_tokens)
+        return refusal_metric(first_token_log_probs(training.chat, prompts), training.refusal_tokens)
+    return refusal_metric(first_token_log_probs(training.chat, prompts, intervention), training.refusal_tokens)

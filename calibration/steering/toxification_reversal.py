@@ -37,10 +37,10 @@ Outputs = list[torch.Tensor]
 """Each block's head outputs at one token, float32 `[B, H, W]`."""
 
 
-def reversal_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def reversal_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
     """Return what the reversal does to refusals and to harmless answers; nothing where that cannot be asked."""
     chat = training.chat
-    if not found.refusal_tokens:
+    if not training.refusal_tokens:
         return ()
     try:
         attentions = find_attentions(chat)
@@ -50,7 +50,7 @@ def reversal_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     sides = _that_fit(training, max(map(len, prefixes)))
     if not all(side.prompts for side in sides):
         return ()
-    trial = Trial.on(chat, found.refusal_tokens, *sides)
+    trial = Trial.on(chat, training.refusal_tokens, *sides)
     doses = [
         trial.dose(strength, reversal(chat, attentions, prefixes, strength))
         for strength in track(STRENGTHS, "toxification reversal")

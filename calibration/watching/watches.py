@@ -14,7 +14,6 @@ import torch
 
 from calibration.causal.answers import refusal_openings
 from calibration.methods.fitted import Fitted, FittedProbe
-from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.methods.training import TrainingSet
 from calibration.metrics import auroc, evaluate_scores
 from calibration.study import Study
@@ -78,7 +77,7 @@ def watch_answers(
         split: answer_prompts(training.chat, bank, prompts, most_tokens, folder / split, f"answering {split} prompts")
         for split, prompts in asked.items()
     }
-    openings = _refusals(training, found, answers["train"])
+    openings = _refusals(training, answers["train"])
     sides = {split: Sides.of(each, openings) for split, each in answers.items()}
     unread = [split for split in ("train", "validation") if not len(sides[split].harmless.lengths)]
     if unread:
@@ -110,11 +109,11 @@ def _to_learn_from(training: TrainingSet) -> EncodedPrompts:
     return training.prompts.subset(np.concatenate(sides))
 
 
-def _refusals(training: TrainingSet, found: Fitted, learned: Answers) -> frozenset[tuple[int, ...]]:
+def _refusals(training: TrainingSet, learned: Answers) -> frozenset[tuple[int, ...]]:
     """Return how the model's refusals open, as its answers to training prompts tell."""
     harmful = learned.prompts.harmful
     sides = [[learned.tokens[row] for row in np.flatnonzero(harmful == label)] for label in (True, False)]
-    return refusal_openings(sides[0], sides[1], found.refusal_tokens or refusal_tokens_of(training))
+    return refusal_openings(sides[0], sides[1], training.refusal_tokens)
 
 
 def _watch(bank: ProbeBank, specs: Sequence[Watch], sides: Mapping[str, Sides]) -> Watched:

@@ -20,3 +20,10 @@ def training_set(chat, folder, lines, wrap=0.0):
     offset = len(template_suffix(chat.tokenizer))
     recording = record(chat, prompts, (*range(offset + 1), "mean"), folder / "activations")
     return TrainingSet.split(chat, prompts, recording, offset)
+
+
+def refusing_by(training, *tokens):
+    """The same training set, with these tokens as the start of the model's refusals; with none it refuses nothing."""
+    known = replace(training)
+    vars(known)["refusal_tokens"] = tokens
+    return known

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from recorded import training_set
+from recorded import refusing_by, training_set
 from tiny import LAYERS, make_prompts
 
 from calibration.attacks.grafting import Arena
@@ -56,7 +56,7 @@ def found(training):
     refusal = found.probes[0]
     assert refusal.spec.name == "refusal"
     at = [FittedProbe(refusal.spec.model_copy(update=place(layer)), refusal.weight) for layer in (0, 2)]
-    return Fitted(probes=(*found.probes, *at), refusal_tokens=found.refusal_tokens)
+    return Fitted(probes=(*found.probes, *at))
 
 
 def place(layer):
@@ -95,6 +95,6 @@ def test_the_study_names_survivors_and_blinded(training, found):
 
 def test_where_nothing_is_refused_there_is_no_study(training, found):
     """Without refusal tokens the question does not arise; with tokens that start no refusal it is said why it is not put."""
-    assert grafting(training, Fitted(probes=found.probes)) == ()
-    (study,) = grafting(training, Fitted(probes=found.probes, refusal_tokens=(7,)))
+    assert grafting(refusing_by(training), found) == ()
+    (study,) = grafting(refusing_by(training, 7), found)
     assert study.finding.startswith("Not measured: of the selection prompts tried, 0 harmful ones are refused")

@@ -91,7 +91,7 @@ def test_the_planted_refusal_is_found_and_proved(planted, planted_chat, tmp_path
     """The vector lies along what makes the model refuse; ablating it stops refusals, adding it brings them."""
     training = training_set(planted_chat, tmp_path, make_prompts(240, 0))
     found = fit_refusal_direction(training)
-    assert planted_chat.tokenizer.convert_ids_to_tokens(list(found.refusal_tokens)) == ["<refuse>"]
+    assert planted_chat.tokenizer.convert_ids_to_tokens(list(training.refusal_tokens)) == ["<refuse>"]
     vector, evidence = found.steering[0].vector[0], found.steering[0].spec.evidence
     assert torch.cosine_similarity(vector, planted.direction, dim=0) > 0.99
     assert evidence["baseline_harmful"] > 0 > evidence["baseline_harmless"]
@@ -146,13 +146,12 @@ def test_selection_prompts_are_apart_from_fitting_prompts(planted_chat, tmp_path
 
 
 def test_what_is_found_survives_its_file(planted_chat, tmp_path):
-    """Saved and read back, probes, vectors, notes and tokens are equal, also when there is nothing."""
+    """Saved and read back, probes, vectors and notes are equal, also when there is nothing."""
     found = merge([fit_refusal_direction(training_set(planted_chat, tmp_path, make_prompts(240, 0)))])
     save_fitted(found, tmp_path / "f.safetensors")
     back = load_fitted(tmp_path / "f.safetensors")
     assert [probe.spec for probe in back.probes] == [probe.spec for probe in found.probes]
     assert torch.equal(back.steering[0].vector, found.steering[0].vector)
-    assert back.refusal_tokens == found.refusal_tokens
     assert found.probes[0].spec.evidence["cos_refusal"] == pytest.approx(1.0)
     assert found.probes[0].weight.shape == (1, 1, HIDDEN)
     save_fitted(merge([]), tmp_path / "g.safetensors")

@@ -14,7 +14,7 @@ from tiny import LAYERS, make_model, make_prompts, write_prompts
 from calibration.batching import make_batch
 from calibration.generation import generate
 from calibration.methods.fitted import Fitted
-from calibration.methods.safety_neurons import contrast_sample, refusal_tokens_of
+from calibration.methods.safety_neurons import contrast_sample
 from calibration.model import ChatModel
 from calibration.neurons.activation_contrast import contrast_answers, rank_by_change
 from calibration.neurons.alignment_tax import study_alignment_tax
@@ -63,7 +63,7 @@ def test_the_change_score_finds_the_planted_neurons(pair):
 def test_planted_neurons_restore_refusals_and_random_ones_do_not(pair):
     """Their causal effect is 1, in refusals and in log-odds; random neurons of the same block stay near 0."""
     aligned, partner = Neurons.of(pair.chat), Neurons.of(pair.partner)
-    harmful, tokens = contrast_sample(pair, harmful=True), refusal_tokens_of(pair)
+    harmful, tokens = contrast_sample(pair, harmful=True), pair.refusal_tokens
     best, worst = answer(aligned, harmful, tokens, 4), answer(partner, harmful, tokens, 4)
     openings = Openings.learn(best.tokens, (), tokens)
 

@@ -264,6 +264,19 @@ def test_methods_that_find_no_probe_end_in_an_error_that_names_another(planted, 
     assert not (tmp_path / "a").exists()
 
 
+def test_steering_without_the_refusal_direction_is_measured_like_any_other(planted, splits, tmp_path):
+    """Whichever methods were asked for: a vector in the artifact has its price, and one left out a note with the number."""
+    settings = Settings(only=("classifiers", "steering"), limit=60)
+    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "a", settings)
+    vectors = done.manifest.steering
+    assert all(vector.evidence["kl_benign"] <= 0.1 for vector in vectors)
+    left_out = [note for note in done.report.notes if note.startswith("steering vector")]
+    assert len(vectors) + len(left_out) == 11
+    curves = Evidence.of(Artifact.load(tmp_path / "a")).doses
+    assert set(curves) == {vector.name for vector in vectors}
+    assert all(dose.refusal_harmful > -18 for curve in curves.values() for dose in curve)
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_a_share_to_wrap_that_is_none_is_refused(splits, tmp_path, share):
     """Before any work, also where it is no number."""

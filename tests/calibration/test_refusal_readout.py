@@ -7,7 +7,6 @@ from recorded import training_set
 from tiny import make_model, make_prompts
 
 from calibration.methods.refusal_readout import fit_refusal_readout
-from calibration.methods.refusal_tokens import refusal_tokens_of
 from calibration.model import ChatModel
 from calibration.refusal_metric import first_token_log_probs, refusal_metric, refusal_metrics
 from calibration.unseen.contenders import recorded_scores
@@ -17,7 +16,7 @@ def test_the_probe_follows_the_models_own_log_odds(planted_chat, tmp_path):
     """On prompts that it was not fitted on it explains nearly all of them, and says how much."""
     training = training_set(planted_chat, tmp_path, make_prompts(400, 0))
     [probe] = fit_refusal_readout(training).probes
-    own = refusal_metrics(planted_chat, training.prompts, refusal_tokens_of(training))
+    own = refusal_metrics(planted_chat, training.prompts, training.refusal_tokens)
     read = recorded_scores(training, probe)
     judged = training.select
     explained = 1 - np.square(own[judged] - read[judged]).sum() / np.square(own[judged] - own[judged].mean()).sum()
@@ -28,7 +27,7 @@ def test_the_probe_follows_the_models_own_log_odds(planted_chat, tmp_path):
 def test_metrics_batch_by_batch_are_those_of_whole_distributions(planted_chat, tmp_path):
     """The same numbers, in the prompts' order."""
     training = training_set(planted_chat, tmp_path, make_prompts(120, 1))
-    tokens = refusal_tokens_of(training)
+    tokens = training.refusal_tokens
     whole = refusal_metric(first_token_log_probs(planted_chat, training.prompts), tokens)
     np.testing.assert_allclose(refusal_metrics(planted_chat, training.prompts, tokens), whole, rtol=1e-5)
 

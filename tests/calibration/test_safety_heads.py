@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from planted_head import CARRIER, lone_word_prompts, make_carrier_model
-from recorded import training_set
+from recorded import refusing_by, training_set
 from scipy.linalg import subspace_angles
 from tiny import make_model
 
@@ -102,13 +102,13 @@ def test_the_study_sets_the_group_against_random_heads(training):
 
 def test_no_refusals_no_study(training):
     """Where the model's refusal tokens are not known, there is nothing to take out heads for."""
-    assert safety_heads(training, Fitted()) == ()
+    assert safety_heads(refusing_by(training), Fitted()) == ()
 
 
 def test_a_model_whose_heads_cannot_be_told_apart_is_said_to_be_one(training, tokenizer):
     """Calibration goes on, and the page says why there is no answer."""
     training.chat.model.config.num_attention_heads = 3
-    (study,) = safety_heads(training, Fitted(refusal_tokens=(REFUSE,)))
+    (study,) = safety_heads(refusing_by(training, REFUSE), Fitted())
     assert study.finding.startswith("Not measured: block 0 has no attention")
 
 

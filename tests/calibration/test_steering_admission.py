@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from recorded import training_set
+from recorded import refusing_by, training_set
 from tiny import make_prompts
 
 from calibration.batching import iterate_batches
@@ -11,6 +11,7 @@ from calibration.intervention import at, since, steered
 from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
+from calibration.methods.steering import fit_steering
 from calibration.steering.admission import admit, recommended
 from calibration.steering.continuation import TOKENS, Continuations
 from calibration.steering.dose_response import Dose, Trial
@@ -45,7 +46,7 @@ def judged(training, methods, **options):
 def found(training, planted, *steering):
     """What the methods gave, with some vectors of our own."""
     refusal, harmfulness = fit_refusal_direction(training), fit_harmfulness_direction(training)
-    return Fitted(harmfulness.probes, (*refusal.steering, *steering), refusal_tokens=refusal.refusal_tokens)
+    return Fitted(harmfulness.probes, (*refusal.steering, *steering))
 
 
 def test_costly_and_disarming_vectors_are_left_out_with_their_numbers(training, planted):
@@ -64,6 +65,37 @@ def test_costly_and_disarming_vectors_are_left_out_with_their_numbers(training, 
         "disarm": False,
     }
     assert "1 go into the artifact: refusal" in study.finding
+
+
+def test_vectors_are_measured_whichever_method_gave_them(training):
+    """Families alone, without the refusal direction: none goes in unmeasured, and nothing is said of a cosine with it."""
+    found = Fitted(fit_harmfulness_direction(training).probes, fit_steering(training).steering)
+    admitted = judged(training, found, keep_costly=True)
+    assert admitted.steering
+    assert all({"kl_benign", "kl_continuation", "recommended"} <= set(e.spec.evidence) for e in admitted.steering)
+    assert all(each.spec.cos_refusal == 0 for each in admitted.steering)
+    assert len(admitted.steering) + len(admitted.notes) == len(found.steering)
+    assert len(admitted.studies[-1].tables[0].rows) == len(found.steering)
+
+
+def test_a_vector_that_nothing_can_measure_is_left_out(training, planted):
+    """On a model that does not refuse, no dose shows what a vector does: a note names it, and it is not in the artifact."""
+    untold = refusing_by(training)
+    admitted = judged(untold, Fitted(fit_harmfulness_direction(training).probes, (vector("heavy", planted.direction),)))
+    assert admitted.steering == ()
+    assert admitted.notes[0].startswith("steering vector heavy is left out: no refusals to measure it by")
+
+
+def test_what_the_model_refuses_is_asked_once(training):
+    """All that is fitted and measured on a training set speaks of the same tokens, and one pass has found them."""
+    passes = []
+    handle = training.chat.model.register_forward_pre_hook(lambda *_: passes.append(None))
+    tokens = training.refusal_tokens
+    first = len(passes)
+    assert first > 0
+    assert training.refusal_tokens is tokens
+    handle.remove()
+    assert len(passes) == first
 
 
 def test_an_override_keeps_the_costly_and_not_the_disarming(training, planted):
@@ -86,7 +118,7 @@ def test_a_vector_is_measured_through_its_gate(training, planted):
         each.spec.name: each.spec.evidence
         for each in judged(training, found(training, planted, shut), keep_costly=True).steering
     }
-    trial = Trial.of(training, found(training, planted).refusal_tokens)
+    trial = Trial.of(training, training.refusal_tokens)
     assert trial.curve(shut, [1.0])[1].kl_harmless == 0
     assert evidence["refusal"]["kl_benign"] > 0
     assert "shut" not in evidence or evidence["shut"]["kl_benign"] == 0

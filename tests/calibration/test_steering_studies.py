@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from recorded import training_set
+from recorded import refusing_by, training_set
 from scipy.special import rel_entr
 from sklearn.metrics import roc_auc_score
 from tiny import HARMFUL_WORDS, make_prompts
@@ -105,7 +105,7 @@ def test_the_damping_study_says_what_was_measured(training):
     (study,) = damping_study(training, fit_refusal_direction(training))
     assert {row[0] for row in study.tables[0].rows} >= {"refused_harmful", "kl_harmless"}
     assert "neurons detect harm" in study.finding
-    assert damping_study(training, Fitted()) == ()
+    assert damping_study(refusing_by(training), Fitted()) == ()
 
 
 def test_the_expert_of_harm_is_found(experts):
@@ -149,9 +149,9 @@ def test_biased_scores_by_hand():
 
 def test_the_expert_study(experts, training):
     """It reports what forcing did; a dense model has none."""
-    (study,) = expert_study(experts, Fitted(refusal_tokens=(5,)))
+    (study,) = expert_study(refusing_by(experts, 5), Fitted())
     assert (0, 4) in {row[:2] for row in study.tables[0].rows}
-    assert expert_study(training, Fitted(refusal_tokens=(5,))) == ()
+    assert expert_study(training, Fitted()) == ()
 
 
 def test_categories_in_order_of_what_they_need(training):

@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from recorded import training_set
+from recorded import refusing_by, training_set
 from tiny import HARMFUL_WORDS, PLAIN_WORDS, make_prompts
 
 from calibration.attention.heads import find_attentions
 from calibration.methods.fitted import Fitted
-from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.steering.toxification_reversal import reversal, reversal_study, turned_back
 from calibration.template import template_prefix, template_suffix
@@ -25,7 +24,7 @@ def training(planted_chat, tmp_path):
 @pytest.fixture
 def tokens(training):
     """The planted model's refusal tokens."""
-    return fit_refusal_direction(training).refusal_tokens
+    return training.refusal_tokens
 
 
 def refusals(training, tokens, *intervention):
@@ -82,16 +81,16 @@ def test_what_the_template_puts_around_the_words_is_found(planted_chat):
     assert "ebra" in tokenizer.decode(ids[len(before) : -len(after)])
 
 
-def test_the_study_names_its_price_and_is_silent_where_nothing_refuses(training, tokens):
+def test_the_study_names_its_price_and_is_silent_where_nothing_refuses(training):
     """Every strength is a row with refusals and nats; a model without refusals is not asked."""
-    [study] = reversal_study(training, Fitted(refusal_tokens=tokens))
+    [study] = reversal_study(training, Fitted())
     assert study.tables[0].rows[0][0] == 0.0
     assert "two more passes" in study.finding
-    assert reversal_study(training, Fitted()) == ()
+    assert reversal_study(refusing_by(training), Fitted()) == ()
 
 
-def test_conversations_have_no_one_place_for_a_prefix(training, tokens):
+def test_conversations_have_no_one_place_for_a_prefix(training):
     """Where every prompt has several turns there is nothing to measure, and no error."""
     turns = [replace(prompt, messages=prompt.messages * 2) for prompt in training.prompts.prompts]
     several = replace(training, prompts=replace(training.prompts, prompts=tuple(turns)))
-    assert reversal_study(several, Fitted(refusal_tokens=tokens)) == ()
+    assert reversal_study(several, Fitted()) == ()

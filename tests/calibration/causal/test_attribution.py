@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from recorded import training_set
+from recorded import refusing_by, training_set
 from scipy.stats import spearmanr
 from tiny import make_model, make_prompts
 
@@ -21,7 +21,7 @@ from calibration.model import ChatModel
 @pytest.fixture(scope="module")
 def pairs(training, found):
     """Pairs of the planted model."""
-    return contrast_pairs(training, found.refusal_tokens, 12)
+    return contrast_pairs(training, training.refusal_tokens, 12)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,13 @@ def test_pairs_are_of_equal_length_and_opposite_kind(pairs):
 
 def test_the_planted_pathway_is_ranked_first(training, found, pairs, sites):
     """Block 0's attention carries refusal to the last position: first among writers, its heads first among heads."""
-    estimates = estimate(training, sites, pairs, found.refusal_tokens)
+    estimates = estimate(training, sites, pairs, training.refusal_tokens)
     writers = [part for part in estimates if part.kind in ("attention", "mlp")]
     heads = [part for part in estimates if part.kind == "head"]
     assert max(writers, key=lambda part: estimates[part].refined) == Part("attention", 0, 0)
     ranked = sorted(heads, key=lambda part: -estimates[part].refined)
     assert {part.layer for part in ranked[:3]} == {0}
-    exact = patch_exactly(training, sites, pairs, found.refusal_tokens, [*writers, *heads])
+    exact = patch_exactly(training, sites, pairs, training.refusal_tokens, [*writers, *heads])
     truth = [float(exact[part].abs().mean()) for part in exact]
     assert spearmanr(truth, [estimates[part].refined for part in exact]).statistic > 0.8
     assert max(writers, key=lambda part: float(exact[part].mean())) == Part("attention", 0, 0)
@@ -56,9 +56,9 @@ def test_the_planted_pathway_is_ranked_first(training, found, pairs, sites):
 def test_exact_patching_of_the_last_stream_is_the_other_prompt(training, found, pairs, sites):
     """With the last block's stream at the last position from the harmless run, the harmless answer comes out."""
     part = Part("stream", training.chat.num_layers - 1, 0)
-    lost = patch_exactly(training, sites, pairs, found.refusal_tokens, [part])[part].sort().values
+    lost = patch_exactly(training, sites, pairs, training.refusal_tokens, [part])[part].sort().values
     both = next(pairs.batches(training, 12))
-    harmful, harmless = (refusal_log_odds(training.chat.last_logits(batch), found.refusal_tokens) for batch in both)
+    harmful, harmless = (refusal_log_odds(training.chat.last_logits(batch), training.refusal_tokens) for batch in both)
     torch.testing.assert_close(lost, (harmful - harmless).sort().values, atol=1e-4, rtol=1e-4)
 
 
@@ -130,4 +130,4 @@ def test_the_study_names_its_sample(training, found):
         "query of head", "key of head", "head", "attention", "neuron", "MLP", "residual stream",
     ]  # fmt: skip
     assert study.charts[0].scatter
-    assert attribution_study(training, Fitted()) == ()
+    assert attribution_study(refusing_by(training), Fitted()) == ()

@@ -60,7 +60,7 @@ def test_a_direction_that_only_varies_has_no_effect(cheated):
 
 def test_sensitivity_is_one_along_the_planted_direction(planted, training, found):
     """All prompts agree, and no random direction of 200 does as much."""
-    (own, _) = sensitivities(training, [Direction("planted", {1: planted.direction}, 0)], found.refusal_tokens)
+    (own, _) = sensitivities(training, [Direction("planted", {1: planted.direction}, 0)], training.refusal_tokens)
     assert own.share == 1
     assert own.p_mean == pytest.approx(1 / 201)
 
@@ -70,7 +70,7 @@ def test_random_directions_are_rarely_significant(training, found):
     draws = torch.nn.functional.normalize(torch.randn(40, HIDDEN, generator=torch.Generator().manual_seed(9)), dim=1)
     wanted = [Direction(f"random {index}", {1: unit}, 0) for index, unit in enumerate(draws)]
     measured = [
-        each for each in sensitivities(training, wanted, found.refusal_tokens) if each.moved == "where it reads"
+        each for each in sensitivities(training, wanted, training.refusal_tokens) if each.moved == "where it reads"
     ]
     assert len(measured) == 40
     assert sum(each.p_mean < 0.05 for each in measured) <= 6
@@ -79,7 +79,7 @@ def test_random_directions_are_rarely_significant(training, found):
 
 def test_the_opposite_direction_has_the_opposite_sign(planted, training, found):
     """Two-sided: as significant, and no prompt positive."""
-    (own, _) = sensitivities(training, [Direction("against", {1: -planted.direction}, 0)], found.refusal_tokens)
+    (own, _) = sensitivities(training, [Direction("against", {1: -planted.direction}, 0)], training.refusal_tokens)
     assert own.share == 0
     assert own.p_mean == pytest.approx(1 / 201)
 
