@@ -13,6 +13,7 @@ PIP := $(BIN)/pip install -qq --no-deps --disable-pip-version-check
 # Run a command and say in one line how long it took: $(call timed,what,command).
 timed = began=$$(date +%s); { $(2); } && echo "   $(1): $$(($$(date +%s) - began)) s"
 INTERPRETER := $(VENV)/interpreter/.installed
+CLIENTS := $(VENV)/clients
 
 export HF_HUB_OFFLINE ?= 1
 
@@ -37,6 +38,14 @@ $(INTERPRETER): requirements/interpreter.txt $(STAMP)
 	@$(call timed,a side interpreter,$(PIP) --upgrade --target $(dir $@) -r $<)
 	@touch $@
 
+# Aside: each asks for versions of its own. Where npm is missing, so is the one client that needs it.
+$(CLIENTS)/.installed: requirements/clients.txt tests/clients/node/package-lock.json $(STAMP)
+	@test -x $(CLIENTS)/bin/pip || $(BIN)/python -m venv $(CLIENTS)
+	@$(call timed,the clients,$(CLIENTS)/bin/pip install -qq --no-deps --disable-pip-version-check -r $<)
+	@mkdir -p $(CLIENTS)/node && cp tests/clients/node/package*.json $(CLIENTS)/node
+	@! command -v npm >/dev/null || npm ci --silent --prefix $(CLIENTS)/node
+	@touch $@
+
 check: setup ## Lint, types, and the floors' import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,7 +55,7 @@ check: setup ## Lint, types, and the floors' import rules
 test: setup ## The test suite
 	$(BIN)/python -m pytest
 
-test-long: setup $(INTERPRETER) ## What `make test` leaves out: every engine, architecture and fault, more than an hour
+test-long: setup $(INTERPRETER) $(CLIENTS)/.installed ## What `make test` leaves out: every engine, architecture and fault, more than an hour
 	$(BIN)/python -m pytest -m long
 
 # No set-up: a machine with a GPU has its own vLLM. docs/gpu.md says what else it needs, and how to do a part of this.
