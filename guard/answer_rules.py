@@ -37,10 +37,15 @@ class BoundAnswerRules:
     ) -> Verdict:
         """Return the verdict on one answer's scores so far `[W]`, or on their absence."""
         if isinstance(reading, Unscored):
-            return self.policy.verdict(self.policy.on_unscored, unscored=reading, shadow=shadow)
+            decision: Action = self.policy.on_unscored
+            return self.policy.verdict(decision.tightened if tighten else decision, unscored=reading, shadow=shadow)
         number = int(self.first(reading[None])[0])
         rule = self.rules[number] if number < len(self.rules) else None
         decision = rule.action if rule else Action.ALLOW
-        decision = decision.tightened if tighten else decision
-        named = dict(zip(self.watches, reading.tolist(), strict=True))
-        return self.policy.verdict(decision, named, rule=rule.name if rule else None, shadow=shadow)
+        return self.policy.verdict(
+            decision.tightened if tighten else decision,
+            dict(zip(self.watches, reading.tolist(), strict=True)),
+            rule=rule.name if rule else None,
+            category=rule.category if rule else None,
+            shadow=shadow,
+        )

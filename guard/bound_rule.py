@@ -36,6 +36,8 @@ class BoundRule:
     name: str
     action: Action
     bands: tuple[Band, ...]
+    category: str | None = None
+    """What the rule is about."""
 
     def holds(self, scores: Mapping[str, float]) -> bool:
         """Whether the rule fires on one prompt."""

@@ -64,6 +64,7 @@ class BoundPolicy:
             decision.tightened if tighten else decision,
             named,
             rule=rule.name if rule else None,
+            category=rule.category if rule else None,
             unscored=unscored,
             shadow=shadow,
             began=began,
@@ -145,6 +146,7 @@ def _bound(section: str, rules: Sequence[Rule], columns: Columns, escalating: Co
             rule.name,
             rule.action,
             tuple(_band(f"{section}.{rule.name}.when.{s}", s, c, columns) for s, c in rule.when.items()),
+            rule.category,
         )
         for rule in sorted(rules, key=lambda rule: -rule.action.severity)
     )

@@ -56,6 +56,18 @@ class GuardMetrics:
             buckets=TOKEN_BUCKETS,
             registry=registry,
         )
+        self.ready = Gauge(
+            "foreguard_ready",
+            "Whether a prompt was scored lately: 0 while the engine hangs.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.last_scored = Gauge(
+            "foreguard_last_scored_timestamp_seconds",
+            "Unix time at which a prompt, a client's or the canary, was known to be scored.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
         self._publish_policy(registry, policy)
         self._start_at_zero(policy)
 
@@ -77,6 +89,11 @@ class GuardMetrics:
             self.errors.labels(verdict.unscored.value).inc()
         else:
             self.answer_tokens.observe(num_tokens)
+
+    def observe_readiness(self, ready: bool, last_scored: float) -> None:
+        """Publish whether a prompt was scored lately, and the Unix time of the last one."""
+        self.ready.set(ready)
+        self.last_scored.set(last_scored)
 
     def observe_unrecorded(self) -> None:
         """Count a prompt that could not be counted."""

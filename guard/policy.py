@@ -68,7 +68,7 @@ class Rule(_Strict):
     when: dict[Name, Condition] = Field(min_length=1)
     """Conditions by probe or combination."""
     category: _Label | None = None
-    """What the rule is about, for records; it changes no decision."""
+    """What the rule is about, for records and, where `response.category` says so, for clients; it changes no decision."""
 
 
 class Steering(_Strict):
@@ -84,6 +84,16 @@ class Response(_Strict):
 
     style: Literal["refusal", "error"] = "refusal"
     message: str = Field(DEFAULT_MESSAGE, min_length=1, max_length=2000)
+    category: bool = False
+    """Whether the client is told the category of the rule that stopped it."""
+
+
+class DecisionLog(_Strict):
+    """Which decisions the server writes to its log, and what of them."""
+
+    which: Literal["none", "notable", "all"] = "notable"
+    """`notable` is every decision but `allow`, and every prompt without a score."""
+    scores: bool = False
 
 
 class Caller(_Strict):
@@ -113,6 +123,7 @@ class Policy(_Strict):
     """Rules on the answer, while it is generated, by watches of the artifact. None: answers are not watched."""
     steering: Steering | None = None
     response: Response = Response()
+    decision_log: DecisionLog = DecisionLog()
     expose_scores: bool = False
     """Whether every client sees scores. Scores help an attacker search for what passes."""
     callers: tuple[Caller, ...] = ()
@@ -134,6 +145,7 @@ class Policy(_Strict):
         scores: Mapping[str, float] = MappingProxyType({}),
         *,
         rule: str | None = None,
+        category: str | None = None,
         unscored: Unscored | None = None,
         shadow: bool = False,
         began: float | None = None,
@@ -148,6 +160,7 @@ class Policy(_Strict):
             policy=self.label,
             event_id=f"fge_{secrets.token_hex(12)}",
             rule=rule,
+            category=category,
             unscored=unscored,
             decision_seconds=0.0 if began is None else time.perf_counter() - began,
         )

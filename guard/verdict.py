@@ -73,6 +73,8 @@ class Verdict:
     event_id: str
     rule: str | None = None
     """The rule that fired, if one did."""
+    category: str | None = None
+    """What that rule is about, as the policy has it."""
     unscored: Unscored | None = None
     decision_seconds: float = 0.0
 
@@ -86,6 +88,7 @@ class Verdict:
             "policy": self.policy,
             "event_id": self.event_id,
             "rule": self.rule,
+            "category": self.category,
             "unscored": self.unscored.value if self.unscored else None,
             "decision_seconds": self.decision_seconds,
         }

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guard.decide import bind, score_columns
+from guard.decide import Watched, bind, score_columns
 from guard.policy import Policy
 from guard.threshold import allowed_exceedances, certify
-from guard.verdict import Action, Mode, Unscored
+from guard.verdict import Action, Mode, Unscored, Verdict
 from probes.errors import PolicyError
 
 PROBES = ("harm", "refusal")
@@ -415,3 +415,39 @@ def test_an_artifacts_combination_is_at_hand_and_the_policys_own_goes_first(poli
     assert judged(rules.beside(recommended), 1, 0).decision is Action.ALLOW
     own = rules.model_copy(update={"combine": {"combined": {"refusal": 1.0}}})
     assert judged(own.beside(recommended), 3, 0).decision is Action.ALLOW
+
+
+@pytest.mark.parametrize("section", ["rules", "answer_rules"])
+def test_a_verdict_names_the_category_of_its_rule(section):
+    """It travels with the verdict, so that records and, if the policy says so, clients can have it; no rule, no category."""
+    rule = {"name": "r", "action": "block", "category": "weapons", "when": {"harm": {"above": 1}}}
+    other = {"name": "other", "action": "flag", "when": {"harm": {"above": 100}}}
+    settings = {"name": "p", "version": "1", "rules": [other], section: [rule]}
+    watched = Watched(["harm"], np.zeros((1, 1), dtype=np.float32)) if section == "answer_rules" else None
+    bound = bind(Policy.model_validate(settings), ["harm"], np.zeros((0, 1), dtype=np.float32), watched=watched)
+
+    def judge(score):
+        return bound.judge([score]) if watched is None else bound.answers.judge(np.array([score]))
+
+    assert Verdict.from_wire(judge(2.0).to_wire()).category == "weapons"
+    assert judge(0.0).category is None
+
+
+@pytest.mark.parametrize(("tighten", "expected"), [(True, Action.BLOCK), (False, Action.FLAG)])
+def test_tighten_reaches_answers_that_cannot_be_read(tighten, expected):
+    """What the policy flags because a token has no score is a block for the client that asked for one."""
+    rule = {"name": "a", "action": "flag", "when": {"harm": {"above": 1}}}
+    settings = {
+        "name": "p",
+        "version": "1",
+        "rules": [rule | {"name": "r"}],
+        "answer_rules": [rule],
+        "on_unscored": "flag",
+    }
+    bound = bind(
+        Policy.model_validate(settings),
+        ["harm"],
+        np.zeros((0, 1), dtype=np.float32),
+        watched=Watched(["harm"], np.zeros((1, 1), dtype=np.float32)),
+    )
+    assert bound.answers.judge(Unscored.NOT_FINITE, tighten=tighten).decision is expected
