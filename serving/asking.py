@@ -16,7 +16,7 @@ from guard.policy import Caller, Policy
 _Mode = Literal["score", "block"]
 
 # A key can also be spelt with escapes, or in an encoding of two or four bytes: JSON's readers take both.
-_INTERESTING = re.compile(rb"use_beam_search|moderation|\\u|\x00")
+_INTERESTING = re.compile(rb"use_beam_search|moderation|include_usage|echo|refusal|\\u|\x00")
 
 
 class _Side(BaseModel):
@@ -79,6 +79,13 @@ def read_moderation(content: Mapping[str, Any]) -> Moderation | None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("moderation", *first["loc"]))
         raise BadModeration(f"{where}: {first['msg']}") from error
+
+
+def wants_usage(content: Mapping[str, Any]) -> bool:
+    """Return whether the request asks for the token counts of its stream."""
+    options = content.get("stream_options")
+    # Where a route does not know the key, vLLM accepts any value.
+    return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
 def identify(headers: Iterable[tuple[bytes, bytes]], policy: Policy) -> Caller | None:

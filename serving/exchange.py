@@ -23,6 +23,10 @@ class Prompt:
     """The LoRA adapter that answers, if one does."""
     asked: dict[str, object] = field(default_factory=dict)
     """What the caller asked of the gate, as `Exchange` has it."""
+    route: str | None = None
+    """The guarded route that it came by, if it came by one."""
+    caller: str | None = None
+    """The policy's name for the caller, if it has one."""
     verdict: Verdict | None = None
     num_tokens: int = 0
     blocked: set[int] = field(default_factory=set)
@@ -31,6 +35,12 @@ class Prompt:
     """Whether any completion got through the gate."""
     answer: Verdict | None = None
     """The most severe verdict on any of its answers, where one crossed a threshold."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the model's own answer to the prompt is kept from the client: blocked, or steered away."""
+        acted = self.verdict is not None and self.verdict.action in (Action.BLOCK, Action.STEER)
+        return acted or bool(self.blocked)
 
     @property
     def decided(self) -> bool:
@@ -44,8 +54,15 @@ class Exchange:
 
     asked: dict[str, object] = field(default_factory=dict)
     """What the caller may ask of the gate: `tighten`, `shadow`, `caller`."""
+    route: str | None = None
+    caller: str | None = None
+    """The policy's name for the caller."""
     wants_moderation: bool = False
     sees_scores: bool = False
+    wants_usage: bool = False
+    """Whether a stream ends with its token counts."""
+    wants_echo: bool = False
+    """Whether completions begin with their prompt."""
     created: int = field(default_factory=lambda: int(time.time()))
     prompts: list[Prompt] = field(default_factory=list)
 
@@ -75,6 +92,11 @@ class Exchange:
         """The most severe verdict on any of the request's answers, as far as they have come."""
         verdicts = [prompt.answer for prompt in self.prompts if prompt.answer]
         return max(verdicts, key=lambda verdict: verdict.action.severity, default=None)
+
+    @property
+    def answer_blocked(self) -> bool:
+        """Whether an answer of the request has been ended in its middle."""
+        return self.answer is not None and self.answer.action is Action.BLOCK
 
     @property
     def decision(self) -> str:

@@ -23,8 +23,10 @@ from vllm.sampling_params import SamplingParams
 from guard.decide import BoundPolicy
 from guard.metrics import GuardMetrics
 from guard.verdict import Action, Unscored, Verdict
-from serving.engine.wire import ANSWER, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT
+from serving.decision_log import DecisionLog
+from serving.engine.wire import ANSWER, CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT
 from serving.exchange import Exchange, Prompt, current
+from serving.hidden_logprobs import hide_prompt
 
 logger = init_logger("vllm.foreguard.listener")
 
@@ -34,11 +36,22 @@ Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 class Listener:
     """Hears the verdicts on all prompts of this process."""
 
-    def __init__(self, policy: BoundPolicy, metrics: GuardMetrics) -> None:
-        """`policy` is for answers that come without a verdict, and has what a blocked completion says."""
+    def __init__(
+        self,
+        policy: BoundPolicy,
+        metrics: GuardMetrics,
+        log: DecisionLog | None = None,
+        on_scored: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`policy` is for answers that come without a verdict, and has what a blocked completion says.
+
+        `on_scored` is told of each prompt that has a score.
+        """
         self._policy = policy
         self._message = policy.policy.response.message
         self._metrics = metrics
+        self._log = log or DecisionLog(policy.policy, "")
+        self._on_scored = on_scored
         self._prompts: dict[int, Prompt] = {}
         self._numbers = itertools.count()
 
@@ -63,6 +76,8 @@ class Listener:
 
     def _hear(self, output: Any) -> None:
         """Take the verdict off an output that brings one: what else its parameters hold is the client's."""
+        if _is_canary(output):
+            return
         carried = output.kv_transfer_params.pop(EXTRA, None)
         output.kv_transfer_params = output.kv_transfer_params or None
         # A prompt whose client has left is counted already.
@@ -79,11 +94,17 @@ class Listener:
             self._count(partial(self._metrics.observe, verdict))
         elif verdict.action.severity > prompt.verdict.action.severity:
             prompt.verdict = verdict
+        else:
+            return
+        self._log.record(verdict, prompt)
+        if verdict.unscored is None:
+            self._on_scored()
 
     def _record_answer(self, prompt: Prompt, carried: dict[str, Any]) -> None:
         num_tokens = carried.pop("tokens")
         verdict = Verdict.from_wire(carried)
         self._count(partial(self._metrics.observe_answer, verdict, num_tokens))
+        self._log.record(verdict, prompt, "answer")
         if prompt.answer is None or verdict.decision.severity > prompt.answer.decision.severity:
             prompt.answer = verdict
 
@@ -105,15 +126,16 @@ class Listener:
             asked = exchange.asked if exchange is not None else {}
             entry = Prompt(request_id, n=sampling_params.n or 1, model=lora.lora_name if lora else None, asked=asked)
             if exchange is not None:
+                entry.route, entry.caller = exchange.route, exchange.caller
                 exchange.prompts.append(entry)
             number = next(self._numbers)
             params = _with_asked(sampling_params, exchange, number)
-            return self._heard(generate(prompt, params, request_id, **options), entry, number)
+            return self._heard(generate(prompt, params, request_id, **options), entry, number, params)
 
         return listening
 
     async def _heard(
-        self, outputs: AsyncGenerator[RequestOutput, None], entry: Prompt, number: int
+        self, outputs: AsyncGenerator[RequestOutput, None], entry: Prompt, number: int, params: SamplingParams
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield what may leave."""
         self._prompts[number] = entry
@@ -122,9 +144,12 @@ class Listener:
                 if entry.verdict is None and _needs_verdict(output) and self._withholds(entry):
                     withheld = _withheld(output, entry.n)
                     _note_completions(entry, withheld, self._message)
+                    hide_prompt(withheld, params)
                     yield withheld
                     return  # and the engine is told to stop
                 _note_completions(entry, output, self._message)
+                if entry.stopped:
+                    hide_prompt(output, params)
                 yield output
         finally:
             # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no further.
@@ -140,6 +165,12 @@ class Listener:
         verdict = self._policy.judge(Unscored.NO_VERDICT, tighten=tighten, shadow=shadow)
         self._record(entry, verdict)
         return verdict.action is Action.BLOCK
+
+
+def _is_canary(output: Any) -> bool:
+    carried = output.kv_transfer_params.get(EXTRA)
+    # No client can forge it: what one puts under the guard's key never reaches the engine.
+    return isinstance(carried, dict) and carried.get(PROMPT) == CANARY
 
 
 def _with_asked(params: SamplingParams, exchange: Exchange | None, number: int) -> SamplingParams:
@@ -159,17 +190,17 @@ def _needs_verdict(output: RequestOutput) -> bool:
 def _withheld(output: RequestOutput, n: int) -> RequestOutput:
     """Return the output as if the gate had ended all `n` completions at it."""
     output.outputs = [
-        CompletionOutput(index, "", [], None, None, finish_reason="stop", stop_reason=STOP_BLOCKED)
-        for index in range(n)
+        CompletionOutput(index, "", [], None, [], finish_reason="stop", stop_reason=STOP_BLOCKED) for index in range(n)
     ]
     output.finished = True
     return output
 
 
 def _note_completions(entry: Prompt, output: RequestOutput, message: str) -> None:
-    entry.num_tokens = len(output.prompt_token_ids or ())
+    entry.num_tokens = len(output.prompt_token_ids or ()) or entry.num_tokens
     for completion in output.outputs:
-        if completion.stop_reason == STOP_BLOCKED:
+        # A client's stop string may be spelt like this, and ends an answer that has tokens.
+        if completion.stop_reason == STOP_BLOCKED and not completion.token_ids:
             entry.blocked.add(completion.index)
             completion.text, completion.finish_reason, completion.stop_reason = message, "content_filter", None
             continue

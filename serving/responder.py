@@ -1,51 +1,41 @@
 """The responder: holds one HTTP answer back until its verdict is known, then lets it go, marks it or replaces it.
 
-The decision comes before the first token, so before the first byte: a streamed request still gets a true status code.
+The decision comes before the first token, so before the first byte: a streamed request still gets a true status code. The
+one exception is a stream that vLLM keeps alive with comments while it waits: its status leaves with the first comment, and
+the verdict is then told in the stream.
 """
 
-import json
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+from starlette.datastructures import MutableHeaders
 
 from guard.policy import Policy
 from serving import shapes
 from serving.exchange import Exchange
-from serving.shapes import Refusal
+from serving.held_answer import HeldAnswer
+from serving.request_body import Message
+from serving.routes import Route
+from serving.shapes import Json, Refusal
 
-Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """How one OpenAI route says that it was blocked."""
-
-    param: str
-    whole: Callable[[Refusal], dict[str, Any]]
-    stream: Callable[[Refusal], Iterator[bytes]]
-    chunk: str | None
-    """`object` of a streamed chunk, where the route streams chunks."""
-
-
-ROUTES = {
-    "/v1/chat/completions": Route("messages", shapes.chat, shapes.chat_stream, "chat.completion.chunk"),
-    "/v1/completions": Route("prompt", shapes.completion, shapes.completion_stream, "text_completion"),
-    "/v1/responses": Route("input", shapes.response, shapes.response_stream, None),
-}
+PENDING = "pending"
+"""`x-guardrail-decision` of a stream whose headers left before its verdict came."""
 
 
 class Responder:
     """One guarded answer. `send` stands in for the server's own."""
 
-    def __init__(self, send: Send, route: Route, exchange: Exchange, policy: Policy, model: str, body: bytes) -> None:
+    def __init__(self, send: Send, route: Route, exchange: Exchange, policy: Policy, model: str) -> None:
         self._send = send
         self._route = route
         self._exchange = exchange
         self._policy = policy
         self._model = model
-        self._body = body
-        self._held: list[Message] = []
+        self._held = HeldAnswer()
+        self._begun = False
+        """Whether the status and the headers have left."""
         self._open = False
         self._replaced = False
 
@@ -54,98 +44,143 @@ class Responder:
         if self._replaced:
             return
         if self._open:
+            await self._send(self._mended(message))
+        elif self._held.is_comment(message):
+            await self._begin_pending()
             await self._send(message)
-            return
-        self._held.append(message)
-        if message["type"] == "http.response.body" and (not message.get("more_body", False) or self._may_release()):
-            await self._release()
+        else:
+            self._held.add(message)
+            if self._held.is_whole or (self._held.bodies and self._held.is_stream and self._exchange.decided):
+                await self._release()
 
-    def _may_release(self) -> bool:
-        # JSON that gets a moderation object must be there as a whole.
-        needs_whole = self._exchange.wants_moderation and not self._is_stream(self._held[0])
-        return self._exchange.decided and (not needs_whole or self._must_replace())
+    async def _begin_pending(self) -> None:
+        if not self._begun:
+            headers = {"x-guardrail-decision": PENDING, "x-guardrail-policy": self._policy.label}
+            await self._begin(self._held.start, headers)
+
+    async def _begin(self, start: Message, guard_headers: dict[str, str]) -> None:
+        self._begun = True
+        headers = MutableHeaders(raw=list(start["headers"]))
+        headers.update(guard_headers)
+        await self._send({**start, "headers": headers.raw})
 
     async def _release(self) -> None:
+        self._route = self._route.answering(self._held.own or {})
         if self._must_replace():
             self._replaced = True
             await self._replace()
             return
         self._open = True
-        start, *rest = self._held
-        if self._exchange.prompts:
-            start["headers"] = [*start["headers"], *self._guard_headers()]
-            if self._exchange.wants_moderation and start["status"] == 200:
-                rest = self._with_moderation(start, rest)
-        for message in (start, *rest):
-            await self._send(message)
+        bodies = self._held.bodies
+        if self._exchange.prompts and self._held.status == 200:
+            bodies = self._marked_stream(bodies) if self._held.is_stream else self._marked(bodies)
+        if not self._begun:
+            await self._begin(self._held.start, self._guard_headers() if self._exchange.prompts else {})
+        for message in bodies:
+            await self._send(self._mended(message))
 
     def _must_replace(self) -> bool:
         exchange = self._exchange
-        return exchange.blocked or (exchange.any_blocked and self._policy.response.style == "error")
+        if self._policy.response.style == "error":
+            return exchange.any_blocked
+        # An echo has the prompt's tokens, which only vLLM can tell: its own answer has the message in its place already.
+        return exchange.blocked and not (exchange.wants_echo and self._held.status == 200)
 
     async def _replace(self) -> None:
         if self._policy.response.style == "error":
-            content = shapes.error(self._policy.response.message, "content_filter", self._route.param)
-            await self._send_whole(400, content)
-        elif self._is_stream(self._held[0]):
-            await self._send_stream()
+            await self._replace_by_error()
+        elif self._held.is_stream:
+            body = self._moderation_chunk() + b"".join(self._route.stream(self._refusal()))
+            await self._send_anew(200, "text/event-stream; charset=utf-8", body)
         else:
-            await self._send_whole(200, self._moderated(self._route.whole(self._refusal())))
+            body = shapes.encode(self._moderated(self._route.whole(self._refusal())))
+            await self._send_anew(200, "application/json", body)
 
-    async def _send_whole(self, status: int, content: dict[str, Any]) -> None:
-        body = shapes.encode(content)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            *self._guard_headers(),
-        ]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+    async def _replace_by_error(self) -> None:
+        response, told = self._policy.response, {"guardrail": self._guardrail()}
+        content = self._route.error(response.message, "content_filter", self._route.param, told)
+        if self._begun:
+            await self._send({"type": "http.response.body", "body": b"".join(self._route.error_stream(content))})
+        else:
+            await self._send_anew(400, "application/json", shapes.encode(content))
 
-    async def _send_stream(self) -> None:
-        headers = [(b"content-type", b"text/event-stream; charset=utf-8"), *self._guard_headers()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-        if chunk := self._moderation_chunk():
-            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        body = b"".join(self._route.stream(self._refusal()))
+    async def _send_anew(self, status: int, kind: str, body: bytes) -> None:
+        """Send another body under the headers of vLLM's answer, but for those that are about its own body."""
+        if not self._begun:
+            headers = MutableHeaders(raw=list(self._held.start["headers"]))
+            headers["content-type"] = kind
+            if self._held.is_stream and status == 200:
+                del headers["content-length"]
+            else:
+                headers["content-length"] = str(len(body))
+            await self._begin({**self._held.start, "status": status, "headers": headers.raw}, self._guard_headers())
         await self._send({"type": "http.response.body", "body": body})
 
     def _refusal(self) -> Refusal:
-        prompts = self._exchange.prompts
+        prompts, own = self._exchange.prompts, self._held.own or {}
         return Refusal(
-            request_id=prompts[0].request_id,
+            request_id=str(own.get("id") or prompts[0].request_id),
             model=prompts[0].model or self._model,
-            created=self._exchange.created,
+            created=own.get("created") or own.get("created_at") or self._exchange.created,
             message=self._policy.response.message,
             num_choices=sum(prompt.n for prompt in prompts),
             prompt_tokens=sum(prompt.num_tokens for prompt in prompts),
-            include_usage=self._asks_for_usage(),
+            include_usage=self._exchange.wants_usage,
             moderation=self._moderation() if self._exchange.wants_moderation else None,
+            guardrail=self._guardrail(),
         )
 
-    def _asks_for_usage(self) -> bool:
-        # vLLM has accepted the body by now, so it is an object and its stream options are of the right kind.
-        return bool((json.loads(self._body).get("stream_options") or {}).get("include_usage"))
+    def _guard_headers(self) -> dict[str, str]:
+        exchange = self._exchange
+        headers = {"x-guardrail-decision": exchange.decision, "x-guardrail-policy": self._policy.label}
+        if exchange.verdict is not None:
+            headers["x-guardrail-event-id"] = exchange.verdict.event_id
+        if exchange.answer is not None:
+            headers["x-guardrail-answer"] = exchange.answer.action.value
+        return headers
 
-    def _guard_headers(self) -> list[tuple[bytes, bytes]]:
-        verdict = self._exchange.verdict
-        headers = {"x-guardrail-decision": self._exchange.decision, "x-guardrail-policy": self._policy.label}
-        if verdict is not None:
-            headers["x-guardrail-event-id"] = verdict.event_id
-        if self._exchange.answer is not None:
-            headers["x-guardrail-answer"] = self._exchange.answer.action.value
-        return [(name.encode(), value.encode()) for name, value in headers.items()]
+    def _guardrail(self) -> Json:
+        """Return what the body tells of the guard: many clients show no headers."""
+        exchange, category = self._exchange, None
+        told = {"decision": exchange.decision, "policy": self._policy.label}
+        if exchange.verdict is not None:
+            told["event_id"] = exchange.verdict.event_id
+            category = exchange.verdict.category
+        if exchange.answer is not None:
+            told["answer"] = exchange.answer.action.value
+            category = category or exchange.answer.category
+        return told | ({"category": category} if category and self._policy.response.category else {})
 
-    def _with_moderation(self, start: Message, rest: list[Message]) -> list[Message]:
-        if self._is_stream(start):
-            return [{"type": "http.response.body", "body": self._moderation_chunk(), "more_body": True}, *rest]
-        body = b"".join(message.get("body", b"") for message in rest)
-        moderated = shapes.encode(self._moderated(json.loads(body)))
-        kept = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
-        start["headers"] = [*kept, (b"content-length", str(len(moderated)).encode())]
-        return [{"type": "http.response.body", "body": moderated}]
+    def _marked_stream(self, bodies: list[Message]) -> list[Message]:
+        """Return the stream so far with what the guard has to say in it."""
+        if self._begun or self._exchange.any_blocked:
+            bodies = self._held.with_first_event(bodies, {"guardrail": self._guardrail()})
+        chunk = self._moderation_chunk()
+        return [{"type": "http.response.body", "body": chunk, "more_body": True}, *bodies] if chunk else bodies
 
-    def _moderated(self, content: dict[str, Any]) -> dict[str, Any]:
+    def _marked(self, bodies: list[Message]) -> list[Message]:
+        """Return a whole answer with what the guard has to say in it."""
+        exchange, own = self._exchange, self._held.own
+        if own is None or not (exchange.wants_moderation or exchange.any_blocked or exchange.answer_blocked):
+            return bodies
+        if exchange.answer_blocked and self._route.ended is not None:
+            own = self._route.ended(own)
+        if exchange.any_blocked or exchange.answer_blocked:
+            own = own | {"guardrail": self._guardrail()}
+        body = shapes.encode(self._moderated(own))
+        headers = MutableHeaders(raw=list(self._held.start["headers"]))
+        headers["content-length"] = str(len(body))
+        self._held.start["headers"] = headers.raw
+        return [{"type": "http.response.body", "body": body}]
+
+    def _mended(self, message: Message) -> Message:
+        """Return a part of an open stream, whose end says so where the guard ended the answer in its middle."""
+        mend = self._route.ended_event
+        if mend is None or not (self._held.is_stream and self._exchange.answer_blocked):
+            return message
+        return {**message, "body": mend(message.get("body", b""))}
+
+    def _moderated(self, content: Json) -> Json:
         return content | {"moderation": self._moderation()} if self._exchange.wants_moderation else content
 
     def _moderation_chunk(self) -> bytes:
@@ -162,15 +197,8 @@ class Responder:
         exchange, model = self._exchange, self._policy.label
         if not self._policy.answer_rules or exchange.blocked:
             return shapes.PROMPT_ONLY
-        if self._is_stream(self._held[0]):
+        if self._held.is_stream:
             return shapes.WATCHED
         if exchange.answer is None:
             return shapes.nothing_found(model)
         return shapes.moderated(exchange.answer, model, with_scores=exchange.sees_scores)
-
-    @staticmethod
-    def _is_stream(start: Message) -> bool:
-        return any(
-            name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-            for name, value in start["headers"]
-        )

@@ -6,7 +6,7 @@ parser, grammar or template of the server can bend it.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from guard.verdict import Action, Verdict
@@ -26,6 +26,13 @@ class Refusal:
     prompt_tokens: int
     include_usage: bool = False
     moderation: Json | None = None
+    guardrail: Json = field(default_factory=dict)
+    """What the body tells of the guard: `serving.responder` makes it."""
+
+    @property
+    def told(self) -> Json:
+        """The body's `guardrail` entry, where there is something to tell."""
+        return {"guardrail": self.guardrail} if self.guardrail else {}
 
     @property
     def usage(self) -> Json:
@@ -37,7 +44,7 @@ def chat(refusal: Refusal) -> Json:
     """Return a blocked `chat.completion`."""
     message = {"role": "assistant", "content": refusal.message, "refusal": refusal.message}
     choices = [_choice(index, message=message, logprobs=None) for index in range(refusal.num_choices)]
-    return _envelope(refusal, "chat.completion") | {"choices": choices, "usage": refusal.usage}
+    return _envelope(refusal, "chat.completion") | {"choices": choices, "usage": refusal.usage} | refusal.told
 
 
 def chat_stream(refusal: Refusal) -> Iterator[bytes]:
@@ -46,27 +53,28 @@ def chat_stream(refusal: Refusal) -> Iterator[bytes]:
     envelope = _envelope(refusal, "chat.completion.chunk")
     for index in range(refusal.num_choices):
         yield event(envelope | {"choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]})
-        yield event(envelope | {"choices": [_choice(index, delta={}, logprobs=None)]})
+        yield event(envelope | {"choices": [_choice(index, delta={}, logprobs=None)]} | refusal.told)
     yield from _end(refusal, envelope)
 
 
 def completion(refusal: Refusal) -> Json:
     """Return a blocked `text_completion`."""
     choices = [_choice(index, text=refusal.message, logprobs=None) for index in range(refusal.num_choices)]
-    return _envelope(refusal, "text_completion") | {"choices": choices, "usage": refusal.usage}
+    return _envelope(refusal, "text_completion") | {"choices": choices, "usage": refusal.usage} | refusal.told
 
 
 def completion_stream(refusal: Refusal) -> Iterator[bytes]:
     """Yield a blocked text completion as server-sent events."""
     envelope = _envelope(refusal, "text_completion")
     for index in range(refusal.num_choices):
-        yield event(envelope | {"choices": [_choice(index, text=refusal.message, logprobs=None)]})
+        yield event(envelope | {"choices": [_choice(index, text=refusal.message, logprobs=None)]} | refusal.told)
     yield from _end(refusal, envelope)
 
 
 def response(refusal: Refusal, status: str = "incomplete") -> Json:
     """Return a blocked `response`: incomplete, because of the content filter."""
     finished = status == "incomplete"
+    told = refusal.told if finished else {}
     return {
         "id": refusal.request_id,
         "object": "response",
@@ -82,6 +90,7 @@ def response(refusal: Refusal, status: str = "incomplete") -> Json:
         "tool_choice": "auto",
         "tools": [],
         "metadata": {},
+        **told,
     }
 
 
@@ -110,9 +119,22 @@ def response_stream(refusal: Refusal) -> Iterator[bytes]:
         yield event(content | {"sequence_number": number}, name=content["type"])
 
 
-def error(message: str, code: str, param: str | None) -> Json:
-    """Return OpenAI's error envelope for a request that is at fault."""
-    return {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+def error(message: str, code: str, param: str | None, told: Json | None = None) -> Json:
+    """Return OpenAI's error envelope for a request that is at fault; `told` is further keys of the error."""
+    about = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+    return {"error": about | (told or {})}
+
+
+def error_stream(content: Json) -> Iterator[bytes]:
+    """Yield an error envelope as the end of a chat or completions stream that has begun, as vLLM has it."""
+    yield event(content)
+    yield b"data: [DONE]\n\n"
+
+
+def response_error_stream(content: Json) -> Iterator[bytes]:
+    """Yield an error envelope as the end of a Responses stream that has begun."""
+    about = {key: value for key, value in content["error"].items() if key != "type"}
+    yield event({"type": "error", "sequence_number": 0, **about}, name="error")
 
 
 def moderation(verdict: Verdict | None, model: str, *, with_scores: bool, output: Json) -> Json:

@@ -35,6 +35,8 @@ _SIZES = [
 # 400 MB, which fill over 40,000 requests, guarded or not. With room for 16 it is full at once, and slower; memory that grows
 # after that is somebody's leak.
 _STEADY = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
+# A day: no canary prompt is sent meanwhile, which the insiders would take for a client's.
+_QUIET = {"FOREGUARD_READY_AGE": "86400"}
 _PAUSE_S = 8.0
 """More than the 5 s for which the HTTP server keeps an idle connection."""
 _LONGEST_REST_S = 120.0
@@ -58,7 +60,7 @@ def soaked_server(subject: Subject, log: Path, on_wait: Callable[[float], None])
     flags += ["--enforce-eager"] if subject.eager else []
     command = guarded_command(subject.model, subject.artifact, subject.policy, port, flags)
     # The server imports the insiders from here.
-    with running(command, port, log, {**ENVIRONMENT, **_STEADY, "PYTHONPATH": str(_ROOT)}, on_wait) as server:
+    with running(command, port, log, {**ENVIRONMENT, **_STEADY, **_QUIET, "PYTHONPATH": str(_ROOT)}, on_wait) as server:
         yield server
 
 

@@ -30,6 +30,9 @@ gate, and `PROMPT`: where there is none, the request came past the API server's 
 PROMPT = "prompt"
 """Under `EXTRA`: what the API process calls the prompt, which may have several requests (`n`) in the engine."""
 
+CANARY = -1
+"""In place of such a number: the guard asks itself. The verdict then stays on the output, for whoever asked."""
+
 VERDICT = "verdict"
 """Under `EXTRA`: the verdict, as `Verdict.to_wire` has it; with a request's first output alone."""
 

@@ -186,8 +186,15 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.v1.engine.async_llm AsyncLLM.generate(prompt, sampling_params, request_id, lora_request)",
         "vllm.outputs RequestOutput.kv_transfer_params",
         "vllm.outputs RequestOutput.prompt_token_ids",
+        "vllm.outputs CompletionOutput.token_ids",
         "vllm.outputs CompletionOutput.stop_reason",
         "vllm.outputs CompletionOutput.finish_reason",
+    ),
+    "serving/hidden_logprobs.py": (
+        "vllm.outputs RequestOutput.prompt_logprobs",
+        "vllm.outputs RequestOutput.prompt_token_ids",
+        "vllm.sampling_params SamplingParams.logprobs",
+        "vllm.logprobs Logprob.logprob",
     ),
     "serving/selftest.py": (
         "vllm.v1.engine.async_llm AsyncLLM.collective_rpc(method)",
@@ -200,6 +207,13 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "serving/voice.py": (
         f"{_APP} init_app_state -> OpenAIServingModels or {_OLD_APP} init_app_state -> OpenAIServingModels",
         "vllm.entrypoints.openai.models.serving OpenAIServingModels.base_model_paths",
+        "vllm.entrypoints.launchers.cli_args FrontendArgs.enable_force_include_usage or "
+        "vllm.entrypoints.openai.cli_args FrontendArgs.enable_force_include_usage",
+        "vllm.v1.engine.async_llm AsyncLLM.is_sleeping",
+    ),
+    "serving/placement.py": (
+        "vllm.entrypoints.serve.middleware.register init_entrypoints_middleware -> add_middleware or "
+        "vllm.entrypoints.openai.api_server build_app -> add_middleware",
     ),
     "serving/guardable.py": (
         *(

@@ -84,6 +84,10 @@ class Engine:
         self.asked = []
         self._bound = bound
 
+    async def is_sleeping(self):
+        """It is awake."""
+        return False
+
     async def collective_rpc(self, method):
         """Every rank agrees."""
         assert method == "foreguard_require_agreement"

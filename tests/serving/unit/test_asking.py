@@ -18,6 +18,7 @@ from serving.asking import (
     identify,
     read_moderation,
     require_guarded,
+    wants_usage,
 )
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1}}}
@@ -187,3 +188,19 @@ def test_beam_search_is_refused_however_it_is_spelt(body):
 def test_what_is_no_beam_search_passes(body):
     """Talk of it, its absence, and what is not JSON, which vLLM answers itself."""
     require_guarded(content_of(body))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"include_usage": True}, True),
+        ({"include_usage": False}, False),
+        ({}, False),
+        (None, False),
+        ("x", False),
+        ([1], False),
+    ],
+)
+def test_usage_is_asked_for_in_the_stream_options(options, expected):
+    """Where a route does not know them, vLLM takes any value: what is no object asks for nothing."""
+    assert wants_usage(content_of(json.dumps({"stream_options": options}).encode())) is expected

@@ -1,11 +1,13 @@
 """The listener hears each verdict once and leaves no trace of it in vLLM's outputs."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from vllm.logprobs import Logprob
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
@@ -13,7 +15,7 @@ from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
 from guard.verdict import Action, Unscored
-from serving.engine.wire import EXTRA, PROMPT
+from serving.engine.wire import CANARY, EXTRA, PROMPT, STOP_BLOCKED, VERDICT
 from serving.exchange import Exchange, current
 from serving.listener import Listener
 
@@ -181,6 +183,16 @@ async def test_a_user_s_stop_string_is_no_block(hear, exchange, outputs):
     (found,) = await drain(listening("p", SamplingParams(stop=["foreguard"]), "id"))
     assert (found.outputs[0].text, found.outputs[0].stop_reason) == ("hello", "foreguard")
     assert exchange.prompts[0].passed
+
+
+async def test_a_stop_string_spelt_as_the_gate_s_reason_is_no_block(hear, exchange, outputs):
+    """An answer with tokens was not blocked, whatever ended it: the headers, the body and the books say the same."""
+    item = outputs.one(outputs.completion(), verdict=BOUND.judge([0.0]))
+    item.outputs[0].stop_reason, item.outputs[0].finish_reason = STOP_BLOCKED, "stop"
+    listening, _, _ = hear(item)
+    (found,) = await drain(listening("p", SamplingParams(stop=[STOP_BLOCKED]), "id"))
+    assert (found.outputs[0].text, found.outputs[0].finish_reason) == ("hello", "stop")
+    assert not exchange.any_blocked
 
 
 async def test_a_client_that_leaves_is_counted(hear, exchange, outputs, registry):
@@ -352,3 +364,61 @@ async def test_the_adapter_names_the_model(hear, exchange, outputs):
 
     await drain(listening("p", SamplingParams(), "id", lora_request=Adapter()))
     assert exchange.prompts[0].model == "tuned"
+
+
+LOGPROBS = [None, {2: Logprob(-0.5)}, {3: Logprob(-1.5), 9: Logprob(-0.25)}]
+
+
+@pytest.mark.parametrize("scores", [[3.0], [1.0]], ids=["blocked", "allowed"])
+@pytest.mark.parametrize("echoed", [False, True])
+async def test_a_blocked_prompt_shows_no_number_of_the_model_s(hear, exchange, outputs, scores, echoed):
+    """Its log-probabilities have the length that clients expect: null, or if echoed a number that says nothing."""
+    blocked = scores == [3.0]
+    item = outputs.one(outputs.completion(blocked=blocked), verdict=BOUND.judge(scores))
+    item.prompt_logprobs = list(LOGPROBS)
+    item.prompt_token_id_logprobs = np.array([-0.5, -0.25], dtype=np.float32)
+    listening, _, _ = hear(item)
+    params = SamplingParams(prompt_logprobs=2, logprobs=2 if echoed else None)
+    (found,) = await drain(listening("p", params, "id"))
+    if not blocked:
+        assert found.prompt_logprobs == LOGPROBS
+        assert found.prompt_token_id_logprobs.tolist() == [-0.5, -0.25]
+        return
+    floor = [{token: Logprob(-9999.0)} for token in (1, 2, 3)]
+    assert found.prompt_logprobs == (floor if echoed else [None] * 3)
+    assert set(found.prompt_token_id_logprobs.tolist()) == {-9999.0}
+
+
+async def test_a_steered_prompt_shows_none_either(hear, exchange, outputs):
+    """The pass that gave them was not steered: they would tell what the model had said otherwise."""
+    item = outputs.one(outputs.completion(), verdict=replace(BOUND.judge([1.0]), action=Action.STEER))
+    item.prompt_logprobs = list(LOGPROBS)
+    listening, _, _ = hear(item)
+    (found,) = await drain(listening("p", SamplingParams(prompt_logprobs=2), "id"))
+    assert found.prompt_logprobs == [None] * 3
+
+
+async def test_the_canary_is_not_listened_to(registry, outputs):
+    """Its verdict stays on the output, for the self-test, and is not counted."""
+    processor = outputs.processor()
+    Listener(BOUND, GuardMetrics(registry, BOUND)).attach(SimpleNamespace(generate=None, output_processor=processor))
+    verdict = BOUND.judge([1.0])
+    item = outputs.one(outputs.completion(), verdict=verdict)
+    heard = processor.arrive(item, SamplingParams(extra_args={EXTRA: {PROMPT: CANARY}}))
+    assert heard.kv_transfer_params[EXTRA][VERDICT] == verdict.to_wire()
+    assert counted(registry, "allow") == 0
+
+
+@pytest.mark.parametrize(("scores", "scored"), [([1.0], 1), (Unscored.MISSING, 0)])
+async def test_who_watches_the_engine_is_told_of_scored_prompts(registry, outputs, scores, scored):
+    """A prompt without a score is no sign that the guard sees."""
+    told, processor = [], outputs.processor()
+    listener = Listener(BOUND, GuardMetrics(registry, BOUND), on_scored=lambda: told.append(1))
+
+    async def generate(prompt, params, request_id):
+        yield processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge(scores)), params)
+
+    client = SimpleNamespace(generate=generate, output_processor=processor)
+    listener.attach(client)
+    await drain(client.generate("p", SamplingParams(), "id"))
+    assert len(told) == scored

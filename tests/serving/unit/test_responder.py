@@ -8,7 +8,8 @@ from openai.types.chat import ChatCompletionChunk
 from guard.policy import Policy
 from guard.verdict import Action, Mode, Unscored, Verdict
 from serving.exchange import Exchange, Prompt
-from serving.responder import ROUTES, Responder
+from serving.responder import Responder
+from serving.routes import ROUTES
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1}}}
 JSON = [(b"content-type", b"application/json")]
@@ -33,12 +34,12 @@ def blocked(n=1, indices=(0,), **changes):
 class Answer:
     """A responder with a record of what reached the client."""
 
-    def __init__(self, *prompts, style="refusal", route="/v1/chat/completions", body=b"{}", **exchange):
+    def __init__(self, *prompts, style="refusal", category=False, route="/v1/chat/completions", **exchange):
         self.exchange = Exchange(prompts=list(prompts), created=1700000000, **exchange)
         self.sent = []
-        response = {"style": style, "message": "Nein – „so nicht“."}
+        response = {"style": style, "message": "Nein – „so nicht“.", "category": category}
         policy = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE], "response": response})
-        self.responder = Responder(self._record, ROUTES[route], self.exchange, policy, "served", body)
+        self.responder = Responder(self._record, ROUTES[route], self.exchange, policy, "served")
 
     async def _record(self, message):
         self.sent.append(message)
@@ -133,7 +134,7 @@ async def test_a_stream_that_was_held_can_still_be_replaced():
     ],
 )
 async def test_blocked_json(route, kind):
-    """The whole answer is built anew: status 200, right length whatever the message's alphabet, nothing of the app's."""
+    """The body is built anew: status 200, right length whatever the message's alphabet; the app's other headers stay."""
     answer = Answer(blocked(), route=route)
     await answer.start([*JSON, (b"content-length", b"6"), (b"x-own", b"1")], status=500)
     await answer.body(b"SECRET")
@@ -142,7 +143,8 @@ async def test_blocked_json(route, kind):
     assert (answer.status, content["object"], content["model"], content["id"]) == (200, kind, "served", "chatcmpl-1")
     assert "Nein – „so nicht“." in answer.text
     assert answer.headers["x-guardrail-decision"] == "block"
-    assert "x-own" not in answer.headers
+    assert answer.headers["x-own"] == "1"
+    assert [name.lower() for name, _ in answer.sent[0]["headers"]].count(b"content-length") == 1
 
 
 @pytest.mark.parametrize("headers", [JSON, SSE])
@@ -185,7 +187,7 @@ async def test_mixed_n_passes_in_refusal_style():
     await answer.start()
     await answer.body(b'{"choices": []}')
     answer.check_framing()
-    assert answer.text == '{"choices": []}'
+    assert json.loads(answer.text)["choices"] == []
     assert answer.headers["x-guardrail-decision"] == "block"
 
 
@@ -207,10 +209,10 @@ async def test_refusal_has_every_choice_of_every_prompt():
     assert content["usage"]["prompt_tokens"] == 6
 
 
-@pytest.mark.parametrize(("options", "expected"), [('{"include_usage": true}', True), ("null", False), ("{}", False)])
-async def test_usage_of_a_refused_stream(options, expected):
-    """The usage chunk comes if the request's `stream_options` ask for it."""
-    answer = Answer(blocked(), body=f'{{"stream": true, "stream_options": {options}}}'.encode())
+@pytest.mark.parametrize("expected", [True, False])
+async def test_usage_of_a_refused_stream(expected):
+    """The usage chunk comes if the exchange asks for it."""
+    answer = Answer(blocked(), wants_usage=expected)
     await answer.start(SSE)
     await answer.body(b"x")
     assert ('"usage"' in answer.text) is expected
@@ -333,3 +335,184 @@ async def test_policy_names_are_all_that_headers_tell():
         "x-guardrail-event-id",
     }
     assert "1.5" not in str(answer.sent)
+
+
+@pytest.mark.parametrize("style", ["refusal", "error"])
+@pytest.mark.parametrize("headers", [JSON, SSE])
+async def test_a_blocked_answer_keeps_the_headers_of_the_app_s_own(style, headers):
+    """A request id, or whatever else a middleware inside had put there, reaches the client of a refusal too."""
+    answer = Answer(blocked(), style=style)
+    await answer.start([*headers, (b"X-Request-Id", b"abc"), (b"content-length", b"1")])
+    await answer.body(b"x")
+    answer.check_framing()
+    assert {name.lower(): value for name, value in answer.headers.items()}["x-request-id"] == "abc"
+
+
+OWN = {
+    "/v1/chat/completions": {"id": "chatcmpl-own", "object": "chat.completion", "created": 17},
+    "/v1/chat/completions/batch": {"id": "chatcmpl-own", "object": "chat.completion", "created": 17},
+    "/v1/completions": {"id": "cmpl-own", "object": "text_completion", "created": 17},
+    "/v1/responses": {"id": "resp_own", "object": "response", "created_at": 17},
+    "/v1/messages": {"id": "chatcmpl-own", "type": "message"},
+}
+
+
+@pytest.mark.parametrize("route", OWN)
+async def test_the_id_is_the_answer_s_own(route):
+    """Not that of the engine's request, which vLLM numbers: by the answer's own id it can be fetched and continued."""
+    prompt = blocked()
+    prompt.request_id = "sub-request_0"
+    answer = Answer(prompt, route=route)
+    await answer.start()
+    await answer.body(json.dumps(OWN[route]).encode())
+    assert json.loads(answer.text)["id"] == OWN[route]["id"]
+
+
+async def test_the_id_of_a_stream_is_its_own():
+    """The first event of vLLM's stream tells it; in a Responses stream within the response."""
+    for route, event in (
+        ("/v1/completions", OWN["/v1/completions"]),
+        ("/v1/responses", {"response": OWN["/v1/responses"]}),
+    ):
+        answer = Answer(blocked(), route=route)
+        await answer.start(SSE)
+        await answer.body(b"event: e\ndata: " + json.dumps(event).encode() + b"\n\n", more=True)
+        assert OWN[route]["id"] in answer.text
+        assert "chatcmpl-1" not in answer.text
+
+
+@pytest.mark.parametrize(("kind", "key"), [("chat.completion", "message"), ("text_completion", "text")])
+async def test_sagemaker_s_route_speaks_as_the_route_that_answered(kind, key):
+    """`/invocations` is a chat or a completions request, as vLLM takes it: its own answer tells which."""
+    answer = Answer(blocked(), route="/invocations")
+    await answer.start()
+    await answer.body(json.dumps({"id": "x", "object": kind}).encode())
+    content = json.loads(answer.text)
+    assert (content["object"], key in content["choices"][0]) == (kind, True)
+
+
+@pytest.mark.parametrize("category", [True, False])
+async def test_the_body_tells_what_stopped_it(category):
+    """Who sees no headers finds the decision, policy and event in the body, and the category if the policy says so."""
+    for style in ("refusal", "error"):
+        prompt = blocked()
+        prompt.verdict = verdict(Action.BLOCK, category="weapons", rule="secret-rule")
+        answer = Answer(prompt, style=style, category=category)
+        await answer.start()
+        await answer.body(b"{}")
+        content = json.loads(answer.text)
+        told = (content if style == "refusal" else content["error"])["guardrail"]
+        expected = {"decision": "block", "policy": "p@1", "event_id": "fge_1"}
+        assert told == expected | ({"category": "weapons"} if category else {})
+        assert "secret-rule" not in answer.text
+
+
+async def test_a_partly_blocked_answer_tells_it_too():
+    """The body is vLLM's own, whole or streamed: it has the entry where something in it was blocked, and only there."""
+    for headers, raw in ((JSON, b'{"id":"a"}'), (SSE, b'data: {"id":"a"}\n\n')):
+        for prompt, told in ((blocked(n=2, passed=True), True), (passed(), False)):
+            answer = Answer(prompt)
+            await answer.start(headers)
+            await answer.body(raw)
+            answer.check_framing()
+            assert ('"guardrail":{"decision":"block"' in answer.text) is told
+            assert told or answer.text.encode() == raw
+
+
+async def test_an_echo_stays_vllm_s_own():
+    """Its tokens and their offsets are vLLM's to tell: the body that it made passes, with the entry of the guard."""
+    answer = Answer(blocked(), route="/v1/completions", wants_echo=True)
+    raw = {"id": "cmpl-own", "choices": [{"text": "prompt and message", "logprobs": {"tokens": ["prompt"]}}]}
+    await answer.start()
+    await answer.body(json.dumps(raw).encode())
+    answer.check_framing()
+    content = json.loads(answer.text)
+    assert content.pop("guardrail")["decision"] == "block"
+    assert content == raw
+
+
+COMMENT = b": keep-alive\n\n"
+
+
+async def kept_alive(*prompts, **options):
+    """A stream whose headers left with a comment, while it waited."""
+    answer = Answer(*prompts, **options)
+    await answer.start(SSE)
+    verdicts = [(prompt, prompt.passed, prompt.blocked) for prompt in prompts]
+    for prompt in prompts:
+        prompt.passed, prompt.blocked = False, set()
+    await answer.body(COMMENT, more=True)
+    await answer.body(COMMENT, more=True)
+    assert answer.text.encode() == COMMENT * 2
+    for prompt, has_passed, is_blocked in verdicts:
+        prompt.passed, prompt.blocked = has_passed, is_blocked
+    return answer
+
+
+async def test_comments_pass_while_a_stream_waits():
+    """They carry no token: the status leaves with the first one, the decision is pending, and the stream tells it."""
+    answer = await kept_alive(passed())
+    await answer.body(b'data: {"id":"a"}\n\n', more=True)
+    await answer.body(b"data: [DONE]\n\n")
+    answer.check_framing()
+    assert answer.headers["x-guardrail-decision"] == "pending"
+    assert "x-guardrail-event-id" not in answer.headers
+    first, done = answer.text.removeprefix(COMMENT.decode() * 2).split("\n\n")[:2]
+    told = {"decision": "allow", "policy": "p@1", "event_id": "fge_1"}
+    assert json.loads(first.removeprefix("data: ")) == {"id": "a", "guardrail": told}
+    assert done == "data: [DONE]"
+
+
+async def test_a_stream_that_was_kept_alive_can_still_be_refused():
+    """The refusal follows the comments, and nothing of the model's does."""
+    answer = await kept_alive(blocked())
+    await answer.body(b'data: {"id":"a","x":"SECRET"}\n\n', more=True)
+    await answer.body()
+    answer.check_framing()
+    assert (answer.status, "SECRET" in answer.text) == (200, False)
+    assert '"finish_reason":"content_filter"' in answer.text
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("route", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"])
+async def test_a_stream_that_was_kept_alive_ends_with_the_error(route):
+    """Its status has left, so in style `error` the error is an event of the stream, as the route has it."""
+    answer = await kept_alive(blocked(), style="error", route=route)
+    await answer.body(b'data: {"id":"a","x":"SECRET"}\n\n', more=True)
+    answer.check_framing()
+    assert (answer.status, "SECRET" in answer.text) == (200, False)
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n") if line.startswith("data: {")]
+    (content,) = map(json.loads, events)
+    error = content.get("error", content)
+    assert (error["code"], error["message"]) == ("content_filter", "Nein – „so nicht“.")
+    assert ("event: error" in answer.text) is (route in ("/v1/responses", "/v1/messages"))
+
+
+@pytest.mark.parametrize("text", [b"", b"\n\n", b'data: {"a":1}\n\n', b': a\n\ndata: {"a":1}\n\n'])
+async def test_only_comments_pass(text):
+    """Whatever else a message holds waits for the verdict."""
+    answer = Answer(Prompt("chatcmpl-1", 1, None))
+    await answer.start(SSE)
+    await answer.body(text, more=True)
+    assert answer.sent == []
+
+
+def ended(**options):
+    """A prompt that passed, and whose answer was ended in its middle."""
+    return passed(answer=verdict(Action.BLOCK), **options)
+
+
+async def test_a_message_that_is_ended_in_its_middle_is_a_refusal():
+    """Otherwise vLLM leaves out the stop reason, which it does not know: Anthropic's clients would see an unfinished turn."""
+    whole = Answer(ended(), route="/v1/messages")
+    await whole.start()
+    await whole.body(b'{"id":"m","content":[]}')
+    assert json.loads(whole.text)["stop_reason"] == "refusal"
+    stream = Answer(ended(), route="/v1/messages")
+    await stream.start(SSE)
+    for event in ({"type": "message_start"}, {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {}}):
+        await stream.body(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode(), more=True)
+    await stream.body()
+    stream.check_framing()
+    assert '"stop_reason":"refusal"' in stream.text
+    assert "event: message_delta\n" in stream.text

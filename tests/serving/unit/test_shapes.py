@@ -1,6 +1,7 @@
 """Blocked answers are what OpenAI's own client expects, field by field."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from guard.verdict import Action, Mode, Unscored, Verdict
-from serving import shapes
+from serving import anthropic_shapes, shapes
 from serving.shapes import Refusal
 
 MESSAGE = "Dabei kann ich nicht helfen – „tut mir leid“.\nZeile 2"
@@ -165,12 +166,14 @@ def test_documented_examples_are_what_is_sent():
     document = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
     blocks = [json.loads(block.split("```")[0]) for block in document.split("```json\n")[1:]]
     message = "I can't help with that request."
-    facts = Refusal("chatcmpl-1", "my-model", 1700000000, message, num_choices=1, prompt_tokens=12)
+    told = {"decision": "block", "policy": "production@1", "event_id": "fge_5b0c1f"}
+    facts = Refusal("chatcmpl-1", "my-model", 1700000000, message, num_choices=1, prompt_tokens=12, guardrail=told)
     flagged = verdict(policy="production@1")
     for made in (
         shapes.chat(facts),
-        shapes.completion(facts),
-        shapes.error(message, "content_filter", "messages"),
+        shapes.completion(replace(facts, request_id="cmpl-1")),
+        anthropic_shapes.message(facts),
+        shapes.error(message, "content_filter", "messages", {"guardrail": told}),
         {"moderation": shapes.moderation(flagged, "production@1", with_scores=False, output=shapes.PROMPT_ONLY)},
     ):
         assert made in blocks

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -11,7 +12,7 @@ from vllm.sampling_params import SamplingParams
 
 from guard.verdict import Unscored
 from serving.exchange import current
-from serving.responder import ROUTES
+from serving.routes import ROUTES
 
 KEY = [(b"authorization", b"Bearer red-team-key")]
 ERROR_STYLE = '\nresponse: {style: error, message: "Not here."}\n'
@@ -379,3 +380,50 @@ async def test_there_is_no_way_around_to_beam_search(serve):
     assert received == []
     assert await server.post(b'{"messages": []}', path="/invocations") == (200, {}, b"{}")
     assert received == [b'{"messages": []}']
+
+
+async def test_errors_on_the_messages_route_are_anthropic_s(serve):
+    """Its clients read `type: error`, and know the error's type."""
+    server = await serve(chat)
+    status, _, body = await server.post(b'{"moderation": {"mode": "off"}}', "/v1/messages")
+    content = json.loads(body)
+    assert (status, content["type"], content["error"]["type"]) == (400, "error", "invalid_request_error")
+    assert content["error"]["code"] == "invalid_moderation"
+
+
+async def test_a_refusal_in_a_responses_history_reaches_vllm_as_text(serve):
+    """VLLM fails on the part that a blocked response has. The rest of the body stays; other bodies stay byte for byte."""
+    received = []
+
+    async def app(engine, scope, receive, send):
+        received.append((await receive())["body"])
+
+    server = await serve(app)
+    for part in ({"type": "refusal", "refusal": "No."}, {"type": "output_text", "text": "refusal"}):
+        body = json.dumps({"model": "m", "input": [{"role": "assistant", "content": [part]}]}, indent=1).encode()
+        scope = {"type": "http", "method": "POST", "path": "/v1/responses", "headers": []}
+        await server.call(scope, {"type": "http.request", "body": body})
+    changed, same = received
+    assert json.loads(changed)["input"][0]["content"] == [{"type": "output_text", "text": "No.", "annotations": []}]
+    assert same == body
+
+
+@pytest.mark.parametrize("forced", [False, True])
+async def test_forced_usage_is_in_a_blocked_stream(unstarted, forced):
+    """`--enable-force-include-usage` holds for refusals as for answers."""
+    server = unstarted(chat)
+    server.state.args = SimpleNamespace(enable_force_include_usage=forced)
+    await server.start()
+    server.engine.scores = [3.0]
+    _, _, body = await server.post(b'{"stream": true}')
+    assert (b'"usage"' in body) is forced
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_readiness_is_told(unstarted, method):
+    """503 before the self-test has passed, 200 after it, whatever the mount point."""
+    server = unstarted(echo)
+    assert (await server.post(b"", "/guard/ready", method=method))[0] == 503
+    await server.start()
+    status, headers, _ = await server.post(b"", "/api/guard/ready", method=method, root_path="/api")
+    assert (status, headers["cache-control"]) == (200, "no-store")
