@@ -2,6 +2,7 @@
 
 import pytest
 
+from serving.readiness import PATH
 from tests.deploy.layouts import claims, loader, resources
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
@@ -21,9 +22,10 @@ def _env(container):
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_probes_ask_for_health_at_the_servers_port(container, probe):
-    """All three probes ask /health at the port that the server is told to listen on."""
+    """Readiness asks whether a prompt was scored lately, the others /health, at the port that the server listens on."""
     port = container["args"][container["args"].index("--port") + 1]
-    assert container[probe]["httpGet"] == {"path": "/health", "port": int(port)}
+    path = PATH if probe == "readinessProbe" else "/health"
+    assert container[probe]["httpGet"] == {"path": path, "port": int(port)}
     assert container[probe]["timeoutSeconds"] >= 2
 
 
