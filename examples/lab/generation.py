@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from calibration.arithmetic import settle
 from examples.lab.dataset import Sample
 
 BATCH_SIZE = 48
 
 
 def load(folder: Path) -> tuple[Any, Any]:
-    """Model (bf16, as shipped) and tokenizer of a checkpoint, from local files only."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval()
+    """Model (of the shipped bf16 weights) and tokenizer of a checkpoint, from local files only."""
+    model = settle(AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True).eval())
     return model, AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
 
 

@@ -3,8 +3,13 @@
 import asyncio
 
 import pytest
+import torch
 
-from tests.serving.lab import of
+from calibration.arithmetic import VARIABLE
+from calibration.model import ChatModel
+from calibration.request_scores import score_batches
+from probes.scoring import ProbeBank
+from tests.serving.lab import MODEL, of
 from tests.serving.planted import naive_scores
 from tests.serving.server import SERVED_NAME
 from tests.serving.world import BENIGN, LONG, MESSAGE, OBSERVER_KEY, TOKENS, answer, key, scores_of
@@ -26,6 +31,20 @@ def test_served_scores_equal_offline_scores(here, reference, artifact):
     for messages in BENIGN[:6] + here.harmful[:4] + LONG[:3]:
         offline = naive_scores(artifact, reference.read(reference.token_ids(messages)))
         assert here.observe(messages, cache_salt="offline") == pytest.approx(offline, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "native"])
+def test_served_scores_equal_those_that_calibration_computes(here, reference, artifact, arithmetic, monkeypatch):
+    """Thresholds are certified on these scores: they are the served ones, in float32 and in the model's bfloat16."""
+    monkeypatch.setenv(VARIABLE, arithmetic)
+    chat, bank = ChatModel.load(MODEL), ProbeBank.from_artifact(artifact)
+    assert chat.arithmetic == (torch.float32 if arithmetic == "float32" else torch.bfloat16)
+    asked = BENIGN[:6] + here.harmful[:4] + LONG[:3]
+    ids = [reference.token_ids(messages) for messages in asked]
+    ((_, offline),) = score_batches(chat, bank, ids, [range(len(ids))])
+    for messages, scores in zip(asked, offline.scores.tolist(), strict=True):
+        served = here.observe(messages, cache_salt="calibration")
+        assert served == pytest.approx(dict(zip(bank.names, scores, strict=True)), abs=TOLERANCE)
 
 
 def test_a_warm_prefix_cache_gives_the_cold_verdict(here):
