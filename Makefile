@@ -17,7 +17,7 @@ CLIENTS := $(VENV)/clients
 
 export HF_HUB_OFFLINE ?= 1
 # Threads of several processes share the cores here: one that waits must not spin where another would compute.
-export OMP_WAIT_POLICY ?= PASSIVE
+demo test test-long: export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help setup check test test-long gpu demo bench soak compatibility lock clean
 
