@@ -2,6 +2,8 @@
 
 The log-probabilities of a prompt's tokens come with their most likely alternatives. Those of the last position are what the
 model would have said. A prompt that is blocked or steered shows none of them, in lists of the lengths that clients expect.
+
+It touches, of `vllm/outputs.py`: `RequestOutput.prompt_logprobs` and, from vLLM 0.31, `prompt_token_id_logprobs`.
 """
 
 import numpy as np

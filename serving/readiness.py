@@ -5,21 +5,16 @@ vLLM's `/health` fails only once the engine has died: it says nothing of one tha
 
 import asyncio
 import logging
-import math
-import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from guard.metrics import GuardMetrics
-from probes.errors import ForeguardError, ServingError
+from probes.errors import ForeguardError
 
 logger = logging.getLogger("vllm.foreguard.readiness")
 
 PATH = "/guard/ready"
-VARIABLE = "FOREGUARD_READY_AGE"
-"""Environment variable: how many seconds ago the last prompt may have been scored."""
-DEFAULT_AGE_S = 30.0
 _CANARIES_AN_AGE = 3
 """Canaries in one such time: one that is late changes nothing."""
 
@@ -91,15 +86,3 @@ class Readiness:
         if age > self._max_age:
             logger.error("not ready: no prompt was scored for %.0f s: %s", age, self._problem)
         self._metrics.observe_readiness(age <= self._max_age, time.time() - age)
-
-
-def max_age() -> float:
-    """Return how long ago the last prompt may have been scored, in seconds. Raises `ServingError` for what is no time."""
-    text = os.environ.get(VARIABLE) or str(DEFAULT_AGE_S)
-    try:
-        age = float(text)
-    except ValueError:
-        age = math.nan
-    if not (math.isfinite(age) and age > 0):
-        raise ServingError(f"is {text!r}, which is no time", field=VARIABLE, remedy="give seconds, for example 30")
-    return age

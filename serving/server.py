@@ -20,6 +20,7 @@ from serving.config import AdapterConfig, GuardConfig
 from serving.cpu_memory import choose_kv_cache
 from serving.guardable import require_guardable
 from serving.model_folder import model_folder
+from serving.ready_age import max_age
 from serving.supported import require_supported_vllm
 
 WORKER = "serving.engine.worker.GuardedWorker"
@@ -74,6 +75,7 @@ def _require_environment() -> None:
     for name, (needed, reason) in _REQUIRED.items():
         if (found := os.environ.get(name, "")) not in ("", needed):
             raise ServingError(f"is {found}, but {reason}", field=name, remedy=f"unset {name}")
+    max_age()
 
 
 def _base_arguments(launch: Launch) -> list[str]:

@@ -33,6 +33,7 @@ from serving.history import readable
 from serving.listener import Listener
 from serving.placement import placed_inside
 from serving.readiness import Readiness
+from serving.ready_age import max_age
 from serving.request_body import Message, Receive, read_body, replaced
 from serving.responder import Responder, Send
 from serving.routes import RESPONSES, ROUTES, Route
@@ -114,7 +115,7 @@ class _Guard:
         """Test the guard, then begin. Raises `ForeguardError` where it does not work."""
         config = GuardConfig.from_vllm(state.vllm_config.additional_config)
         bound = config.bind_policy(config.load_artifact())
-        age, client = readiness.max_age(), state.engine_client
+        age, client = max_age(), state.engine_client
         verdict = await canary(client)
         metrics = GuardMetrics(REGISTRY, bound)
         self._model = state.openai_serving_models.base_model_paths[0].name

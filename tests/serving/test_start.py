@@ -20,6 +20,7 @@ from probes.errors import (
     ServingError,
 )
 from serving.process import free_port, guarded_command
+from serving.ready_age import VARIABLE
 from serving.server import Launch, serve
 from tests.serving.adapter import make_adapter
 from tests.serving.lab import MODEL
@@ -54,6 +55,12 @@ def refused(kind: type[ForeguardError], launch, *vllm: str, says: str, **options
         launch(*vllm, **options)
     assert caught.value.field
     assert caught.value.remedy
+
+
+def test_an_age_of_readiness_that_is_none_is_refused(launch, monkeypatch):
+    """Before the model is loaded, by the variable's name."""
+    monkeypatch.setenv(VARIABLE, "soon")
+    refused(ServingError, launch, says=VARIABLE)
 
 
 def test_a_truncated_artifact_is_refused(launch, tmp_path):

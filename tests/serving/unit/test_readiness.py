@@ -12,6 +12,7 @@ from guard.policy import Policy
 from probes.errors import ServingError
 from serving import readiness
 from serving.readiness import Readiness
+from serving.ready_age import VARIABLE, max_age
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
 POLICY = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]})
@@ -113,13 +114,13 @@ async def test_at_most_one_canary_an_interval(watched):
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])
 def test_an_age_that_is_none_is_refused(monkeypatch, text):
     """The start names the variable."""
-    monkeypatch.setenv(readiness.VARIABLE, text)
-    with pytest.raises(ServingError, match=readiness.VARIABLE):
-        readiness.max_age()
+    monkeypatch.setenv(VARIABLE, text)
+    with pytest.raises(ServingError, match=VARIABLE):
+        max_age()
 
 
 @pytest.mark.parametrize(("text", "expected"), [("", 30.0), ("5", 5.0)])
 def test_the_age_is_the_operator_s(monkeypatch, text, expected):
     """30 s unless the variable says otherwise."""
-    monkeypatch.setenv(readiness.VARIABLE, text)
-    assert readiness.max_age() == expected
+    monkeypatch.setenv(VARIABLE, text)
+    assert max_age() == expected
