@@ -3,6 +3,7 @@
 A line holds `prompt` (a string) or `messages` (role and content), `label`, and optionally what the report groups by.
 """
 
+import codecs
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -113,23 +114,44 @@ def require_classes(harmful: npt.NDArray[np.bool_], name: str, minimum: int = 1)
 
 
 def load_prompts(path: Path) -> PromptFile:
-    """Read the JSONL file `path`. Raises `PromptError` naming the file, the line, the fault and the remedy."""
+    """Read the JSONL file `path`. Raises `PromptError` naming the file, the line, the fault and the remedy.
+
+    A byte-order mark at its start is skipped. A request may stand in it twice, but not under both labels.
+    """
     try:
         raw = path.read_bytes()
-        text = raw.decode()
+        text = raw.removeprefix(codecs.BOM_UTF8).decode()
     except OSError as error:
         raise PromptError(
             f"cannot be read: {error.strerror}", field=path.name, remedy="name a readable JSONL file"
         ) from error
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise PromptError("is not UTF-8", field=f"{path.name}:{line}", remedy="save the file as UTF-8") from error
     prompts = tuple(_read_lines(text, path.name))
     if not prompts:
         raise PromptError(
             "holds no prompts", field=path.name, remedy='write one {"prompt": …, "label": …} object a line'
         )
-    return PromptFile(path.name, hashlib.sha256(raw).hexdigest(), prompts)
+    file = PromptFile(path.name, hashlib.sha256(raw).hexdigest(), prompts)
+    require_one_label([file])
+    return file
+
+
+def require_one_label(files: Sequence[PromptFile]) -> None:
+    """Raise `PromptError` when a request is harmful in one line and harmless in another: one of the two is a mistake."""
+    seen: dict[tuple[Message, ...], tuple[str, bool]] = {}
+    for file in files:
+        for prompt in file.prompts:
+            where = f"{file.name}:{prompt.line}"
+            first, was_harmful = seen.setdefault(prompt.messages, (where, prompt.is_harmful))
+            if was_harmful != prompt.is_harmful:
+                here, there = ("harmful", "harmless") if prompt.is_harmful else ("harmless", "harmful")
+                raise PromptError(
+                    f"the same request is {here} here and {there} in {first}",
+                    field=where,
+                    remedy="keep the line that has the right label, and remove the other",
+                )
 
 
 def require_disjoint(files: Sequence[PromptFile]) -> None:

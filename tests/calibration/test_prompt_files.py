@@ -83,6 +83,32 @@ def test_files_that_hold_nothing_are_refused(tmp_path):
         load_prompts(tmp_path / "binary.jsonl")
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    """As some editors write it: the first line is read like any other, and the digest is that of the file as it is."""
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n")
+    file = load_prompts(path)
+    assert [prompt.text for prompt in file.prompts] == [GOOD["prompt"]]
+    assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n\xff\xfe")
+    with pytest.raises(PromptError, match=r"p.jsonl:2: is not UTF-8"):
+        load_prompts(path)
+
+
+@pytest.mark.parametrize(
+    "again", [{"prompt": GOOD["prompt"]}, {"messages": [{"role": "user", "content": GOOD["prompt"]}]}]
+)
+def test_a_request_under_both_labels_is_refused(tmp_path, again):
+    """In either form of a line: the error names both lines and says what to do. The same label twice is no contradiction."""
+    other = GOOD | {"prompt": "other"}
+    path = write(tmp_path / "p.jsonl", GOOD, other, again | {"label": "harmful"})
+    with pytest.raises(PromptError, match=r"the same request is harmful here and harmless in p\.jsonl:1") as caught:
+        load_prompts(path)
+    assert caught.value.field == "p.jsonl:3"
+    assert "keep the line that has the right label" in caught.value.remedy
+    assert len(load_prompts(write(tmp_path / "p.jsonl", GOOD, other, again | {"label": "harmless"})).prompts) == 3
+
+
 @pytest.mark.parametrize(
     ("num_harmful", "problem"), [(0, "0 harmful prompts"), (15, "15 harmful prompts, at least 16")]
 )
