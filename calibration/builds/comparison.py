@@ -110,8 +110,16 @@ def compare_builds(
         written=written,
         written_cosine=abs(float(written.direction @ direction)) / float(np.linalg.norm(direction)) if written else 0.0,
         differing=tuple(name for name in prints[0] if prints[0][name] != prints[1][name]),
-        notes=ours.missing,
+        notes=(*ours.missing, *_left_out(prompts, tokens)),
     )
+
+
+def _left_out(prompts: EncodedPrompts, tokens: tuple[int, ...]) -> list[str]:
+    """Say what else was not compared."""
+    notes = [] if tokens else ["refusals were not compared: neither build refuses these prompts by its first token"]
+    if prompts.num_skipped:
+        notes.append(f"{prompts.num_skipped} prompts were longer than the model's context and left out")
+    return notes
 
 
 def _questions(prompts: EncodedPrompts) -> Questions:

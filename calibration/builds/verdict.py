@@ -50,7 +50,8 @@ def moved_heads(found: Comparison) -> list[Head]:
 
 def _alike(found: Comparison) -> str:
     if found.refused is None:
-        return "neither refuses by its first token, and no head or direction moved"
+        compared = "head or direction" if found.heads else "direction"
+        return f"neither refuses by its first token, and no {compared} moved"
     first, second = found.refused
     return f"the first refuses {first.value:.0%} and the second {second.value:.0%} of {first.count} harmful prompts"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.evaluation_run import load_for
-from calibration.prompts import PromptFile
+from calibration.prompts import PromptFile, require_one_label
 from calibration.reading.engine_source import IN_PROCESS, engine_folder, require_engine
 from calibration.template import EncodedPrompts
 from calibration.tuning.joint import Joint, Prompts, find_setting
@@ -23,7 +23,7 @@ from calibration.tuning.tune import (
     tune_scores,
     with_numbers,
 )
-from calibration.tuning.tune_prompts import TunePrompts, score_groups
+from calibration.tuning.tune_prompts import TunePrompts, hard_benign_files, score_groups
 from guard.binding import bind_to
 from guard.decide import BoundPolicy, score_columns
 from guard.policy import Policy
@@ -108,6 +108,7 @@ def tune_policy(
     limits = parse_limits(request.at_most)
     platt = _platt_at(artifact, request.prevalence)
     _require_usable(artifact, file, harmful, limits)
+    require_one_label([each for each in (file, harmful) if each] + hard_benign_files(request.hard_benign))
     loaded = load_for(model, artifact, dtype, device, skip_long)
     names = [probe.name for probe in artifact.manifest.probes]
     with engine_folder() as folder:
@@ -143,7 +144,7 @@ def tune_policy(
         before=before,
         after=after,
         platt=platt,
-        notes=(*note, *_notes(prompts, tuned)),
+        notes=(*note, *_notes(prompts, tuned), *groups.notes),
     )
 
 

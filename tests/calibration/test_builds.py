@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,12 +226,16 @@ def test_a_mixture_of_experts_is_compared_in_all_but_neurons(tokenizer, tmp_path
     )  # fmt: skip
     model.save_pretrained(tmp_path / "a")
     tokenizer.save_pretrained(tmp_path / "a")
-    found = compare_builds(
-        tmp_path / "a", tmp_path / "a", load_prompts(write_prompts(tmp_path / "p.jsonl", make_prompts(40, 0)))
-    )
-    assert found.notes[0].startswith("neurons were not compared")
+    lines = [*make_prompts(40, 0), {"prompt": "garden " * 80, "label": "harmless"}]
+    file = load_prompts(write_prompts(tmp_path / "p.jsonl", lines))
+    found = compare_builds(tmp_path / "a", tmp_path / "a", file, skip_long=True)
+    neurons, refusals, skipped = found.notes
+    assert neurons.startswith("neurons were not compared")
+    assert refusals.startswith("refusals were not compared: neither build refuses")
+    assert skipped.startswith("1 prompts were longer than the model's context")
     assert len(found.heads) == 8
     assert judge(found).sentence.endswith("neither refuses by its first token, and no head or direction moved")
+    assert judge(replace(found, heads=())).sentence.endswith("and no direction moved")
 
 
 def test_other_models_and_unlabelled_prompts_are_refused(carrier, prompts, tokenizer, tmp_path):
