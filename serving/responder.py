@@ -84,7 +84,8 @@ class Responder:
         if self._policy.response.style == "error":
             return exchange.any_blocked
         # An echo has the prompt's tokens, which only vLLM can tell: its own answer has the message in its place already.
-        return exchange.blocked and not (exchange.wants_echo and self._held.status == 200)
+        echoed = self._route.echoes and exchange.wants_echo and self._held.status == 200
+        return exchange.blocked and not echoed
 
     async def _replace(self) -> None:
         if self._policy.response.style == "error":

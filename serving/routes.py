@@ -24,6 +24,8 @@ class Route:
     """Mends vLLM's whole answer where the guard ended it in its middle."""
     ended_event: Callable[[bytes], bytes] | None = None
     """Mends an event of such an answer's stream."""
+    echoes: bool = False
+    """Whether an answer may begin with its prompt (`echo`)."""
     by_object: Mapping[str, "Route"] = field(default_factory=dict)
     """Other routes that may have answered, by the `object` of vLLM's answer."""
 
@@ -33,7 +35,7 @@ class Route:
 
 
 CHAT = Route("messages", shapes.chat, shapes.chat_stream, "chat.completion.chunk")
-COMPLETIONS = Route("prompt", shapes.completion, shapes.completion_stream, "text_completion")
+COMPLETIONS = Route("prompt", shapes.completion, shapes.completion_stream, "text_completion", echoes=True)
 RESPONSES = Route("input", shapes.response, shapes.response_stream, error_stream=shapes.response_error_stream)
 MESSAGES = Route(
     "messages",

@@ -431,6 +431,15 @@ async def test_an_echo_stays_vllm_s_own():
     assert content == raw
 
 
+async def test_an_echo_that_a_route_does_not_know_changes_nothing():
+    """On a chat route no client gets around the guard's own body by asking for an echo."""
+    answer = Answer(blocked(), wants_echo=True)
+    await answer.start()
+    await answer.body(b'{"id":"a","choices":[{"message":{"content":"bent by a parser"}}]}')
+    assert "bent" not in answer.text
+    assert json.loads(answer.text)["choices"][0]["message"]["refusal"]
+
+
 COMMENT = b": keep-alive\n\n"
 
 
