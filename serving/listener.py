@@ -169,7 +169,6 @@ class Listener:
 
 def _is_canary(output: Any) -> bool:
     carried = output.kv_transfer_params.get(EXTRA)
-    # No client can forge it: what one puts under the guard's key never reaches the engine.
     return isinstance(carried, dict) and carried.get(PROMPT) == CANARY
 
 

@@ -4,6 +4,7 @@ No sockets and no side channels: the messages are ordered and routed by vLLM its
 parallelism, for several API servers and under every executor.
 """
 
+import secrets
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,8 +31,9 @@ gate, and `PROMPT`: where there is none, the request came past the API server's 
 PROMPT = "prompt"
 """Under `EXTRA`: what the API process calls the prompt, which may have several requests (`n`) in the engine."""
 
-CANARY = -1
-"""In place of such a number: the guard asks itself. The verdict then stays on the output, for whoever asked."""
+CANARY = f"canary-{secrets.token_hex(16)}"
+"""In place of such a number: the guard asks itself. The verdict then stays on the output, for whoever asked. Each API process
+has its own, so that no client can ask for it."""
 
 VERDICT = "verdict"
 """Under `EXTRA`: the verdict, as `Verdict.to_wire` has it; with a request's first output alone."""
