@@ -36,7 +36,14 @@ class Route:
 
 CHAT = Route("messages", shapes.chat, shapes.chat_stream, "chat.completion.chunk")
 COMPLETIONS = Route("prompt", shapes.completion, shapes.completion_stream, "text_completion", echoes=True)
-RESPONSES = Route("input", shapes.response, shapes.response_stream, error_stream=shapes.response_error_stream)
+RESPONSES = Route(
+    "input",
+    shapes.response,
+    shapes.response_stream,
+    error_stream=shapes.response_error_stream,
+    ended=shapes.ended_response,
+    ended_event=shapes.ended_response_event,
+)
 MESSAGES = Route(
     "messages",
     anthropic_shapes.message,

@@ -119,6 +119,20 @@ def response_stream(refusal: Refusal) -> Iterator[bytes]:
         yield event(content | {"sequence_number": number}, name=content["type"])
 
 
+def ended_response(content: Json) -> Json:
+    """Return a whole response of vLLM's whose answer the guard ended: vLLM takes it for complete."""
+    return content | {"status": "incomplete", "incomplete_details": {"reason": "content_filter"}}
+
+
+def ended_response_event(chunk: bytes) -> bytes:
+    """Return one event of vLLM's stream of such a response; the last one says that it is incomplete."""
+    _, mark, data = chunk.partition(b"data: ")
+    if not mark or b'"response.completed"' not in data:
+        return chunk
+    content = json.loads(data) | {"type": "response.incomplete"}
+    return event(content | {"response": ended_response(content["response"])}, name=content["type"])
+
+
 def error(message: str, code: str, param: str | None, told: Json | None = None) -> Json:
     """Return OpenAI's error envelope for a request that is at fault; `told` is further keys of the error."""
     about = {"message": message, "type": "invalid_request_error", "param": param, "code": code}

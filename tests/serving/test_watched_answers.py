@@ -1,7 +1,9 @@
 """Watched answers as a client and an operator see them: a real server, OpenAI's client, its metrics."""
 
 import itertools
+import json
 
+import httpx
 import openai
 import pytest
 
@@ -86,7 +88,7 @@ def test_headers_and_moderation_say_it_of_a_whole_answer(server, ended):
 
 @pytest.mark.parametrize("route", ["completions", "responses"])
 def test_other_routes_end_as_well(server, ended, reference, route):
-    """A completion with `content_filter`; a response that is incomplete, or at least shorter than without the guard."""
+    """A completion with `content_filter`; a response that is incomplete because of it."""
     prompt = reference.tokenizer.apply_chat_template(ended[0], add_generation_prompt=True, tokenize=False)
     if route == "completions":
         reply = server.client().completions.create(
@@ -98,6 +100,19 @@ def test_other_routes_end_as_well(server, ended, reference, route):
         model=SERVED_NAME, input=ended[0][-1]["content"], max_output_tokens=TOKENS, temperature=0
     )
     assert reply.usage.output_tokens < TOKENS
+    assert (reply.status, reply.incomplete_details.reason) == ("incomplete", "content_filter")
+
+
+def test_an_ended_message_is_a_refusal(server, ended):
+    """Anthropic's clients see what was said, and `stop_reason` refusal, whole and streamed."""
+    question = {"model": SERVED_NAME, "messages": ended[0], "max_tokens": TOKENS, "temperature": 0}
+    whole = httpx.post(f"{server.url}/v1/messages", json=question, timeout=60)
+    stream = httpx.post(f"{server.url}/v1/messages", json=question | {"stream": True}, timeout=60).text
+    events = [json.loads(line.removeprefix("data: ")) for line in stream.split("\n") if line.startswith("data: ")]
+    (end,) = [event for event in events if event["type"] == "message_delta"]
+    assert whole.json()["stop_reason"] == end["delta"]["stop_reason"] == "refusal"
+    assert whole.json()["guardrail"]["answer"] == whole.headers["x-guardrail-answer"] == "block"
+    assert 0 < whole.json()["usage"]["output_tokens"] < TOKENS
 
 
 def test_it_is_counted(server, ended):

@@ -525,3 +525,22 @@ async def test_a_message_that_is_ended_in_its_middle_is_a_refusal():
     stream.check_framing()
     assert '"stop_reason":"refusal"' in stream.text
     assert "event: message_delta\n" in stream.text
+
+
+async def test_a_response_that_is_ended_in_its_middle_is_incomplete():
+    """VLLM takes it for complete: the answer and the last event of a stream say what the Responses API has for it."""
+    whole = Answer(ended(), route="/v1/responses")
+    await whole.start()
+    await whole.body(b'{"id":"resp_1","status":"completed","output":[]}')
+    stream = Answer(ended(), route="/v1/responses")
+    await stream.start(SSE)
+    for kind in ("response.created", "response.completed"):
+        event = {"type": kind, "sequence_number": 3, "response": {"id": "resp_1", "status": "completed"}}
+        await stream.body(f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode(), more=True)
+    await stream.body()
+    stream.check_framing()
+    assert "event: response.incomplete\n" in stream.text
+    last = json.loads(stream.text.rstrip().rpartition("data: ")[2])
+    for response in (json.loads(whole.text), last["response"]):
+        assert response["status"] == "incomplete"
+        assert response["incomplete_details"] == {"reason": "content_filter"}
