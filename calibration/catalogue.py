@@ -63,19 +63,27 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = MappingProxyType(
         "novelty_scores": compare_novelty,
     }
 )
-QUICK = ("refusal_direction", "harmfulness_direction", "classifiers", "token_level")
-"""The methods of a quick calibration, which asks no diagnostics: what a policy usually reads and steers with."""
+DEFAULT = ("refusal_direction", "harmfulness_direction", "classifiers", "token_level")
+"""The methods of a calibration that is not told otherwise, and asks no diagnostics: what a policy usually reads and steers
+with."""
+
+WITH_PARTNER = ("safety_neurons", "neuron_patching", "alignment_tax", "novelty_scores")
+"""What a partner has a part in."""
 
 
-def require_known(names: Collection[str]) -> None:
-    """Raise `CalibrationError` unless each name is a method's or a diagnostic's, and one is a method's."""
+def require_known(names: Collection[str], option: str) -> None:
+    """Raise `CalibrationError` unless each name, given by an option, is a method's or a diagnostic's."""
     for name in names:
         if name not in METHODS and name not in DIAGNOSTICS:
             raise CalibrationError(
                 f"there is no method or diagnostic {name!r}",
-                field="--only",
+                field=option,
                 remedy=f"methods are {', '.join(METHODS)}; diagnostics are {', '.join(DIAGNOSTICS)}",
             )
+
+
+def require_method(names: Collection[str]) -> None:
+    """Raise `CalibrationError` unless one of the names asked for with `--only` is a method's."""
     if not METHODS.keys() & set(names):
         raise CalibrationError(
             "no method was asked for, so nothing would be fitted",

@@ -56,7 +56,8 @@ def calibrate(
     partner: Annotated[
         str | None,
         typer.Option(
-            help="The same model before its alignment, or after losing it: folder or Hugging Face id. Neurons are contrasted."
+            help="With --full: the same model before its alignment, or after losing it (folder or Hugging Face id). Its "
+            "neurons are contrasted."
         ),
     ] = None,
     limit: Annotated[
@@ -118,18 +119,26 @@ def calibrate(
         ),
     ] = "hf",
     engine_args: _EngineArgs = "",
-    quick: Annotated[
+    full: Annotated[
         bool,
         typer.Option(
-            "--quick",
-            help="Directions, classifiers and the token-level probe only: no neurons, further steering or studies.",
+            "--full",
+            help="Beyond directions, classifiers and the token-level probe: every other method, further steering, and all "
+            "studies. Several times as long.",
         ),
     ] = False,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Run this method or study beside those of a plain calibration; a wrong name lists them. Repeatable.",
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Run this method or diagnostic, and no other that is not named so; a wrong name lists them. Repeatable.",
+            help="Run this method or study, and no other that is not named so; a wrong name lists them. Repeatable.",
         ),
     ] = None,
     keep_work: Annotated[
@@ -146,8 +155,7 @@ def calibrate(
 
         foreguard calibrate ./my-model --train train.jsonl --validation validation.jsonl --test test.jsonl --out ./artifact
     """
-    from calibration.catalogue import QUICK
-    from calibration.display import evaluation_tables
+    from calibration.display import evaluation_tables, not_asked_table
     from calibration.model import resolve_model
     from calibration.pipeline import WORK, Settings
     from calibration.pipeline import calibrate as run
@@ -167,7 +175,9 @@ def calibrate(
         ray=ray,
         engine=engine,
         engine_args=tuple(shlex.split(engine_args)),
-        only=(*QUICK, *(only or ())) if quick else tuple(only) if only else None,
+        full=full,
+        also=tuple(also or ()),
+        only=tuple(only) if only else None,
     )
     console = Console()
     try:
@@ -179,6 +189,8 @@ def calibrate(
         raise typer.Exit(130) from None
     _write_json(done.report, json)
     console.print(evaluation_tables(done.report))
+    if done.not_asked:
+        console.print(not_asked_table(done.not_asked))
     console.print(f"artifact {done.manifest.digest[:12]} written to {out}")
 
 

@@ -66,8 +66,12 @@ def report_controls(
     names: Sequence[str],
     *,
     train: EncodedPrompts | None = None,
+    embed: bool = True,
 ) -> dict[str, ControlReport]:
-    """Return every control that the arguments allow: `names` are the bank's columns, `train` gives TF-IDF its labels."""
+    """Return every control that the arguments allow: `names` are the bank's columns, `train` gives TF-IDF its labels.
+
+    `embed` asks for the sentence embedding, too, an encoder over every prompt: minutes on a CPU.
+    """
     harmful = prompts.harmful
     reports = {
         "prompt_length": control("number of tokens", prompts.lengths.astype(np.float64), harmful),
@@ -76,7 +80,7 @@ def report_controls(
         ),
         **_drawn(_SHUFFLED, "logistic on shuffled labels, mean of 5, better sense", scored.scores, names, harmful),
     }
-    if train is not None and (embedded := embedding_scores(train, prompts)) is not None:
+    if embed and train is not None and (embedded := embedding_scores(train, prompts)) is not None:
         reports["sentence_embedding"] = control("all-MiniLM-L6-v2 embedding, logistic regression", embedded, harmful)
     if train is not None:
         reports["tfidf"] = control("words and word pairs, logistic regression", tfidf_scores(train, prompts), harmful)

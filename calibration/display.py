@@ -1,5 +1,7 @@
 """Tables: an artifact and an evaluation as a person reads them in a terminal."""
 
+from collections.abc import Mapping
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -64,6 +66,14 @@ def study_tables(study: Study) -> RenderableType:
             table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
         tables.append(table)
     return Group(*tables, Text(study.finding))
+
+
+def not_asked_table(reasons: Mapping[str, str]) -> Table:
+    """Return the studies that could not be asked, with the reasons."""
+    table = table_of("not asked", "study", "reason")
+    for name, reason in reasons.items():
+        table.add_row(name, Text(reason))
+    return table
 
 
 def _combinations(artifact: Artifact) -> Table:

@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from calibration.evaluate import Report
 from calibration.separation import SeparationMap
@@ -37,6 +37,8 @@ class Evidence(Strict):
     """By steering vector, strength ascending from 0."""
     studies: tuple[Study, ...] = ()
     """What methods and diagnostics learned, in the order in which they ran."""
+    not_asked: dict[str, str] = Field(default_factory=dict)
+    """Studies that could not be asked of this model or of these prompts, by name, and why."""
     unseen: UnseenSources | None = None
     """Leave one source out, where it was asked for."""
 

@@ -44,7 +44,7 @@ def too_large(model: nn.Module) -> str | None:
     free = _free_bytes(next(model.parameters()).device)
     if free is None or needed * _HEADROOM < free:
         return None
-    return f"Not measured: float32 weights take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free."
+    return f"float32 weights take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
 
 
 def _free_bytes(device: torch.device) -> int | None:

@@ -6,7 +6,7 @@
     04-scores-<split>…          request scores, by the arithmetic that serves
     04-admitted.safetensors     what is left once steering vectors were measured
     05-evaluation.json          the report on the test split
-    06-<diagnostic>.json        what was learned once everything was fitted
+    06-<diagnostic>.json        what was learned once everything was fitted, or why it could not be asked
     07-unseen/                  one file per source left out, where that was asked for
     07-answers/                 the model's answers, batch by batch, where they are to be watched
     08-evidence.json            all that a reviewer is shown
@@ -19,9 +19,10 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
 from calibration.arithmetic import name_of
-from calibration.catalogue import DIAGNOSTICS, METHODS, require_known
+from calibration.catalogue import DEFAULT, DIAGNOSTICS, METHODS, WITH_PARTNER, require_known, require_method
+from calibration.causal.signature import STUDY as SIGNATURE
 from calibration.causal.signature import signature_study
 from calibration.controls import random_probes, report_controls, shuffled_probes
 from calibration.evaluate import Report, evaluate
@@ -56,7 +58,7 @@ from calibration.separation import separation_map
 from calibration.stage_file import room_for, write_whole, written_whole
 from calibration.steering.admission import KL_BUDGET, admit
 from calibration.steering.dose_response import Dose, dose_response
-from calibration.study import Study
+from calibration.study import Skipped, Study
 from calibration.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.unseen.contenders import METHODS as CONTENDING
 from calibration.unseen.contenders import require_contender
@@ -70,7 +72,8 @@ from probes.fingerprint import Fingerprint, fingerprint
 from probes.manifest import Manifest, Platt, Probe
 from probes.scoring import ProbeBank
 
-_STUDIES = TypeAdapter(tuple[Study, ...])
+_ANSWER: TypeAdapter[tuple[Study, ...] | str] = TypeAdapter(tuple[Study, ...] | str)
+"""What a diagnostic learned, or why it could not be asked."""
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")
 _MINIMA = {"train": MINIMUM_PER_CLASS, "validation": MINIMUM_PER_CLASS, "test": 1}
@@ -106,12 +109,39 @@ class Settings:
     """Share of single-turn training prompts that are added once more inside templates and jailbreak wrappers."""
     watch_answers: int | None = None
     """Most tokens of the answers that watches are calibrated for; no watches where there is none."""
+    full: bool = False
+    """Fit every method, ask every diagnostic, and measure every control, however long it takes."""
+    also: tuple[str, ...] = ()
+    """Names of methods and diagnostics to run beside those of `catalogue.DEFAULT`."""
     only: tuple[str, ...] | None = None
-    """Names of the methods to fit and the diagnostics to ask; all of the catalogue where there is none."""
+    """Names of the methods and diagnostics to run, and no others; it goes with neither `full` nor `also`."""
 
     def runs(self, name: str) -> bool:
         """Whether a method or a diagnostic is asked for."""
-        return self.only is None or name in self.only
+        if self.only is not None:
+            return name in self.only
+        return self.full or name in DEFAULT or name in self.also
+
+    def require_one_choice(self) -> None:
+        """Raise `CalibrationError` unless what is to run exists, is said in one way, and has a use for what was given."""
+        require_known(self.also, "--also")
+        if self.only is not None:
+            self._require_only(self.only)
+        if self.partner and not any(map(self.runs, WITH_PARTNER)):
+            raise CalibrationError(
+                "nothing that is to run compares the model with a partner",
+                field="--partner",
+                remedy=f"add --full, or --also with one of {', '.join(WITH_PARTNER)}",
+            )
+
+    def _require_only(self, names: tuple[str, ...]) -> None:
+        if self.full or self.also:
+            other = "--full" if self.full else "--also"
+            raise CalibrationError(
+                f"{other} asks for more than the names given", field="--only", remedy=f"leave out --only, or {other}"
+            )
+        require_known(names, "--only")
+        require_method(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +150,8 @@ class Calibration:
 
     manifest: Manifest
     report: Report
+    not_asked: dict[str, str]
+    """Studies that could not be asked, by name, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +187,7 @@ def calibrate(
             f"{settings.wrap} is no share of the training prompts", field="--wrap", remedy="give a number from 0 to 1"
         )
     require_tokens(settings.watch_answers)
-    if settings.only is not None:
-        require_known(settings.only)
+    settings.require_one_choice()
     if settings.leave_one_source_out:
         require_contender(list(filter(settings.runs, CONTENDING)))
     with stage("reading the prompts and the model's fingerprint"):
@@ -186,7 +217,8 @@ def calibrate(
     found, scored = _in_logits(run, found, scored)
     watched = _watched(run, training, found, settings)
     with stage("evaluating"):
-        report = _report(run, [probe.name for probe in scoring.manifest.probes], scored, found, watched.notes)
+        names = [probe.name for probe in scoring.manifest.probes]
+        report = _report(run, names, scored, found, watched.notes, embed=settings.full)
     unseen = _unseen(run, training, settings)
     evidence = _evidence(run, training, found, scored, report, settings, watched).model_copy(update={"unseen": unseen})
     with room_for(out):
@@ -195,7 +227,7 @@ def calibrate(
         shutil.rmtree(work)
         if not any(work.parent.iterdir()):
             work.parent.rmdir()
-    return Calibration(manifest, report)
+    return Calibration(manifest, report, evidence.not_asked)
 
 
 def bank_of(identity: Fingerprint, probes: Sequence[FittedProbe]) -> ProbeBank:
@@ -354,17 +386,27 @@ def _admitted(run: _Run, training: TrainingSet, found: Fitted, validation: Reque
     return load_fitted(path)
 
 
-def _diagnose(run: _Run, training: TrainingSet, found: Fitted, settings: Settings) -> tuple[Study, ...]:
-    studies: list[Study] = []
+def _diagnose(
+    run: _Run, training: TrainingSet, found: Fitted, settings: Settings
+) -> dict[str, tuple[Study, ...] | str]:
+    """Return by diagnostic what it learned, or why it could not be asked."""
+    answers: dict[str, tuple[Study, ...] | str] = {}
     for name, diagnostic in DIAGNOSTICS.items():
         if not settings.runs(name):
             continue
         path = run.work / f"06-{name}.json"
         if not path.exists():
             with stage(f"study {name}"):
-                write_whole(path, _STUDIES.dump_json(diagnostic(training, found)).decode())
-        studies += _STUDIES.validate_json(path.read_text())
-    return tuple(studies)
+                write_whole(path, _ANSWER.dump_json(_answer(partial(diagnostic, training, found))).decode())
+        answers[name] = _ANSWER.validate_json(path.read_text())
+    return answers
+
+
+def _answer(ask: Callable[[], tuple[Study, ...]]) -> tuple[Study, ...] | str:
+    try:
+        return ask()
+    except Skipped as skipped:
+        return skipped.reason
 
 
 def _shuffled(found: Fitted, training: TrainingSet) -> list[FittedProbe]:
@@ -410,11 +452,18 @@ def _unseen(run: _Run, training: TrainingSet, settings: Settings) -> UnseenSourc
         return None
     with stage("leaving out one source at a time"):
         contending = list(filter(settings.runs, CONTENDING))
-        return unseen_sources(training, run.work / "07-unseen", training.refusal_tokens, contending)
+        tokens = training.refusal_tokens
+        return unseen_sources(training, run.work / "07-unseen", tokens, contending, embed=settings.full)
 
 
 def _report(
-    run: _Run, names: Sequence[str], scored: dict[str, RequestScores], found: Fitted, more_notes: Sequence[str]
+    run: _Run,
+    names: Sequence[str],
+    scored: dict[str, RequestScores],
+    found: Fitted,
+    more_notes: Sequence[str],
+    *,
+    embed: bool,
 ) -> Report:
     path = run.work / "05-evaluation.json"
     if not path.exists():
@@ -426,7 +475,7 @@ def _report(
             names[:num_probes],
             benign,
             split="test",
-            controls=report_controls(test, scored["test"], names, train=run.encoded["train"]),
+            controls=report_controls(test, scored["test"], names, train=run.encoded["train"], embed=embed),
             platt=_platt(run, scored["validation"].scores[:, :num_probes]),
             notes=(*found.notes, *more_notes, *leakage_notes(list(run.files.values()))),
         )
@@ -446,7 +495,8 @@ def _evidence(
     path = run.work / "08-evidence.json"
     if not path.exists():
         test, benign = scored["test"], scored["validation"].scores[~run.encoded["validation"].harmful]
-        diagnosed = _diagnose(run, training, found, settings)
+        answers = _diagnose(run, training, found, settings)
+        answers[SIGNATURE] = _answer(partial(signature_study, run.encoded["test"], test, found, benign))
         with stage("mapping where the classes part"):
             separation = separation_map(training)
         evidence = Evidence(
@@ -458,10 +508,14 @@ def _evidence(
             doses=_doses(training, found),
             studies=(
                 *found.studies,
-                *diagnosed,
-                *signature_study(run.encoded["test"], test, found, benign),
+                *(study for answer in answers.values() if not isinstance(answer, str) for study in answer),
                 *watched.studies,
             ),
+            not_asked={
+                **found.not_asked,
+                **{name: answer for name, answer in answers.items() if isinstance(answer, str)},
+                **watched.not_asked,
+            },
         )
         write_whole(path, evidence.to_file().decode())
     return Evidence.model_validate_json(path.read_text())

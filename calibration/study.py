@@ -1,6 +1,10 @@
 """Studies: what a method or a diagnostic found out beyond its probes, as data that a page can draw and a person can read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from calibration.stage_file import Strict
+from probes.errors import ModelError
 
 
 class Series(Strict):
@@ -46,3 +50,20 @@ class Study(Strict):
     """The answer in plain words, with numbers and sample sizes, whether it is the one hoped for or not."""
     charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
+
+
+class Skipped(Exception):
+    """A study that cannot be asked of this model or of these prompts. The report gives its name and the reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@contextmanager
+def required_of_the_model() -> Iterator[None]:
+    """Within the block, what the model does not have (`ModelError`) is the reason why a study cannot be asked."""
+    try:
+        yield
+    except ModelError as error:
+        raise Skipped(error.problem) from error

@@ -71,7 +71,7 @@ def _calibrated(work: Path, console: Console) -> Path:
     if not (artifact / "manifest.json").exists():
         console.print("Calibrating the lab model")
         splits = [w for split in ("train", "validation", "test") for w in (f"--{split}", f"{_PROMPTS / split}.jsonl")]
-        command = ["calibrate", str(LAB), *splits, "--out", str(artifact), "--limit", "2000", "--quick"]
+        command = ["calibrate", str(LAB), *splits, "--out", str(artifact), "--limit", "2000"]
         subprocess.run([str(Path(sys.executable).with_name("foreguard")), *command], check=True)  # noqa: S603 - our own
     return artifact
 

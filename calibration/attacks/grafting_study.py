@@ -8,7 +8,7 @@ from calibration.attacks.grafting import Arena, Trial
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
 from calibration.progress import track
-from calibration.study import Chart, Series, Study, Table
+from calibration.study import Chart, Series, Skipped, Study, Table
 from probes.manifest import Rate
 
 _NAME, _TITLE = "grafting", "Logit grafting: which probes see what the model no longer does"
@@ -18,16 +18,16 @@ _SEED = 20_260
 
 
 def grafting(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-    """Return the study on selection prompts; none where the model does not refuse or there are no probes."""
-    if not training.refusal_tokens or not found.probes:
-        return ()
+    """Return the study on selection prompts. Raises `Skipped` where too few behave as labelled, or there is no probe."""
+    training.require_refusals()
+    if not found.probes:
+        raise Skipped("there is no probe in the artifact")
     arena = Arena.of(training, found)
     if min(len(arena.refused), len(arena.answered)) < _FEWEST:
-        finding = (
-            f"Not measured: of the selection prompts tried, {len(arena.refused)} harmful ones are refused and "
-            f"{len(arena.answered)} harmless ones answered; {_FEWEST} of each are needed."
+        raise Skipped(
+            f"of the selection prompts tried, {len(arena.refused)} harmful ones are refused and {len(arena.answered)} "
+            f"harmless ones answered; {_FEWEST} of each are needed"
         )
-        return (Study(name=_NAME, title=_TITLE, finding=finding),)
     return (_study(arena),)
 
 

@@ -15,9 +15,8 @@ from calibration.attention.ships import GROUP, HeadEffect, HeadScores
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import Rows, TrainingSet
 from calibration.refusal_metric import first_token_log_probs
-from calibration.study import Chart, Series, Study, Table
+from calibration.study import Chart, Series, Study, Table, required_of_the_model
 from calibration.template import EncodedPrompts
-from probes.errors import ModelError
 
 _NAME, _TITLE = "safety_heads", "Safety heads: what refusals hang on"
 _MOST_SCORING, _MOST_JUDGED = 16, 48
@@ -30,19 +29,16 @@ _Drawn = Mapping[tuple[Removal, int], Sequence[Outcome]]
 
 
 def safety_heads(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
-    """Return the study, or none where the model does not refuse. A model without separate heads is named as such."""
-    if not training.refusal_tokens:
-        return ()
-    try:
+    """Return the study. Raises `Skipped` for a model that does not refuse, or whose heads cannot be told apart."""
+    tokens = training.require_refusals()
+    with required_of_the_model():
         attentions = find_attentions(training.chat)
-    except ModelError as error:
-        return (Study(name=_NAME, title=_TITLE, finding=f"Not measured: {error.problem}."),)
     scores = HeadScores(training.chat, attentions, _prompts(training, training.fit, _MOST_SCORING, harmful=True))
     alone = scores.effects(all_heads(attentions))
     group = scores.sahara(alone)
     harmful, harmless = (_prompts(training, training.select, _MOST_JUDGED, harmful=label) for label in (True, False))
     whole = first_token_log_probs(training.chat, harmless)
-    court = Court(training.chat, attentions, training.refusal_tokens, harmful, harmless, whole)
+    court = Court(training.chat, attentions, tokens, harmful, harmless, whole)
     return (_study(court, alone, group, len(scores.prompts.prompts)),)
 
 

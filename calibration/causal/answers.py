@@ -13,13 +13,13 @@ import torch
 
 from calibration.batching import plan_batches
 from calibration.intervention import ablated, added
-from calibration.methods.fitted import Fitted, FittedSteering
+from calibration.methods.fitted import NO_REFUSAL_VECTOR, Fitted, FittedSteering
 from calibration.methods.training import TrainingSet
 from calibration.metrics import rate
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.structure import stream_of
-from calibration.study import Study, Table
+from calibration.study import Skipped, Study, Table
 from calibration.template import EncodedPrompts
 from probes.manifest import Rate
 
@@ -36,10 +36,10 @@ _Way = Callable[[], AbstractContextManager[None]]
 
 
 def answer_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-    """Return the study of whole answers under ablation and addition; nothing where there is no refusal direction."""
+    """Return the study of whole answers under ablation and addition. Raises `Skipped` without a refusal direction."""
     steering = next((item for item in found.steering if item.spec.name == "refusal"), None)
     if steering is None:
-        return ()
+        raise Skipped(NO_REFUSAL_VECTOR)
     learned = [greedy_answers(training.chat, _sample(training, True, each)) for each in (True, False)]
     openings = refusal_openings(learned[0], learned[1], training.refusal_tokens)
     shares, repeated = {}, {}

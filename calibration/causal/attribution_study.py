@@ -12,7 +12,7 @@ from calibration.causal.sites import Kind, Sites
 from calibration.float32 import in_float32, is_narrow, too_large
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
-from calibration.study import Chart, Series, Study, Table
+from calibration.study import Chart, Series, Skipped, Study, Table
 
 _PAIRS = 12
 _FEWEST = 4
@@ -36,25 +36,28 @@ _Floats = npt.NDArray[np.float64]
 
 
 def attribution_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
-    """Return the study; nothing where the refusal tokens are not known. Gradients are taken in float32."""
-    if not training.refusal_tokens:
-        return ()
-    if reason := too_large(training.chat.model):
-        return (Study(name=_NAME, title=_TITLE, finding=reason),)
-    pairs = contrast_pairs(training, training.refusal_tokens, _PAIRS)
+    """Return the study. Raises `Skipped` where it cannot be asked. Gradients are taken in float32."""
+    tokens, model = training.require_refusals(), training.chat.model
+    if reason := too_large(model):
+        raise Skipped(reason)
+    pairs = contrast_pairs(training, tokens, _PAIRS)
     if len(pairs) < _FEWEST:
-        said = f"Not measured: {len(pairs)} pairs of a refused and an answered prompt of equal length, {_FEWEST} are needed."
-        return (Study(name=_NAME, title=_TITLE, finding=said),)
-    note = (
-        " The model was computed in float32 for this, and not in its own precision."
-        if is_narrow(training.chat.model)
-        else ""
-    )
-    with in_float32(training.chat.model):
+        raise Skipped(
+            f"{len(pairs)} pairs of a refused and an answered prompt have one length, and {_FEWEST} are needed"
+        )
+    note = " The model was computed in float32 for this, and not in its own precision." if is_narrow(model) else ""
+    with in_float32(model):
         sites = Sites.of(training.chat, next(pairs.batches(training, len(pairs)))[0])
-        estimates = estimate(training, sites, pairs, training.refusal_tokens)
-        exact = patch_exactly(training, sites, pairs, training.refusal_tokens, _checked(estimates))
-    return (_study(estimates, exact, pairs, note),)
+        estimates = estimate(training, sites, pairs, tokens)
+        exact = patch_exactly(training, sites, pairs, tokens, _checked(estimates))
+    return (_study(estimates, exact, pairs, note + _left_out(sites)),)
+
+
+def _left_out(sites: Sites) -> str:
+    """Say which kinds of parts this model does not let be reached."""
+    heads = "" if sites.has_heads else " Heads are left out: the model's attention is not plain softmax attention."
+    neurons = "" if sites.down_projections else " Neurons are left out: no single down-projection sees every token."
+    return heads + neurons
 
 
 def _checked(estimates: dict[Part, Estimate]) -> list[Part]:

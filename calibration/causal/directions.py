@@ -8,6 +8,7 @@ import torch
 from calibration.batching import Batch
 from calibration.methods.fitted import Fitted, FittedProbe
 from calibration.reading.activations import Where
+from calibration.study import Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,14 @@ def directions(found: Fitted, hidden_size: int) -> Iterator[Direction]:
             continue  # it has no one direction
         units = torch.nn.functional.normalize(item.vector.float(), dim=1)
         yield Direction(f"vector {item.spec.name}", dict(zip(item.spec.layers, units, strict=True)), "mean")
+
+
+def required_directions(found: Fitted, hidden_size: int) -> list[Direction]:
+    """Return the directions for a study that moves along them. Raises `Skipped` where there is none."""
+    wanted = list(directions(found, hidden_size))
+    if not wanted:
+        raise Skipped("no probe is linear in the residual stream, and no steering vector is added to it")
+    return wanted
 
 
 def _rows(probe: FittedProbe) -> torch.Tensor:

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from calibration.batching import Batch
-from calibration.causal.directions import Direction, directions
+from calibration.causal.directions import Direction, required_directions
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.structure import stream_of
-from calibration.study import Study, Table
+from calibration.study import Skipped, Study, Table
 from calibration.template import EncodedPrompts
 
 _MOST = 48
@@ -69,14 +69,12 @@ class Patched:
 
 
 def illusion_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-    """Return the study of every residual probe; nothing where the model's refusal tokens are not known."""
-    wanted = list(directions(found, training.chat.hidden_size))
-    prompts = _refused(training, training.refusal_tokens)
-    if not wanted or not prompts.prompts:
-        return ()
-    patched = [
-        check(training, each, training.refusal_tokens, prompts) for each in track(wanted, "checking for illusions")
-    ]
+    """Return the study of every residual probe. Raises `Skipped` without one, and where nothing is refused."""
+    tokens, wanted = training.require_refusals(), required_directions(found, training.chat.hidden_size)
+    prompts = _refused(training, tokens)
+    if not prompts.prompts:
+        raise Skipped("the model refuses none of the harmful selection prompts tried")
+    patched = [check(training, each, tokens, prompts) for each in track(wanted, "checking for illusions")]
     return (_study(patched, len(prompts.prompts)),)
 
 
@@ -109,8 +107,6 @@ def check(training: TrainingSet, direction: Direction, tokens: tuple[int, ...], 
 
 def _refused(training: TrainingSet, tokens: tuple[int, ...]) -> EncodedPrompts:
     sample = training.prompts.subset(training.sample(training.select, harmful=True, most=_MOST))
-    if not tokens:
-        return sample.subset([])
     return sample.subset(np.flatnonzero(refusal_metric(first_token_log_probs(training.chat, sample), tokens) > 0))
 
 

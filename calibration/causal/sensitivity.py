@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 
 from calibration.batching import iterate_batches
-from calibration.causal.directions import Direction, directions
+from calibration.causal.directions import Direction, required_directions
 from calibration.causal.refusal_gradient import stream_gradients
 from calibration.float32 import in_float32, too_large
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
 from calibration.metrics import rate
 from calibration.progress import track
-from calibration.study import Study, Table
+from calibration.study import Skipped, Study, Table
 
 _MOST = 64
 _NUM_RANDOM = 200
@@ -58,13 +58,11 @@ class Sensitivity:
 
 
 def sensitivity_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-    """Return the study of every residual probe; nothing where the model's refusal tokens are not known."""
-    wanted = list(directions(found, training.chat.hidden_size))
-    if not training.refusal_tokens or not wanted:
-        return ()
+    """Return the study of every residual probe. Raises `Skipped` without one, and where the model does not refuse."""
+    tokens, wanted = training.require_refusals(), required_directions(found, training.chat.hidden_size)
     if reason := too_large(training.chat.model):
-        return (Study(name=_NAME, title=_TITLE, finding=reason),)
-    return (_study(sensitivities(training, wanted, training.refusal_tokens)),)
+        raise Skipped(reason)
+    return (_study(sensitivities(training, wanted, tokens)),)
 
 
 def sensitivities(

@@ -11,12 +11,14 @@ import numpy.typing as npt
 
 from calibration.evaluate import certified_thresholds
 from calibration.methods.fitted import Fitted
+from calibration.methods.training import NO_REFUSALS
 from calibration.metrics import rate
 from calibration.request_scores import RequestScores
-from calibration.study import Chart, Series, Study, Table
+from calibration.study import Chart, Series, Skipped, Study, Table
 from calibration.template import EncodedPrompts
 from probes.manifest import Probe, Rate
 
+STUDY = "jailbreak_signature"
 _HARM, _REFUSAL = "harmfulness", "refusal"
 _MOST_DRAWN = 150
 _JAILBREAK = "jailbreak"
@@ -35,15 +37,18 @@ def signature_study(
 ) -> tuple[Study, ...]:
     """Return where N prompts lie; `benign` `[M, K]` are the scores that certify the cuts.
 
-    Nothing where one of the two probes, the model's own refusals, or a certified cut is missing.
+    Raises `Skipped` where one of the two probes, the model's own refusals, or a certified cut is missing.
     """
     names = [probe.spec.name for probe in found.probes]
-    if not {_HARM, _REFUSAL} <= set(names) or not np.isfinite(scored.refusal).all():
-        return ()
+    missing = [name for name in (_HARM, _REFUSAL) if name not in names]
+    if missing:
+        raise Skipped(f"there is no probe {' and no probe '.join(map(repr, missing))}")
+    if not np.isfinite(scored.refusal).all():
+        raise Skipped(NO_REFUSALS)
     columns = [names.index(_HARM), names.index(_REFUSAL)]
     cuts = [thresholds[0].value for column in columns if (thresholds := certified_thresholds(benign[:, column]))]
     if len(cuts) != len(columns):
-        return ()
+        raise Skipped(f"{len(benign)} harmless validation prompts certify no threshold")
     wanted, which = _jailbreaks(prompts)
     groups = {name: wanted & mask for name, mask in _groups(prompts.harmful, scored.refusal > 0).items()}
     plane = scored.scores[:, columns].astype(np.float64)
@@ -100,7 +105,7 @@ def _study(table: dict[str, list[Rate]], chart: Chart, which: str, harm: Probe) 
     )
     cosine = harm.evidence.get("cos_refusal", float("nan"))
     return Study(
-        name="jailbreak_signature",
+        name=STUDY,
         title="Harm recognised, refusal absent",
         finding=(
             f"Share of {which} of the test split above the certified 1 % cut of harmfulness and below that of refusal: "

@@ -16,6 +16,9 @@ from calibration.study import Study
 from probes.head import head_shapes
 from probes.manifest import Probe, SteeringVector
 
+NO_REFUSAL_VECTOR = "there is no steering vector 'refusal' in the artifact"
+"""Why studies of the refusal direction are not asked, in words."""
+
 
 @dataclass(frozen=True, slots=True)
 class FittedProbe:
@@ -61,6 +64,8 @@ class Fitted:
     notes: tuple[str, ...] = ()
     studies: tuple[Study, ...] = ()
     """What was learned beside them."""
+    not_asked: Mapping[str, str] = field(default_factory=dict)
+    """Studies that could not be asked, by name, and why."""
 
 
 class Method(Protocol):
@@ -75,7 +80,7 @@ class Diagnostic(Protocol):
     """A question put to the model once everything is fitted."""
 
     def __call__(self, training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-        """Return what was learned; nothing where the question does not arise. Raises `CalibrationError`."""
+        """Return what was learned. Raises `Skipped` where the question does not arise, and `CalibrationError`."""
         ...
 
 
@@ -90,6 +95,7 @@ def merge(parts: Iterable[Fitted]) -> Fitted:
         steering=steering,
         notes=tuple(note for part in found for note in part.notes),
         studies=tuple(study for part in found for study in part.studies),
+        not_asked={name: reason for part in found for name, reason in part.not_asked.items()},
     )
 
 
@@ -115,6 +121,7 @@ def save_fitted(fitted: Fitted, path: Path) -> None:
         "steering": json.dumps([item.spec.model_dump(mode="json") for item in fitted.steering]),
         "notes": json.dumps(fitted.notes),
         "studies": json.dumps([study.model_dump(mode="json") for study in fitted.studies]),
+        "not_asked": json.dumps(dict(fitted.not_asked)),
     }
     with written_whole(path) as staging:
         # safetensors refuses an empty file, and a method may find nothing.
@@ -136,4 +143,5 @@ def load_fitted(path: Path) -> Fitted:
             ),
             notes=tuple(header["notes"]),
             studies=tuple(Study.model_validate(study) for study in header["studies"]),
+            not_asked=header["not_asked"],
         )

@@ -20,8 +20,7 @@ from calibration.methods.training import Rows, TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.steering.dose_response import Trial
-from calibration.study import Study, Table
-from probes.errors import ModelError
+from calibration.study import Study, Table, required_of_the_model
 
 _MOST = 96
 """Fitting prompts per class."""
@@ -30,16 +29,13 @@ Values = npt.NDArray[np.float64]
 
 
 def damping_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
-    """Return what damping does to refusals and to harmless answers; nothing for a model without neurons or refusals."""
-    if not training.refusal_tokens:
-        return ()
-    try:
+    """Return what damping does to refusals and to harmless answers. Raises `Skipped` without neurons or refusals."""
+    tokens = training.require_refusals()
+    with required_of_the_model():
         training.chat.down_projections()
-    except ModelError:
-        return ()
     rows = np.concatenate([training.sample(training.fit, harmful=label, most=_MOST) for label in (False, True)])
     factors = [damping(each, training.harmful[rows]) for each in _peaks(training, rows)]
-    trial = Trial.of(training, training.refusal_tokens)
+    trial = Trial.of(training, tokens)
     before, after = trial.untouched(), trial.dose(1.0, lambda _: damped(training.chat, factors))
     every = np.concatenate(factors)
     finding = (

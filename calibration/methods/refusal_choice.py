@@ -7,6 +7,8 @@ from calibration.methods.training import TrainingSet
 from calibration.study import Chart, Series, Study, Table
 from calibration.template import template_suffix
 
+STUDY = "refusal_choice"
+
 
 def choice_study(
     training: TrainingSet, jury: Jury, judged: Sequence[Candidate], chosen: Candidate | None, *, num_contrast: int
@@ -14,7 +16,7 @@ def choice_study(
     """Return the study of `judged`, with their numbers at strength 1; `num_contrast` prompts gave the means."""
     names = _names(training)
     return Study(
-        name="refusal_choice",
+        name=STUDY,
         title="How the refusal direction was chosen",
         finding=_finding(jury, judged, chosen, names, num_contrast),
         charts=(

@@ -16,8 +16,8 @@ import numpy as np
 from calibration.methods.directions import difference_in_means, direction_probe
 from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.refusal_candidates import MAXIMUM_KL, Candidate, Jury
-from calibration.methods.refusal_choice import choice_study
-from calibration.methods.training import Rows, TrainingSet
+from calibration.methods.refusal_choice import STUDY, choice_study
+from calibration.methods.training import NO_REFUSALS, Rows, TrainingSet
 from calibration.progress import track
 from calibration.prompts import MINIMUM_PER_CLASS
 from calibration.refusal_metric import first_token_log_probs, refusal_metric
@@ -38,19 +38,17 @@ def fit_refusal_direction(training: TrainingSet) -> Fitted:
     """Return probe and steering vector `refusal`, or notes that say why there is none."""
     tokens = training.refusal_tokens
     if not tokens:
-        return Fitted(
-            notes=("no refusal direction: the model starts its answers to harmful prompts as it starts all others",)
-        )
+        return _none(NO_REFUSALS)
     rows = _contrast_rows(training)
     contrast = training.prompts.subset(rows)
     behaving = (refusal_metric(first_token_log_probs(training.chat, contrast), tokens) > 0) == contrast.harmful
     if min((behaving & contrast.harmful).sum(), (behaving & ~contrast.harmful).sum()) < MINIMUM_PER_CLASS:
-        return Fitted(
-            notes=(
-                f"no refusal direction: the model treats only {int(behaving.sum())} of {len(rows)} prompts as labelled",
-            )
-        )
+        return _none(f"the model treats only {int(behaving.sum())} of {len(rows)} prompts as labelled")
     return _choose(training, rows[behaving], _summon(training, tokens))
+
+
+def _none(reason: str) -> Fitted:
+    return Fitted(notes=(f"no refusal direction: {reason}",), not_asked={STUDY: reason})
 
 
 def _contrast_rows(training: TrainingSet) -> Rows:

@@ -17,7 +17,7 @@ from calibration.neurons.ranking import Ranking
 from calibration.neurons.separation import rank_by_separation
 from calibration.prompts import MINIMUM_PER_CLASS
 from calibration.refusal_metric import first_token_log_probs, refusal_metric
-from calibration.study import Chart, Series, Study
+from calibration.study import Chart, Series, Skipped, Study, required_of_the_model
 from calibration.template import EncodedPrompts
 from probes.errors import ModelError
 
@@ -35,9 +35,9 @@ def fit_safety_neurons(training: TrainingSet) -> Fitted:
         neurons = Neurons.of(training.chat)
         partner = Neurons.of(training.partner) if training.partner else None
     except ModelError as error:
-        return Fitted(notes=(f"no safety neurons: {error.problem}",))
+        return _none(error.problem)
     if len(set(neurons.widths)) > 1:
-        return Fitted(notes=("no safety neurons: the model's blocks differ in their numbers of neurons",))
+        return _none("the model's blocks differ in their numbers of neurons")
     prompts, note = behaving_prompts(training, training.refusal_tokens)
     rankings = list(rank_by_separation(neurons, prompts))
     if partner:
@@ -50,6 +50,20 @@ def fit_safety_neurons(training: TrainingSet) -> Fitted:
         ),
         studies=(_curves(rankings), sweep),
     )
+
+
+def _none(reason: str) -> Fitted:
+    return Fitted(
+        notes=(f"no safety neurons: {reason}",), not_asked=dict.fromkeys(("safety_neurons", "neuron_count"), reason)
+    )
+
+
+def paired_neurons(training: TrainingSet) -> tuple[Neurons, Neurons]:
+    """Return the neurons of the model and of its partner, for a study of both. Raises `Skipped`."""
+    if training.partner is None:
+        raise Skipped("it compares the model with a partner, and none was given (--partner)")
+    with required_of_the_model():
+        return Neurons.of(training.chat), Neurons.of(training.partner)
 
 
 def contrast_sample(training: TrainingSet, *, harmful: bool) -> EncodedPrompts:

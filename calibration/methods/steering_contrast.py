@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from calibration.methods.fitted import FittedSteering
-from calibration.methods.training import Rows, TrainingSet
+from calibration.methods.training import NO_REFUSALS, Rows, TrainingSet
 from calibration.progress import track
 from calibration.prompts import MINIMUM_PER_CLASS
 from calibration.refusal_metric import first_token_log_probs, refusal_metric
@@ -99,7 +99,7 @@ def find_contrast(training: TrainingSet) -> Contrast | str:
     """Return the contrast, or in words why there is none."""
     tokens = training.refusal_tokens
     if not tokens:
-        return "no steering was fitted: the model starts its answers to harmful prompts as it starts all others"
+        return f"no steering was fitted: {NO_REFUSALS}"
     rows = np.concatenate([training.sample(training.fit, harmful=label, most=_MOST) for label in (False, True)])
     prompts = training.prompts.subset(rows)
     refuses = refusal_metric(first_token_log_probs(training.chat, prompts), tokens) > 0

@@ -19,6 +19,7 @@ from calibration.reading.moments import Moments
 from calibration.reading.recording import Recording
 from calibration.reading.shards import Where
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
+from calibration.study import Skipped
 from calibration.template import EncodedPrompts
 
 _SELECT_SHARE = 0.25
@@ -27,6 +28,8 @@ _FEWEST = 16
 """Prompts of a class that a fold needs, on either side, to fit or to choose by."""
 _MOST_ASKED = 128
 """Prompts per class that show how the model refuses; the number of the refusal direction's paper (arXiv 2406.11717)."""
+NO_REFUSALS = "the model starts its answers to harmful prompts as it starts all others"
+"""Why there are no refusal tokens, in words."""
 _SEED = 20_260
 _MOST_BYTES = 1 << 30
 
@@ -103,6 +106,12 @@ class TrainingSet:
         sides = [self.sample(self.fit, harmful=label, most=_MOST_ASKED) for label in (False, True)]
         asked = self.prompts.subset(np.concatenate(sides))
         return find_refusal_tokens(first_token_log_probs(self.chat, asked), asked.harmful)
+
+    def require_refusals(self) -> tuple[int, ...]:
+        """Return the refusal tokens for a study about refusals. Raises `Skipped` where the model does not refuse."""
+        if not self.refusal_tokens:
+            raise Skipped(NO_REFUSALS)
+        return self.refusal_tokens
 
     def features(self, layer: int, where: Where, rows: Rows | None = None) -> npt.NDArray[np.float32]:
         """Return `resid_post` of block `layer` at `where`, float32 `[N, D]`, for the prompts `rows`, or for all.

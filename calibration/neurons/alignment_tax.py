@@ -8,25 +8,19 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from calibration.methods.fitted import Fitted
-from calibration.methods.safety_neurons import contrast_sample
+from calibration.methods.safety_neurons import contrast_sample, paired_neurons
 from calibration.methods.training import TrainingSet
 from calibration.neurons.activation_contrast import Contrast, contrast_prompts
 from calibration.neurons.neurons import Neurons
 from calibration.neurons.ranking import Ranking
 from calibration.study import Study, Table
-from probes.errors import ModelError
 
 _SHARE = 0.05
 
 
 def study_alignment_tax(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
-    """Return how alike the two rankings are; nothing without a partner or without neurons."""
-    if training.partner is None:
-        return ()
-    try:
-        aligned, partner = Neurons.of(training.chat), Neurons.of(training.partner)
-    except ModelError:
-        return ()
+    """Return how alike the two rankings are. Raises `Skipped` without a partner or without neurons."""
+    aligned, partner = paired_neurons(training)
     safety, helpful = (_halves(training, aligned, partner, harmful=label) for label in (True, False))
     across = [_alike(aligned, one, other) for one, other in zip(safety, helpful, strict=True)]
     within = [_alike(aligned, *safety), _alike(aligned, *helpful)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from calibration.generation import generate
 from calibration.methods.fitted import Fitted
-from calibration.methods.safety_neurons import behaving_prompts, contrast_sample
+from calibration.methods.safety_neurons import behaving_prompts, contrast_sample, paired_neurons
 from calibration.methods.training import TrainingSet
 from calibration.neurons.activation_contrast import rank_by_change
 from calibration.neurons.neurons import Neurons, Numbers
@@ -20,9 +20,8 @@ from calibration.neurons.patching import Answers, Effect, Openings, Values, answ
 from calibration.neurons.ranking import Ranking, matched_random
 from calibration.neurons.separation import rank_by_separation
 from calibration.progress import track
-from calibration.study import Chart, Series, Study, Table
+from calibration.study import Chart, Series, Skipped, Study, Table
 from calibration.template import EncodedPrompts
-from probes.errors import ModelError
 
 SHARES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1.0)
 _STATED = 0.05
@@ -93,17 +92,11 @@ class _Bench:
 
 
 def study_patching(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
-    """Return the patching curve on selection prompts; nothing without a partner or without neurons to patch."""
-    if training.partner is None:
-        return ()
-    try:
-        aligned, partner = Neurons.of(training.chat), Neurons.of(training.partner)
-    except ModelError:
-        return ()
-    tokens = training.refusal_tokens
-    bench = _set_up(training, aligned, partner, tokens) if tokens else None
-    if bench is None or bench.refused(bench.best).mean() <= bench.refused(bench.worst).mean():
-        return (_nothing_to_restore(),)
+    """Return the patching curve on selection prompts. Raises `Skipped` where there is nothing to patch or to restore."""
+    aligned, partner = paired_neurons(training)
+    bench = _set_up(training, aligned, partner, training.require_refusals())
+    if bench.refused(bench.best).mean() <= bench.refused(bench.worst).mean():
+        raise Skipped("the model refuses no more harmful prompts than its partner, so there is nothing to restore")
     return (_study(bench, _arms(training, bench)),)
 
 
@@ -246,11 +239,3 @@ def _table(points: Sequence[_Point]) -> Table:
         for point in points
     )
     return Table(name="effects", columns=columns, rows=rows)
-
-
-def _nothing_to_restore() -> Study:
-    return Study(
-        name="neuron_patching",
-        title="What patched neurons restore",
-        finding="Not measured: the model refuses no more harmful prompts than its partner, so there is nothing to restore.",
-    )

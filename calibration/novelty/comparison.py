@@ -19,7 +19,7 @@ from calibration.novelty.likelihood import mean_log_probs
 from calibration.novelty.neuron_tests import Coverage, KeySpaceBox
 from calibration.novelty.parts import HARMFUL, UNSEEN_HARMFUL, Parts
 from calibration.reading.shards import Where
-from calibration.study import Study, Table
+from calibration.study import Skipped, Study, Table
 from probes.errors import ModelError
 from probes.manifest import Rate
 
@@ -54,10 +54,10 @@ class _Scored:
 
 
 def compare_novelty(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-    """Return the comparison at the block of probe `novelty`; nothing where there is no such probe."""
+    """Return the comparison at the block of probe `novelty`. Raises `Skipped` where there is no such probe."""
     probe = next((each for each in found.probes if each.spec.name == NAME), None)
     if probe is None:
-        return ()
+        raise Skipped(f"there is no probe {NAME!r} to compare with: it is fitted by method {NAME!r}")
     parts = Parts.of(training)
     few = parts.fewer()
     scores = _distances(training, parts, probe)
@@ -150,6 +150,8 @@ def _finding(parts: Parts, scores: Mapping[str, _Scored]) -> str:
     )
     left_out = f"With {parts.unseen} left out of every fit" if parts.unseen else "No source could be left out"
     wanting = "" if "likelihood ratio" in scores else " The likelihood ratio needs --partner."
+    if "neuron coverage" not in scores:
+        wanting += " Scores of neurons are left out: the model has no neurons that every token passes."
     return (
         f"{left_out}; above the 1 % cut of {len(scores[best].parts.cut)} held-out harmless prompts of seen sources, {best} "
         f"puts most: {shares}. The other scores on {asked}: {others}.{wanting}"

@@ -159,6 +159,7 @@ def _render(
         unseen=evidence.unseen,
         pictures=pictures,
         studies=evidence.studies,
+        not_asked=evidence.not_asked,
         charts=charts,
         verdict=_verdict(evidence.report),
     )

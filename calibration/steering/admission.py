@@ -22,11 +22,11 @@ import torch
 
 from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.steering_contrast import mean_displacement
-from calibration.methods.training import Rows, TrainingSet
+from calibration.methods.training import NO_REFUSALS, Rows, TrainingSet
 from calibration.metrics import auroc
 from calibration.progress import track
 from calibration.refusal_metric import first_token_log_probs, mean_kl, refusal_metric
-from calibration.steering.admission_study import Measured, steering_study
+from calibration.steering.admission_study import STUDY, Measured, steering_study
 from calibration.steering.continuation import Continuations
 from calibration.steering.dose_response import Dose, Trial, served, strengths_of
 from calibration.template import EncodedPrompts
@@ -77,15 +77,19 @@ def admit(
     over the budget; one that makes the model refuse less is left out in any case, and so is one that cannot be measured.
     """
     if not found.steering:
-        return found
+        return _not_studied(found, "no steering vector was fitted")
     if not training.refusal_tokens:
-        reason = "no refusals to measure it by: the model starts its answers to harmful prompts as it starts all others"
-        return _without(found, {each.spec.name: reason for each in found.steering})
+        reasons = {each.spec.name: f"there are no refusals to measure it by: {NO_REFUSALS}" for each in found.steering}
+        return _not_studied(_without(found, reasons), NO_REFUSALS)
     bench = _prepare(training, found, prompts, scores, budget)
     measured = [_measure(bench, each, keep_costly) for each in track(found.steering, "measuring steering vectors")]
     study = steering_study(measured, budget, len(bench.benign.prompts))
     kept = replace(found, steering=tuple(each.steering for each in measured), studies=(*found.studies, study))
     return _without(kept, {each.steering.spec.name: each.objection for each in measured if each.objection})
+
+
+def _not_studied(found: Fitted, reason: str) -> Fitted:
+    return replace(found, not_asked={**found.not_asked, STUDY: reason})
 
 
 def _without(found: Fitted, reasons: Mapping[str, str]) -> Fitted:

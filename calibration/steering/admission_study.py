@@ -7,6 +7,8 @@ from calibration.methods.fitted import FittedSteering
 from calibration.steering.dose_response import Dose
 from calibration.study import Chart, Series, Study, Table
 
+STUDY = "steering"
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -22,7 +24,7 @@ def steering_study(measured: Sequence[Measured], budget: float, num_harmless: in
     kept = [each.steering.spec.name for each in measured if not each.objection]
     before = measured[0].curve[0].refused_harmful
     return Study(
-        name="steering",
+        name=STUDY,
         title="What steering buys, and what harmless prompts pay",
         finding=(
             f"Of {len(measured)} steering vectors {len(kept)} go into the artifact: {', '.join(kept) or 'none'}. Untouched, "

@@ -19,7 +19,7 @@ from calibration.methods.fitted import Fitted, FittedSteering
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
-from calibration.study import Chart, Series, Study, Table
+from calibration.study import Chart, Series, Skipped, Study, Table
 from probes.steering import moves_of
 
 _TOP_P = 0.5
@@ -32,9 +32,9 @@ Alphas = npt.NDArray[np.float64]
 
 
 def composition_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-    """Return the strengths that the composition gives all of an artifact's vectors at once; nothing where there is none."""
+    """Return the strengths that the composition gives all of an artifact's vectors at once. Raises `Skipped` without any."""
     if not found.steering:
-        return ()
+        raise Skipped("there is no steering vector in the artifact")
     prompts = training.prompts.subset(training.sample(training.select, harmful=True, most=_MOST))
     every = [compose(training.chat, ids, found.steering) for ids in track(prompts.token_ids, "composing vectors")]
     mean = np.mean(every, axis=0)

@@ -22,7 +22,7 @@ from calibration.methods.training import Rows, TrainingSet
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.steering.dose_response import Trial
-from calibration.study import Study, Table
+from calibration.study import Skipped, Study, Table
 
 _EPSILON = 0.1
 _MOST = 96
@@ -40,15 +40,15 @@ class Choice:
 
 
 def expert_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
-    """Return what forcing the experts of harm does; nothing for a model without experts or refusals."""
-    routers = find_routers(training.chat)
-    if not routers or not training.refusal_tokens:
-        return ()
+    """Return what forcing the experts of harm does. Raises `Skipped` for a model without experts or refusals."""
+    tokens, routers = training.require_refusals(), find_routers(training.chat)
+    if not routers:
+        raise Skipped("the model is no mixture of experts")
     differences = rate_differences(training, routers)
     ranked = sorted((float(gap), layer, expert) for (layer, expert), gap in np.ndenumerate(differences))
     chosen = ranked[-_FORCED:][::-1]
     choices = [Choice(forced=tuple(e for _, layer, e in chosen if layer == index)) for index in range(len(routers))]
-    trial = Trial.of(training, training.refusal_tokens)
+    trial = Trial.of(training, tokens)
     before, after = trial.untouched(), trial.dose(1.0, lambda _: biased(routers, choices))
     table = Table(
         name="experts",

@@ -9,13 +9,13 @@ strength of the refusal vector under which nine in ten are refused.
 import numpy as np
 import numpy.typing as npt
 
-from calibration.methods.fitted import Fitted, FittedSteering
+from calibration.methods.fitted import NO_REFUSAL_VECTOR, Fitted, FittedSteering
 from calibration.methods.training import Rows, TrainingSet
 from calibration.metrics import cut_at
 from calibration.progress import track
 from calibration.refusal_metric import Intervention, first_token_log_probs, refusal_metric
 from calibration.steering.dose_response import STRENGTHS, served
-from calibration.study import Study, Table
+from calibration.study import Skipped, Study, Table
 
 _MOST, _FEWEST = 16, 8
 """Selection prompts of a category: with fewer it is left out."""
@@ -26,11 +26,13 @@ LogOdds = npt.NDArray[np.float64]
 
 
 def category_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-    """Return the table of categories; nothing without categories, refusals or a refusal vector."""
+    """Return the table of categories. Raises `Skipped` without a refusal vector, or where categories are too small."""
     vector = next((each for each in found.steering if each.spec.name == "refusal"), None)
     categories = _by_category(training)
-    if vector is None or not categories:
-        return ()
+    if vector is None:
+        raise Skipped(NO_REFUSAL_VECTOR)
+    if not categories:
+        raise Skipped(f"no category has {_FEWEST} harmful selection prompts")
     rows = np.concatenate(list(categories.values()))
     doses = {0.0: _log_odds(training, rows, None)}
     for strength in track(list(STRENGTHS), "steering by category"):

@@ -49,22 +49,23 @@ class Beside:
     """What controls need of all training prompts, worked out once."""
 
     embeddings: npt.NDArray[np.float32] | None
-    """`[N, E]`; none where no encoder is installed."""
+    """`[N, E]`; none where they were not asked for, or no encoder is installed."""
     refusal: npt.NDArray[np.float64] | None
     """The model's own refusal metric `[N]`; none where it does not refuse."""
 
     @classmethod
-    def of(cls, training: TrainingSet, refusal_tokens: Sequence[int], path: Path) -> "Beside":
-        """Embed the prompts, and ask the model how it would begin to answer each; what lies at `path` is not asked again."""
+    def of(cls, training: TrainingSet, refusal_tokens: Sequence[int], path: Path, *, embed: bool = True) -> "Beside":
+        """Ask the model how it would begin to answer each prompt, and `embed` them; what lies at `path` is not done again."""
         if not path.exists():
             asked: dict[str, npt.NDArray[np.floating]] = {}
-            encoder = SentenceEncoder.load()
+            encoder = SentenceEncoder.load() if embed else None
             if encoder:
                 asked["embeddings"] = encoder.encode([prompt.text for prompt in training.prompts.prompts])
             if refusal_tokens:
                 asked["refusal"] = refusal_metrics(training.chat, training.prompts, refusal_tokens)
             with written_whole(path) as staging:
-                save_file(asked, staging)
+                # safetensors refuses an empty file, and there may be nothing to ask.
+                save_file(asked or {"nothing": np.zeros(1)}, staging)
         found = load_file(path)
         return cls(found.get("embeddings"), found.get("refusal"))
 

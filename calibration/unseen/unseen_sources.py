@@ -69,9 +69,12 @@ def unseen_sources(
     methods: Collection[str] = tuple(METHODS),
     only: Collection[str] | None = None,
     seed: int = SEED,
+    *,
+    embed: bool = True,
 ) -> UnseenSources:
     """Return the table over the training set's families, or those in `only`, of the probes of `methods` and of controls.
 
+    `embed` asks for the control that embeds sentences, too.
     `seed` says which prompts set the cut, and so which are fitted on. Each family's scores by each method are a file in
     `folder`, which is for one seed: they are not done again. What controls need of all prompts is kept next to it.
 
@@ -88,9 +91,8 @@ def unseen_sources(
     }
     missing = [task for task, path in tasks.items() if not path.exists()]
     asked = any(part == _CONTROLS for _, part in missing)
-    beside = (
-        Beside.of(training, refusal_tokens, folder.parent / "controls.safetensors") if asked else Beside(None, None)
-    )
+    kept = folder.parent / "controls.safetensors"
+    beside = Beside.of(training, refusal_tokens, kept, embed=embed) if asked else Beside(None, None)
     for family, part in track(missing, "leaving out one family of sources at a time"):
         _measure(leave_out(training, family, seed), part, beside).save(tasks[family, part])
     found: dict[str, _Measured] = {}

@@ -15,6 +15,7 @@ from guard.threshold import minimum_negatives
 from probes.answer_reading import WatchBank
 from probes.manifest import Rate, Watch
 
+STUDY = "watched_answers"
 _LENGTHS = 4
 """Groups of answers by length, of about equal size."""
 _MOST_LINES = 4
@@ -52,7 +53,7 @@ def study_watches(
         *([_recalls(crossings), _lengths(crossings), _delays(crossings)] if crossings else []),
     ]
     return Study(
-        name="watched_answers",
+        name=STUDY,
         title="Watching answers",
         finding=_finding(bank, sides, scores, crossings),
         charts=_charts(crossings, sides["test"]),
@@ -63,7 +64,7 @@ def study_watches(
 def _crossings(
     bank: WatchBank, channels: list[int], test: Sides, scores: Mapping[str, Sequence[Scores]]
 ) -> list[_Crossings]:
-    """Return what each watch's threshold did; nothing where the validation split certifies none."""
+    """Return what each watch's threshold did; nothing, which the finding explains, where none is certified or met."""
     certified = [certified_thresholds(column) for column in scores["validation"][0].T]
     thresholds = np.array([found[0].value for found in certified if found and found[0].target_fpr == _TARGET])
     if not len(thresholds) or not len(test.harmless.lengths):
@@ -202,6 +203,8 @@ def _finding(
     needed, given = minimum_negatives(_TARGET), len(scores["validation"][0])
     if given < needed:
         said.append(f"No threshold for 1 % is certified: {given} answers to harmless prompts, {needed} are needed.")
+    if not len(test.harmless.lengths):
+        said.append("Nothing is measured on harmless answers: all to test prompts end with their first token.")
     found = [each for each in crossings if each.harmful]
     if found:
         best = max(found, key=lambda each: each.harmful.value if each.harmful else 0.0)

@@ -22,7 +22,7 @@ from calibration.watching.along import answer_scores
 from calibration.watching.answering import Answers, answer_prompts
 from calibration.watching.sides import Sides, labelled
 from calibration.watching.usual import usual_levels
-from calibration.watching.watch_study import study_watches
+from calibration.watching.watch_study import STUDY, study_watches
 from probes.answer_reading import WatchBank
 from probes.artifact import BENIGN_ANSWERS, HARMFUL_ANSWERS
 from probes.errors import CalibrationError
@@ -49,6 +49,13 @@ class Watched:
     """Named as in an artifact; none where there is no watch."""
     studies: tuple[Study, ...] = ()
     notes: tuple[str, ...] = ()
+    not_asked: Mapping[str, str] = field(default_factory=dict)
+    """The study of watches and why there is none, where answers were to be watched."""
+
+    @classmethod
+    def none(cls, reason: str) -> "Watched":
+        """Return that there is no watch, and why."""
+        return cls(notes=(f"no watch: {reason}",), not_asked={STUDY: reason})
 
 
 def require_tokens(most_tokens: int | None) -> None:
@@ -70,7 +77,7 @@ def watch_answers(
     """
     probes = [probe for probe in found.probes if _can_watch(probe)]
     if not probes:
-        return Watched(notes=("no watch: no probe that detects harm has one channel and a head that is a sum",))
+        return Watched.none("no probe that detects harm has one channel and a head that is a sum")
     bank = _bank_of(probes)
     asked = {"train": _to_learn_from(training), **splits}
     answers = {
@@ -81,7 +88,7 @@ def watch_answers(
     sides = {split: Sides.of(each, openings) for split, each in answers.items()}
     unread = [split for split in ("train", "validation") if not len(sides[split].harmless.lengths)]
     if unread:
-        return Watched(notes=(f"no watch: all answers to harmless {unread[0]} prompts end with their first token",))
+        return Watched.none(f"all answers to harmless {unread[0]} prompts end with their first token")
     return _watch(bank, _specs(probes, most_tokens), sides)
 
 
@@ -120,7 +127,7 @@ def _watch(bank: ProbeBank, specs: Sequence[Watch], sides: Mapping[str, Sides]) 
     watches, tensors = _measured(bank, specs, sides["train"])
     kept, notes = _chosen(bank, watches, tensors, sides["train"])
     if not kept:
-        return Watched(notes=notes)
+        return Watched(notes=notes, not_asked={STUDY: notes[0].removeprefix("no watch: ")})
     reader, channels = WatchBank.of(kept, tensors), [bank.channel(watch.probe) for watch in kept]
     scores = {
         split: [answer_scores(reader, answers) for answers in sides[split].columns(channels)]

@@ -9,7 +9,7 @@ from brief import BRIEF
 from tiny import make_model, make_prompts, make_tokenizer, plant_refusal, write_prompts
 
 from calibration.model import ChatModel
-from calibration.pipeline import SPLITS, calibrate
+from calibration.pipeline import SPLITS, Settings, calibrate
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def splits(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def calibrated(planted, splits, tmp_path_factory):
-    """A finished calibration and its folder."""
+    """A finished calibration by everything there is, and its folder."""
     out = tmp_path_factory.mktemp("out") / "artifact"
-    return calibrate(planted.folder, *(splits[split] for split in SPLITS), out), out
+    return calibrate(planted.folder, *(splits[split] for split in SPLITS), out, Settings(full=True)), out
 
 
 @pytest.fixture(scope="session")

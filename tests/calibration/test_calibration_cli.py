@@ -37,9 +37,13 @@ def artifact(app, planted, splits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     files = [part for split, path in splits.items() for part in (f"--{split}", str(path))]
     arguments = ["calibrate", str(planted.folder), *files, "--out", str(folder / "a"), "--json", str(folder / "r.json")]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    also = [part for name in ("alignment_tax", "novelty_scores") for part in ("--also", name)]
+    result = CliRunner().invoke(app, [*arguments, *also], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "written to" in result.output
+    assert "not asked" in result.output
+    assert "alignment_tax" in result.output
+    assert "--partner" in result.output
     assert json.loads((folder / "r.json").read_text())["split"] == "test"
     return folder / "a"
 
@@ -193,6 +197,28 @@ def test_tune_tells_of_copies_and_of_rules_that_never_decide(tune):
     result = tune([*lines, *lines[:40]], policy=idle)
     assert "40 of 360 benign prompts are exact copies" in result.stderr.replace("\n", " ")
     assert "note: rule idle never decides: sure fires" in result.stderr
+
+
+def test_tune_refuses_a_request_that_is_benign_in_one_file_and_harmful_in_another(tune, tmp_path):
+    """It would certify the threshold and be missed by it: both lines are named, before a model is loaded."""
+    benign = make_prompts(320, 17, harmful_share=0)
+    harmful = [*make_prompts(20, 18, harmful_share=1), benign[7] | {"label": "harmful"}]
+    attacks = write_prompts(tmp_path / "attacks.jsonl", harmful)
+    with pytest.raises(ForeguardError, match=r"harmful here and harmless in prompts\.jsonl:8") as caught:
+        tune(benign, "--harmful", attacks)
+    assert caught.value.field == "attacks.jsonl:21"
+    hard = write_prompts(tmp_path / "hard.jsonl", [harmful[3] | {"label": "harmless"}])
+    with pytest.raises(ForeguardError, match=r"harmless here and harmful in prompts\.jsonl:321"):
+        tune([*benign, harmful[3]], "--hard-benign", hard)
+
+
+def test_tune_names_prompts_that_have_no_part(tune, tmp_path):
+    """Harmful ones beside --harmful, and those of the other label in a file that was asked for one."""
+    attacks = write_prompts(tmp_path / "attacks.jsonl", make_prompts(40, 19, harmful_share=0.5))
+    lines = [*make_prompts(320, 20, harmful_share=0), *make_prompts(6, 21, harmful_share=1)]
+    said = " ".join(tune(lines, "--harmful", attacks).stderr.split())
+    assert "6 harmful prompts of prompts.jsonl are not used: recall is measured on those of --harmful" in said
+    assert "20 harmless prompts of attacks.jsonl are not used: only its harmful ones were asked for" in said
 
 
 def test_inspect_says_what_a_threshold_means_at_a_prevalence(run, artifact):

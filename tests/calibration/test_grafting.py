@@ -15,6 +15,7 @@ from calibration.methods.fitted import Fitted, FittedProbe, merge
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.reading.activations import read_blocks
+from calibration.study import Skipped
 from probes.readout import Readout
 
 TOKENS = [[1, 2, 40, 50, 60, 3, 4], [1, 2, 70, 3, 4]]
@@ -95,6 +96,9 @@ def test_the_study_names_survivors_and_blinded(training, found):
 
 def test_where_nothing_is_refused_there_is_no_study(training, found):
     """Without refusal tokens the question does not arise; with tokens that start no refusal it is said why it is not put."""
-    assert grafting(refusing_by(training), found) == ()
-    (study,) = grafting(refusing_by(training, 7), found)
-    assert study.finding.startswith("Not measured: of the selection prompts tried, 0 harmful ones are refused")
+    with pytest.raises(Skipped, match="starts its answers to harmful prompts as"):
+        grafting(refusing_by(training), found)
+    with pytest.raises(Skipped, match="of the selection prompts tried, 0 harmful ones are refused"):
+        grafting(refusing_by(training, 7), found)
+    with pytest.raises(Skipped, match="no probe in the artifact"):
+        grafting(training, Fitted())

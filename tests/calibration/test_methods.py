@@ -13,7 +13,7 @@ from tiny import HIDDEN, make_model, make_prompts
 from calibration.methods.classifiers import fit_classifiers, fit_logistic
 from calibration.methods.directions import difference_in_means, direction_probe
 from calibration.methods.discriminant import fit_lda
-from calibration.methods.fitted import load_fitted, merge, save_fitted
+from calibration.methods.fitted import Fitted, load_fitted, merge, save_fitted
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.model import ChatModel
@@ -154,5 +154,8 @@ def test_what_is_found_survives_its_file(planted_chat, tmp_path):
     assert torch.equal(back.steering[0].vector, found.steering[0].vector)
     assert found.probes[0].spec.evidence["cos_refusal"] == pytest.approx(1.0)
     assert found.probes[0].weight.shape == (1, 1, HIDDEN)
+    none = Fitted(notes=("n",), not_asked={"a study": "why"})
+    save_fitted(none, tmp_path / "n.safetensors")
+    assert load_fitted(tmp_path / "n.safetensors") == merge([none]) == none
     save_fitted(merge([]), tmp_path / "g.safetensors")
     assert load_fitted(tmp_path / "g.safetensors") == merge([])

@@ -23,6 +23,7 @@ from calibration.neurons.patching import Openings, answer, answer_patched, causa
 from calibration.neurons.patching_study import study_patching
 from calibration.neurons.ranking import matched_random
 from calibration.prompts import load_prompts
+from calibration.study import Skipped
 from calibration.template import encode_prompts
 
 
@@ -207,11 +208,12 @@ def test_the_study_finds_the_published_shape_where_it_was_planted(pair, monkeypa
 
 
 def test_the_study_says_when_there_is_nothing_to_restore(pair):
-    """A partner that refuses as much leaves no gap, and no partner leaves no question."""
-    (study,) = study_patching(replace(pair, partner=pair.chat), Fitted())
-    assert study.finding.startswith("Not measured")
-    assert study_patching(replace(pair, partner=None), Fitted()) == ()
-    assert study_alignment_tax(replace(pair, partner=None), Fitted()) == ()
+    """A partner that refuses as much leaves no gap, and no partner leaves no question: each with its reason."""
+    with pytest.raises(Skipped, match="refuses no more harmful prompts than its partner"):
+        study_patching(replace(pair, partner=pair.chat), Fitted())
+    for study in (study_patching, study_alignment_tax):
+        with pytest.raises(Skipped, match="--partner"):
+            study(replace(pair, partner=None), Fitted())
 
 
 def test_the_alignment_tax_compares_two_kinds_of_prompts_with_halves_of_one(pair):

@@ -20,6 +20,7 @@ from calibration.novelty.neuron_tests import Coverage, KeySpaceBox
 from calibration.novelty.parts import HARMFUL, UNSEEN_HARMFUL, UNSEEN_HARMLESS, Parts
 from calibration.reading.recording import Recording
 from calibration.request_scores import score_prompts
+from calibration.study import Skipped
 from calibration.unseen.contenders import recorded_scores
 from probes.errors import CalibrationError
 from probes.scoring import ProbeBank
@@ -234,5 +235,6 @@ def test_the_comparison_leaves_jailbreaks_out_of_every_fit(training):
 
 
 def test_without_the_probe_there_is_nothing_to_compare(training):
-    """The question does not arise."""
-    assert compare_novelty(training, Fitted()) == ()
+    """The question does not arise, and that is said."""
+    with pytest.raises(Skipped, match="no probe 'novelty'"):
+        compare_novelty(training, Fitted())

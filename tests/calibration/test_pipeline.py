@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from brief import BRIEF
 from tiny import make_prompts, write_prompts
 
-from calibration.catalogue import DIAGNOSTICS, METHODS, QUICK
+from calibration.catalogue import DEFAULT, DIAGNOSTICS, METHODS
 from calibration.evaluation_run import evaluate_artifact
 from calibration.evidence import Evidence
 from calibration.pipeline import SPLITS, WORK, Settings, calibrate
@@ -225,13 +226,35 @@ def test_thresholds_from_stored_scores_hold_in_simulation(calibrated):
     assert broken / 500 <= 0.07
 
 
-def test_a_quick_calibration_fits_less_and_asks_nothing(planted, splits, tmp_path):
-    """Its probes are those of the quick methods, with their certified thresholds; the report has no causal studies."""
-    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", Settings(only=QUICK))
+def test_a_plain_calibration_fits_less_and_asks_no_diagnostics(planted, splits, tmp_path, monkeypatch):
+    """Its probes are those of the default methods, with certified thresholds; no encoder reads the prompts beside it."""
+    monkeypatch.setattr("calibration.controls.SentenceEncoder.load", lambda: pytest.fail("an encoder was loaded"))
+    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
     assert [probe.name for probe in done.manifest.probes] == [name for name in NAMES if name not in SLOW]
     assert {vector.name for vector in done.manifest.steering} == {"refusal"}
-    studies = {study.name for study in Evidence.of(Artifact.load(tmp_path / "artifact")).studies}
-    assert not studies & {"neuron_patching", "safety_heads", "attribution"}
+    evidence = Evidence.of(Artifact.load(tmp_path / "artifact"))
+    assert {study.name for study in evidence.studies} == {"refusal_choice", "steering", "jailbreak_signature"}
+    assert evidence.not_asked == {}
+    assert set(done.report.controls) == set(CONTROLS) - {"sentence_embedding"}
+
+
+def test_what_runs_is_said_in_one_way():
+    """The default, the default and more, all, or nothing but what is named; two of them at once contradict each other."""
+    names = (*METHODS, *DIAGNOSTICS)
+    assert tuple(filter(Settings().runs, names)) == DEFAULT
+    assert set(filter(Settings(also=("novelty", "experts")).runs, names)) == {*DEFAULT, "novelty", "experts"}
+    assert tuple(filter(Settings(full=True).runs, names)) == names
+    assert tuple(filter(Settings(only=("novelty",)).runs, names)) == ("novelty",)
+    for other in ({"full": True}, {"also": ("novelty",)}):
+        with pytest.raises(CalibrationError, match="asks for more than the names given"):
+            Settings(only=("classifiers",), **other).require_one_choice()
+    with pytest.raises(CalibrationError, match="no method or diagnostic 'classifier'") as caught:
+        Settings(also=("classifier",)).require_one_choice()
+    assert caught.value.field == "--also"
+    with pytest.raises(CalibrationError, match="nothing that is to run compares") as caught:
+        Settings(partner=Path("base")).require_one_choice()
+    assert "--full" in caught.value.remedy
+    Settings(partner=Path("base"), also=("alignment_tax",)).require_one_choice()
 
 
 def test_a_method_that_does_not_exist_is_refused_with_the_names_of_those_that_do(splits, tmp_path):
@@ -286,7 +309,7 @@ def test_a_share_to_wrap_that_is_none_is_refused(splits, tmp_path, share):
 
 @pytest.mark.parametrize("method", ["classifiers", pytest.param("harmfulness_direction", marks=pytest.mark.long)])
 def test_every_study_bears_what_was_not_fitted(planted, splits, tmp_path, method):
-    """Each is asked after one method alone: it says something, or nothing, and breaks nothing."""
+    """Each is asked after one method alone: it says something, or why it cannot be asked, and breaks nothing."""
     done = calibrate(
         planted.folder,
         *(splits[split] for split in SPLITS),
@@ -294,5 +317,11 @@ def test_every_study_bears_what_was_not_fitted(planted, splits, tmp_path, method
         replace(BRIEF, only=(method, *DIAGNOSTICS), limit=60),
     )
     assert done.manifest.probes
-    names = [study.name for study in Evidence.of(Artifact.load(tmp_path / "a")).studies]
+    evidence = Evidence.of(Artifact.load(tmp_path / "a"))
+    names = [study.name for study in evidence.studies]
     assert len(set(names)) == len(names)
+    assert {*names, *evidence.not_asked} >= {*DIAGNOSTICS, "jailbreak_signature", "steering"}
+    assert not set(names) & evidence.not_asked.keys()
+    assert all(evidence.not_asked.values())
+    assert "--partner" in evidence.not_asked["neuron_patching"]
+    assert done.not_asked == evidence.not_asked

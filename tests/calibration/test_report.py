@@ -78,6 +78,19 @@ def test_every_probe_control_group_and_file_is_on_the_page(page, artifact):
         assert note in text
 
 
+def test_what_could_not_be_asked_is_on_the_page_with_the_reason(artifact, tmp_path):
+    """A study that needs what the model does not have has a row instead; where all were asked there is no such section."""
+    evidence = Evidence.of(artifact)
+    assert "--partner" in evidence.not_asked["alignment_tax"]
+    text = unescape(write_report(artifact, tmp_path / "some").read_text())
+    assert "Not asked</h2>" in text
+    for name, reason in evidence.not_asked.items():
+        assert f"<td>{name}</td>" in text
+        assert reason in text
+    content = evidence.model_copy(update={"not_asked": {}}).to_file()
+    assert "Not asked" not in write_report(replace(artifact, attachments={FILE: content}), tmp_path / "all").read_text()
+
+
 def test_the_first_sentence_compares_with_the_best_control(page, artifact):
     """On the planted model words explain the labels wholly, and the page says that no probe is better."""
     sentence = re.search(r'class="lead">(.*?)</p>', page.read_text()).group(1)

@@ -90,6 +90,7 @@ def test_a_mixture_of_experts_gets_a_note(tokenizer, tmp_path):
     found = fit_safety_neurons(training_set(chat, tmp_path, make_prompts(60, 0)))
     assert not found.probes
     assert "no single down-projection" in found.notes[0]
+    assert all("no single down-projection" in found.not_asked[name] for name in ("safety_neurons", "neuron_count"))
 
 
 def test_blocks_of_unequal_width_get_a_note(pair, monkeypatch):
@@ -135,7 +136,7 @@ def test_a_calibration_with_a_partner_carries_the_studies(tokenizer, splits, tmp
     for folder, chat in zip(folders.values(), make_pair(tokenizer), strict=True):
         chat.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    settings = Settings(partner=folders["partner"])
+    settings = Settings(full=True, partner=folders["partner"])
     calibrate(folders["aligned"], *(splits[split] for split in SPLITS), tmp_path / "artifact", settings)
     artifact = Artifact.load(tmp_path / "artifact")
     assert "neurons" in {probe.name for probe in artifact.manifest.probes}

@@ -83,7 +83,11 @@ def test_a_vector_that_nothing_can_measure_is_left_out(training, planted):
     untold = refusing_by(training)
     admitted = judged(untold, Fitted(fit_harmfulness_direction(training).probes, (vector("heavy", planted.direction),)))
     assert admitted.steering == ()
-    assert admitted.notes[0].startswith("steering vector heavy is left out: no refusals to measure it by")
+    assert admitted.notes[0].startswith("steering vector heavy is left out: there are no refusals to measure it by")
+    assert "as it starts all others" in admitted.not_asked["steering"]
+    assert judged(training, Fitted(fit_harmfulness_direction(training).probes)).not_asked == {
+        "steering": "no steering vector was fitted"
+    }
 
 
 def test_what_the_model_refuses_is_asked_once(training):

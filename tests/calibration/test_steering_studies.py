@@ -16,6 +16,7 @@ from calibration.model import ChatModel
 from calibration.steering.dynamic_composition import compose, composition_study, schedule_of, truncated_kl
 from calibration.steering.expert_bias import Choice, biased, biased_scores, expert_study, find_routers, rate_differences
 from calibration.steering.refusal_by_category import category_study, least_strength
+from calibration.study import Skipped
 from probes.manifest import SteeringVector
 
 SIZES = {
@@ -105,7 +106,14 @@ def test_the_damping_study_says_what_was_measured(training):
     (study,) = damping_study(training, fit_refusal_direction(training))
     assert {row[0] for row in study.tables[0].rows} >= {"refused_harmful", "kl_harmless"}
     assert "neurons detect harm" in study.finding
-    assert damping_study(refusing_by(training), Fitted()) == ()
+    with pytest.raises(Skipped, match="starts its answers to harmful prompts as"):
+        damping_study(refusing_by(training), Fitted())
+
+
+def test_studies_of_neurons_say_what_a_mixture_of_experts_lacks(experts):
+    """The reason is the one that the model itself gives to whoever asks for its neurons."""
+    with pytest.raises(Skipped, match="no single down-projection"):
+        damping_study(refusing_by(experts, 5), Fitted())
 
 
 def test_the_expert_of_harm_is_found(experts):
@@ -151,19 +159,27 @@ def test_the_expert_study(experts, training):
     """It reports what forcing did; a dense model has none."""
     (study,) = expert_study(refusing_by(experts, 5), Fitted())
     assert (0, 4) in {row[:2] for row in study.tables[0].rows}
-    assert expert_study(training, Fitted()) == ()
+    with pytest.raises(Skipped, match="no mixture of experts"):
+        expert_study(training, Fitted())
 
 
 def test_categories_in_order_of_what_they_need(training):
     """Every category with enough prompts has its row, and the least strength is the first that refuses nine in ten."""
     found = fit_refusal_direction(training)
     studies = category_study(training, found)
-    assert category_study(training, Fitted()) == ()
+    with pytest.raises(Skipped, match="no steering vector 'refusal'"):
+        category_study(training, Fitted())
     for study in studies:
         assert all(row[1] >= 8 for row in study.tables[0].rows)
     odds = np.linspace(-1, 1, 10)
     assert least_strength({0.0: odds, 0.5: odds + 0.5, 1.0: odds + 0.95, 2.0: odds + 2}) == 1.0
     assert least_strength({0.0: odds}) is None
+
+
+def test_without_vectors_there_is_nothing_to_compose(training):
+    """The reason says so."""
+    with pytest.raises(Skipped, match="no steering vector in the artifact"):
+        composition_study(training, Fitted())
 
 
 def test_truncated_kl_is_scipy_s_on_the_kept_tokens():

@@ -12,6 +12,7 @@ from calibration.attention.heads import find_attentions
 from calibration.methods.fitted import Fitted
 from calibration.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.steering.toxification_reversal import reversal, reversal_study, turned_back
+from calibration.study import Skipped
 from calibration.template import template_prefix, template_suffix
 
 
@@ -81,16 +82,18 @@ def test_what_the_template_puts_around_the_words_is_found(planted_chat):
     assert "ebra" in tokenizer.decode(ids[len(before) : -len(after)])
 
 
-def test_the_study_names_its_price_and_is_silent_where_nothing_refuses(training):
+def test_the_study_names_its_price_and_says_where_nothing_refuses(training):
     """Every strength is a row with refusals and nats; a model without refusals is not asked."""
     [study] = reversal_study(training, Fitted())
     assert study.tables[0].rows[0][0] == 0.0
     assert "two more passes" in study.finding
-    assert reversal_study(refusing_by(training), Fitted()) == ()
+    with pytest.raises(Skipped, match="starts its answers to harmful prompts as"):
+        reversal_study(refusing_by(training), Fitted())
 
 
 def test_conversations_have_no_one_place_for_a_prefix(training):
-    """Where every prompt has several turns there is nothing to measure, and no error."""
+    """Where every prompt has several turns there is nothing to measure, and the reason is given."""
     turns = [replace(prompt, messages=prompt.messages * 2) for prompt in training.prompts.prompts]
     several = replace(training, prompts=replace(training.prompts, prompts=tuple(turns)))
-    assert reversal_study(several, Fitted()) == ()
+    with pytest.raises(Skipped, match="no selection prompt of one class is a single message"):
+        reversal_study(several, Fitted())

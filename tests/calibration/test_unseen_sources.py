@@ -11,7 +11,7 @@ from calibration.methods.classifiers import fit_classifiers
 from calibration.pipeline import bank_of
 from calibration.request_scores import score_prompts
 from calibration.unseen import unseen_sources as module
-from calibration.unseen.contenders import TFIDF, recorded_scores
+from calibration.unseen.contenders import TFIDF, Beside, recorded_scores
 from calibration.unseen.left_out import WRAPPED, leave_out
 from calibration.unseen.unseen_sources import COMBINED, unseen_sources
 from probes.errors import CalibrationError
@@ -38,6 +38,15 @@ def test_an_honest_source_is_recalled_and_a_lying_one_is_not(training, tmp_path)
     for source in ("one", "two"):
         assert found[source]["lda"].auroc > 0.85
         assert found[source]["lda"].recall.count + found[source]["lda"].flagged.count == 400
+
+
+def test_controls_that_nobody_asked_for_leave_a_file_all_the_same(training, tmp_path):
+    """Without refusals and without an encoder there is nothing to keep, and a run that goes on finds that out at once."""
+    kept = tmp_path / "controls.safetensors"
+    for _ in range(2):
+        beside = Beside.of(training, (), kept, embed=False)
+        assert (beside.embeddings, beside.refusal) == (None, None)
+        assert kept.exists()
 
 
 def test_the_source_left_out_takes_no_part(training):

@@ -241,6 +241,7 @@ def test_where_none_is_worth_keeping_a_note_says_so(splits, probes):
     found = _watch(_bank_of(probes), _specs(probes, LONGEST), sides)
     assert (found.watches, found.tensors) == ((), {})
     assert found.notes[0].startswith("no watch: all were left out")
+    assert found.not_asked["watched_answers"].startswith("all were left out, as their AUROC")
 
 
 def test_a_model_that_refuses_everything_keeps_its_watches_and_states_no_recall(splits, probes):
@@ -253,6 +254,16 @@ def test_a_model_that_refuses_everything_keeps_its_watches_and_states_no_recall(
     assert found.tensors[HARMFUL_ANSWERS].shape == (0, 4)
     assert found.watches[0].evaluation == ()
     assert "No recall can be stated" in found.studies[0].finding
+
+
+def test_where_nothing_harmless_is_read_the_finding_says_so(splits, probes):
+    """All harmless test prompts are answered with one token: no threshold meets them, and their table is not just missing."""
+    rng = np.random.default_rng(8)
+    sides = {split: planted_sides(prompts, rng, shift=1.5) for split, prompts in splits.items()}
+    sides["test"] = replace(sides["test"], harmless=sides["test"].harmless.subset(np.arange(0)))
+    (study,) = _watch(_bank_of(probes), _specs(probes, LONGEST), sides).studies
+    assert "Nothing is measured on harmless answers" in study.finding
+    assert "recall" not in {table.name for table in study.tables}
 
 
 def test_answers_of_one_token_are_counted_and_have_no_score(prompts):

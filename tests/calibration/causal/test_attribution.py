@@ -14,8 +14,8 @@ from calibration.causal.exact_patching import patch_exactly
 from calibration.causal.pairs import Pairs, contrast_pairs
 from calibration.causal.refusal_gradient import refusal_log_odds
 from calibration.causal.sites import Site, Sites
-from calibration.methods.fitted import Fitted
 from calibration.model import ChatModel
+from calibration.study import Skipped
 
 
 @pytest.fixture(scope="module")
@@ -130,4 +130,5 @@ def test_the_study_names_its_sample(training, found):
         "query of head", "key of head", "head", "attention", "neuron", "MLP", "residual stream",
     ]  # fmt: skip
     assert study.charts[0].scatter
-    assert attribution_study(refusing_by(training), Fitted()) == ()
+    with pytest.raises(Skipped, match="starts its answers to harmful prompts as"):
+        attribution_study(refusing_by(training), found)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from planting import plant_dormant
-from recorded import training_set
+from recorded import refusing_by, training_set
 from tiny import HIDDEN, make_prompts
 
 from calibration.causal.directions import Direction, directions
@@ -13,6 +13,7 @@ from calibration.causal.sensitivity import sensitivities, sensitivity_study
 from calibration.methods.fitted import Fitted
 from calibration.methods.training import TrainingSet
 from calibration.model import ChatModel
+from calibration.study import Skipped
 from calibration.template import EncodedPrompts
 
 REFUSE = (5,)
@@ -94,9 +95,13 @@ def test_where_probes_read_is_where_they_are_moved(training, found):
 
 
 def test_studies_need_a_model_that_refuses(training, found):
-    """Every direction is in the tables; without refusal tokens there is nothing to ask."""
+    """Every direction is in the tables; without refusals, or without directions, the reason stands instead."""
     (sensitivity,), (illusion,) = sensitivity_study(training, found), illusion_study(training, found)
     assert len(sensitivity.tables[0].rows) == 6
     assert [row[0] for row in illusion.tables[0].rows] == ["refusal", "harmfulness", "vector refusal"]
     assert illusion.tables[0].rows[2][-1].startswith("acts along what varies")
-    assert sensitivity_study(training, Fitted()) == illusion_study(training, Fitted()) == ()
+    for study in (sensitivity_study, illusion_study):
+        with pytest.raises(Skipped, match="no probe is linear in the residual stream"):
+            study(training, Fitted())
+        with pytest.raises(Skipped, match="starts its answers to harmful prompts as"):
+            study(refusing_by(training), found)

@@ -10,6 +10,7 @@ from calibration.causal.signature import signature_study
 from calibration.methods.fitted import Fitted
 from calibration.methods.refusal_direction import fit_refusal_direction
 from calibration.request_scores import RequestScores
+from calibration.study import Skipped
 
 
 def test_openings_are_as_short_as_tells_refusals_apart():
@@ -46,7 +47,8 @@ def test_ablation_ends_refusals_and_addition_brings_them(training, found):
     assert refused["harmless, untouched"] < 0.1
     assert refused["harmless, added at every position"] > 0.9
     assert {row[-1] for row in study.tables[0].rows} == {30}
-    assert answer_study(training, Fitted()) == ()
+    with pytest.raises(Skipped, match="no steering vector 'refusal'"):
+        answer_study(training, Fitted())
 
 
 def test_every_candidate_is_on_the_table(training):
@@ -93,5 +95,11 @@ def test_prompts_that_say_jailbreak_are_taken_alone(training, found, placed):
     ]
     (study,) = signature_study(replace(training.prompts, prompts=tuple(named)), scored, found, benign)
     assert sum(row[1] for row in study.tables[0].rows) == 10
-    assert signature_study(training.prompts, scored, found, benign[:50]) == ()
-    assert signature_study(training.prompts, replace(scored, refusal=scored.refusal * np.nan), found, benign) == ()
+    unknown = replace(scored, refusal=scored.refusal * np.nan)
+    for asked, reason in (
+        ((scored, found, benign[:50]), "50 harmless validation prompts certify no threshold"),
+        ((unknown, found, benign), "starts its answers to harmful prompts as"),
+        ((scored, Fitted(), benign), "no probe 'harmfulness' and no probe 'refusal'"),
+    ):
+        with pytest.raises(Skipped, match=reason):
+            signature_study(training.prompts, *asked)
