@@ -1,7 +1,9 @@
 """Two API server processes and chunks of 64 tokens, with blocked requests answered as errors."""
 
 import asyncio
+import time
 
+import httpx
 import openai
 import pytest
 
@@ -83,3 +85,12 @@ async def test_metrics_add_up_over_api_servers(scaled):
         assert scaled.server.metric("foreguard_requests_total") - before == 60
     assert scaled.server.metric("foreguard_policy_info", name="enforce", version="2", mode="enforce") == 1
     assert scaled.server.metric("foreguard_threshold", rule="harmful", probe="harm") != 0
+
+
+def test_readiness_is_that_of_all_processes(scaled):
+    """One series, the lowest of both processes; either of them answers `/guard/ready`."""
+    for _ in range(8):
+        reply = httpx.get(f"{scaled.server.url}/guard/ready", headers={"connection": "close"}, timeout=10)
+        assert reply.status_code == 200
+    assert scaled.server.metric("foreguard_ready") == 1
+    assert time.time() - scaled.server.metric("foreguard_last_scored_timestamp_seconds") < 60
