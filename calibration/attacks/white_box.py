@@ -18,6 +18,7 @@ from calibration.float32 import in_float32, is_narrow, too_large
 from calibration.methods.fitted import FittedProbe
 from calibration.metrics import rate
 from calibration.model import ChatModel
+from calibration.progress import stage
 from calibration.prompts import PromptFile, require_classes
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.request_scores import RequestScores, score_prompts
@@ -114,12 +115,17 @@ def _attack(target: _Target, prompts: EncodedPrompts, effort: Effort) -> Study:
         replace(alone, name=each.spec.name, probe=each, cut=columns[each.spec.name]) for each in target.probes
     ]
     with in_float32(target.chat.model):
-        found = [search.run(each) for each in (alone, *objectives)]
+        found = [_search(search, each) for each in (alone, *objectives)]
     plain, random, refusal, *both = [
         target.score(_with_suffixes(target, prompts, suffixes)) for suffixes in (None, search.random(), *found)
     ]
     scored = {"untouched": plain, "random suffix": random, "against refusal": refusal}
     return _study(target, scored, dict(zip((each.spec.name for each in target.probes), both, strict=True)), effort)
+
+
+def _search(search: SuffixSearch, objective: Objective) -> list[Ids]:
+    with stage(f"attacking {objective.name}"):
+        return search.run(objective)
 
 
 def _with_suffixes(target: _Target, prompts: EncodedPrompts, suffixes: list[Ids] | None) -> EncodedPrompts:

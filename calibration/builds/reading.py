@@ -11,6 +11,7 @@ from calibration.attention.heads import Attention, Head, all_heads, find_attenti
 from calibration.attention.ships import HeadScores
 from calibration.batching import Batch, iterate_batches
 from calibration.model import ChatModel
+from calibration.progress import stage
 from calibration.reading.activations import read_blocks, read_neurons
 from calibration.template import EncodedPrompts
 from probes.errors import ModelError
@@ -82,10 +83,11 @@ class Questions:
 
 def read_build(build: Build, questions: Questions, name: str) -> Reading:
     """Read a build; `name` is what a watching person sees."""
-    scores = HeadScores(build.chat, build.attentions, questions.scoring)
-    effects = scores.effects(build.heads, title=f"heads of {name}") if build.heads else []
-    ships = np.array([effect.ships for effect in effects])
-    return Reading(_read_side(build, questions.harmful), _read_side(build, questions.harmless), ships)
+    with stage(f"reading {name}"):
+        scores = HeadScores(build.chat, build.attentions, questions.scoring)
+        effects = scores.effects(build.heads, title=f"heads of {name}") if build.heads else []
+        ships = np.array([effect.ships for effect in effects])
+        return Reading(_read_side(build, questions.harmful), _read_side(build, questions.harmless), ships)
 
 
 def _read_side(build: Build, prompts: EncodedPrompts) -> Side:

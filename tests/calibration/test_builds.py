@@ -262,10 +262,10 @@ def test_a_pipeline_can_stop_at_the_exit_status(run, carrier, prompts, tmp_path)
     """0 when the builds refuse alike, 1 when refusals were removed; the verdict stands first and the head is in the table."""
     alike = run("--compare", carrier, carrier, "--prompts", prompts)
     assert alike.exit_code == 0
-    assert alike.output.startswith("the two builds refuse alike")
+    assert alike.stdout.startswith("the two builds refuse alike")
     removed = run("--compare", carrier, edited(carrier, tmp_path / "b", zero_head(CARRIER)), "--prompts", prompts)
     assert removed.exit_code == 1
-    assert removed.output.startswith("refusals were removed")
+    assert removed.stdout.startswith("refusals were removed")
     assert f"{CARRIER} *" in removed.output
     assert "files that differ: weights" in removed.output
 
