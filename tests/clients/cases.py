@@ -6,7 +6,6 @@ import pytest
 
 from tests.clients.client import Seen
 from tests.clients.outcomes import CLIENTS, Facts, Outcomes
-from tests.serving.world import MESSAGE
 
 PATHS = {
     "chat": "/v1/chat/completions",
@@ -25,7 +24,7 @@ def api(case: str) -> str:
 def each(select: Callable[[Outcomes], Iterable[tuple]], *names: str) -> pytest.MarkDecorator:
     """Parametrize a test with a client's script and what `select` gives of that client: tuples of `names`."""
     rows = [
-        pytest.param(client.script, *row, id=f"{client.script.split('.')[0]}-{row[0]}", marks=_marks(client, row))
+        pytest.param(client.script, *row, id=f"{client.script.split('.')[0]}-{row[0]}")
         for client in CLIENTS
         for row in select(client)
     ]
@@ -37,9 +36,3 @@ def facts(seen: Seen, expected: Facts) -> Facts:
     found = {name: getattr(seen, name) for name in ("text", "finish", "refusal", "error") if getattr(seen, name)}
     said = expected.get("said")
     return found | ({"said": said} if said is not None and seen.said.count(said) == 1 else {})
-
-
-def _marks(client: Outcomes, row: tuple) -> list[pytest.MarkDecorator]:
-    """Return what is known to be wrong with a case where the message is looked for."""
-    doubled = row[0] in client.doubled and MESSAGE in str(row[1:])
-    return [pytest.mark.xfail(reason="content and refusal both hold the message: it is shown twice")] if doubled else []

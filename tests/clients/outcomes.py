@@ -33,6 +33,8 @@ class Outcomes:
     not_refused: tuple[str, ...] = ()
     """Cases in which the client takes no notice of a refusal."""
 
+    unable: tuple[str, ...] = ()
+    """Cases that the lab model has no right answer to, guarded or not: vLLM holds a tool's arguments to no schema there."""
     doubled: tuple[str, ...] = ()
     """Cases in which the client shows the message twice, since it is both the content and the refusal of the answer."""
 
@@ -115,6 +117,7 @@ INSTRUCTOR = Outcomes(
     {"chat_tools": raises("InstructorRetryException")},
     error="InstructorRetryException",
     not_refused=("chat_json_schema",),
+    unable=("chat_tools",),
 )
 
 PYDANTIC_AI = Outcomes(
@@ -128,6 +131,7 @@ PYDANTIC_AI = Outcomes(
     )
     | dict.fromkeys(["message", "message_stream"], TEXT),
     error="ModelRequestRejectedError",
+    unable=("chat_tool_output",),
 )
 
 SHOWN = {"text": MESSAGE, "finish": "content-filter"}

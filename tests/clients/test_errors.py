@@ -3,6 +3,8 @@
 import pytest
 
 from tests.clients.cases import PATHS, api, each
+from tests.clients.client import requests_since
+from tests.clients.evaluation import evaluate
 from tests.serving.world import MESSAGE
 
 pytestmark = [pytest.mark.long, pytest.mark.engine, pytest.mark.timeout(600)]
@@ -30,3 +32,13 @@ def test_the_error_tells_that_the_guard_did_it(ask, prompts, script, case):
     guard = seen.more["guardrail"]
     assert (guard["decision"], guard["policy"]) == ("block", "clients@1")
     assert guard["event_id"].startswith("fge_")
+
+
+def test_an_evaluation_ends(server, tmp_path):
+    """EleutherAI's harness says why, and asks no more than the three times that are its own bound."""
+    before = server.log.stat().st_size
+    results, said = evaluate(server, tmp_path)
+    assert results is None
+    assert MESSAGE in said
+    asked = [status for path, status in requests_since(server, before) if path == PATHS["completion"]]
+    assert 1 <= asked.count(400) <= 3
