@@ -1,6 +1,6 @@
 """Controls: the cheap explanations that a probe has to beat before anyone should believe it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,11 @@ from sklearn.linear_model import LogisticRegression
 from calibration.evaluate import ControlReport, control
 from calibration.methods.classifiers import fit_logistic
 from calibration.methods.fitted import FittedProbe
-from calibration.methods.training import TrainingSet
+from calibration.methods.training import NO_REFUSALS, TrainingSet
 from calibration.metrics import auroc
 from calibration.reading.activations import Where
 from calibration.request_scores import RequestScores
-from calibration.sentence_embedding import SentenceEncoder
+from calibration.sentence_embedding import PACKAGE, SentenceEncoder
 from calibration.template import EncodedPrompts
 from probes.manifest import Probe
 from probes.readout import Readout
@@ -89,6 +89,16 @@ def report_controls(
             "the model's own first-token refusal log-odds", scored.refusal, harmful
         )
     return reports
+
+
+def control_notes(reports: Mapping[str, ControlReport], *, embed: bool) -> list[str]:
+    """Say which of the controls that training prompts allow could not be measured, and why."""
+    notes = []
+    if embed and "sentence_embedding" not in reports:
+        notes.append(f"no control sentence_embedding: the Python package {PACKAGE} is not installed")
+    if "first_token_refusal" not in reports:
+        notes.append(f"no control first_token_refusal: {NO_REFUSALS}")
+    return notes
 
 
 def _drawn(

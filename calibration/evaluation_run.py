@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from calibration.controls import random_probes, report_controls
+from calibration.controls import control_notes, random_probes, report_controls
 from calibration.evaluate import Report, evaluate
 from calibration.methods.fitted import FittedProbe
 from calibration.model import ChatModel
 from calibration.pipeline import bank_of
+from calibration.progress import stage
 from calibration.prompts import PromptFile, require_classes
 from calibration.reading.engine_source import IN_PROCESS, EngineSource
 from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
@@ -51,9 +52,10 @@ class Loaded:
 
     def score(self, prompts: EncodedPrompts, title: str) -> npt.NDArray[np.float32]:
         """Return the scores `[N, K]` of the artifact's probes."""
-        if self.engine is not None:
-            return self.engine.score(prompts, self.artifact, (), title).scores
-        return score_prompts(self.chat, ProbeBank.from_artifact(self.artifact), prompts, title=title).scores
+        with stage(title):
+            if self.engine is not None:
+                return self.engine.score(prompts, self.artifact, (), title).scores
+            return score_prompts(self.chat, ProbeBank.from_artifact(self.artifact), prompts, title=title).scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +96,29 @@ def evaluate_artifact(
     controls = random_probes(probes[0].spec, loaded.chat.hidden_size)
     bank = bank_of(artifact.manifest.fingerprint, [*probes, *controls])
     tokens = _refusal_tokens(loaded.chat, training) if training else ()
-    scored = score_prompts(loaded.chat, bank, prompts, refusal_tokens=tokens)
+    with stage("scoring the prompts"):
+        scored = score_prompts(loaded.chat, bank, prompts, refusal_tokens=tokens)
     names = bank.names[: len(probes)]
+    with stage("measuring controls"):
+        measured = report_controls(prompts, scored, bank.names, train=training)
     report = evaluate(
         prompts,
         scored.scores,
         names,
         artifact.tensors[BENIGN_SCORES].numpy(),
         split=file.name,
-        controls=report_controls(prompts, scored, bank.names, train=training),
+        controls=measured,
         platt=[probe.spec.platt for probe in probes],
+        notes=control_notes(measured, embed=True) if training else (),
     )
     return Evaluated(report, prompts, names, scored.scores[:, : len(names)])
 
 
 def load_for(model: Path, artifact: Artifact, dtype: str, device: str, skip_long: bool) -> Loaded:
     """Load the model that `artifact` is for. Raises `ArtifactMismatch` or `ModelError`."""
-    artifact.manifest.fingerprint.require(fingerprint(model, dtype=None if dtype == "auto" else dtype))
-    return Loaded(ChatModel.load(model, dtype=dtype, device=device), artifact, skip_long)
+    with stage("loading the model"):
+        artifact.manifest.fingerprint.require(fingerprint(model, dtype=None if dtype == "auto" else dtype))
+        return Loaded(ChatModel.load(model, dtype=dtype, device=device), artifact, skip_long)
 
 
 def _probes(artifact: Artifact) -> list[FittedProbe]:

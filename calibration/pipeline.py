@@ -36,7 +36,7 @@ from calibration.arithmetic import name_of
 from calibration.catalogue import DEFAULT, DIAGNOSTICS, METHODS, WITH_PARTNER, require_known, require_method
 from calibration.causal.signature import STUDY as SIGNATURE
 from calibration.causal.signature import signature_study
-from calibration.controls import random_probes, report_controls, shuffled_probes
+from calibration.controls import control_notes, random_probes, report_controls, shuffled_probes
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
@@ -469,15 +469,21 @@ def _report(
     if not path.exists():
         test, num_probes = run.encoded["test"], len(found.probes)
         benign = scored["validation"].scores[~run.encoded["validation"].harmful]
+        controls = report_controls(test, scored["test"], names, train=run.encoded["train"], embed=embed)
         report = evaluate(
             test,
             scored["test"].scores,
             names[:num_probes],
             benign,
             split="test",
-            controls=report_controls(test, scored["test"], names, train=run.encoded["train"], embed=embed),
+            controls=controls,
             platt=_platt(run, scored["validation"].scores[:, :num_probes]),
-            notes=(*found.notes, *more_notes, *leakage_notes(list(run.files.values()))),
+            notes=(
+                *found.notes,
+                *more_notes,
+                *control_notes(controls, embed=embed),
+                *leakage_notes(list(run.files.values())),
+            ),
         )
         write_whole(path, report.model_dump_json(indent=2) + "\n")
     return Report.model_validate_json(path.read_text())

