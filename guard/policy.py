@@ -84,6 +84,8 @@ class Response(_Strict):
 
     style: Literal["refusal", "error"] = "refusal"
     message: str = Field(DEFAULT_MESSAGE, min_length=1, max_length=2000)
+    message_in: Literal["content", "refusal", "both"] = "both"
+    """Where a blocked chat completion has the message."""
     category: bool = False
     """Whether the client is told the category of the rule that stopped it."""
 

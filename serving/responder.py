@@ -124,6 +124,7 @@ class Responder:
             model=prompts[0].model or self._model,
             created=own.get("created") or own.get("created_at") or self._exchange.created,
             message=self._policy.response.message,
+            message_in=self._policy.response.message_in,
             num_choices=sum(prompt.n for prompt in prompts),
             prompt_tokens=sum(prompt.num_tokens for prompt in prompts),
             include_usage=self._exchange.wants_usage,

@@ -26,6 +26,8 @@ class Refusal:
     prompt_tokens: int
     include_usage: bool = False
     moderation: Json | None = None
+    message_in: str = "both"
+    """Where a chat completion has the message: its `content`, its `refusal` or `both`."""
     guardrail: Json = field(default_factory=dict)
     """What the body tells of the guard: `serving.responder` makes it."""
 
@@ -35,6 +37,13 @@ class Refusal:
         return {"guardrail": self.guardrail} if self.guardrail else {}
 
     @property
+    def turn(self) -> Json:
+        """The assistant's turn of a chat completion."""
+        content = self.message if self.message_in != "refusal" else None
+        refused = self.message if self.message_in != "content" else None
+        return {"role": "assistant", "content": content, "refusal": refused}
+
+    @property
     def usage(self) -> Json:
         """Token counts: no completion token was ever made."""
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": 0, "total_tokens": self.prompt_tokens}
@@ -42,17 +51,17 @@ class Refusal:
 
 def chat(refusal: Refusal) -> Json:
     """Return a blocked `chat.completion`."""
-    message = {"role": "assistant", "content": refusal.message, "refusal": refusal.message}
-    choices = [_choice(index, message=message, logprobs=None) for index in range(refusal.num_choices)]
+    choices = [_choice(index, message=refusal.turn, logprobs=None) for index in range(refusal.num_choices)]
     return _envelope(refusal, "chat.completion") | {"choices": choices, "usage": refusal.usage} | refusal.told
 
 
 def chat_stream(refusal: Refusal) -> Iterator[bytes]:
     """Yield a blocked chat completion as server-sent events."""
-    delta = {"role": "assistant", "content": refusal.message, "refusal": refusal.message}
     envelope = _envelope(refusal, "chat.completion.chunk")
     for index in range(refusal.num_choices):
-        yield event(envelope | {"choices": [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]})
+        yield event(
+            envelope | {"choices": [{"index": index, "delta": refusal.turn, "logprobs": None, "finish_reason": None}]}
+        )
         yield event(envelope | {"choices": [_choice(index, delta={}, logprobs=None)]} | refusal.told)
     yield from _end(refusal, envelope)
 

@@ -25,7 +25,7 @@ name: clients
 version: "1"
 rules:
   - {{name: harmful, action: block, when: {{harm: {{above: {limit}}}}}}}
-response: {{message: {message!r}, style: {style}}}
+response: {{message: {message!r}, style: {style}, message_in: {place}}}
 """
 
 
@@ -54,8 +54,9 @@ def prompts(score) -> Prompts:
 
 @pytest.fixture(scope="module")
 def server(request, start):  # noqa: F811
-    """A guarded server that answers a block in the test file's `STYLE`."""
-    policy = POLICY.format(limit=LIMIT, message=MESSAGE, style=request.module.STYLE)
+    """A guarded server that answers a block in the test file's `STYLE`, with the message where its `MESSAGE_IN` says."""
+    place = getattr(request.module, "MESSAGE_IN", "both")
+    policy = POLICY.format(limit=LIMIT, message=MESSAGE, style=request.module.STYLE, place=place)
     with start(policy, *FLAGS, VLLM_ENABLE_RESPONSES_API_STORE="1") as running:
         yield running
 

@@ -36,7 +36,7 @@ class Outcomes:
     unable: tuple[str, ...] = ()
     """Cases that the lab model has no right answer to, guarded or not: vLLM holds a tool's arguments to no schema there."""
     doubled: tuple[str, ...] = ()
-    """Cases in which the client shows the message twice, since it is both the content and the refusal of the answer."""
+    """Cases in which the client joins content and refusal: the policy has to put the message into one of them."""
 
     def error_on(self, api: str) -> str:
         """Return the class that it raises on one of the APIs."""

