@@ -12,6 +12,7 @@ settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Keep in one process, where tests run in several, what shares a server or a calibration."""
     for item in items:
