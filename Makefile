@@ -57,7 +57,7 @@ check: setup ## Lint, types, and the floors' import rules
 # Two processes of one thread each: models this small gain nothing from a second thread.
 test: export OMP_NUM_THREADS := 1
 test: setup ## The test suite
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist loadscope --durations=20
 
 test-long: setup $(INTERPRETER) $(CLIENTS)/.installed ## What `make test` leaves out: every engine, architecture and fault, more than an hour
 	$(BIN)/python -m pytest -m long

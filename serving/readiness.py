@@ -70,7 +70,9 @@ class Readiness:
 
     async def _ask(self) -> None:
         try:
-            await asyncio.wait_for(self._canary(), self._interval)
+            # Not `wait_for`: in Python 3.11 it can lose the cancellation by which `end` stops the watch.
+            async with asyncio.timeout(self._interval):
+                await self._canary()
             self.note_scored()
         except TimeoutError:
             self._problem = f"the engine did not answer a canary prompt within {self._interval:g} s"

@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import settings
 
+_ASK_ONE_SERVER = {"tests/serving/test_invariants.py", "tests/serving/test_surface.py"}
+
 # Machines are shared: how long an example takes says nothing about the code.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
@@ -21,9 +23,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def _group(nodeid):
-    """Return `engines` for tests that start one, so that only one runs at a time; `calibration`; else the test's file."""
+    """Return the test's file, but for files that share a session's fixtures: calibrations, or the server `here`."""
     file = nodeid.split("::")[0]
-    _, folder, *rest = file.split("/")
-    if folder in ("serving", "clients") and not {"unit", "seams"} & set(rest):
-        return "engines"
-    return folder if folder == "calibration" else file
+    if file in _ASK_ONE_SERVER:
+        return "here"
+    return "calibration" if file.startswith("tests/calibration/") else file

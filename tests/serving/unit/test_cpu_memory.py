@@ -30,10 +30,9 @@ def limited(tmp_path, monkeypatch):
 
 
 def arguments(**said) -> Namespace:
-    defaults = EngineArgs(model="m")
     names = ("kv_cache_memory_bytes", "gpu_memory_utilization", "data_parallel_size_local", "data_parallel_size",
              "tensor_parallel_size")  # fmt: skip
-    return Namespace(**{name: getattr(defaults, name) for name in names} | said)
+    return Namespace(**{name: getattr(EngineArgs, name) for name in names} | said)
 
 
 @pytest.fixture
