@@ -55,12 +55,12 @@ check: setup ## Lint, types, and the floors' import rules
 	$(BIN)/lint-imports
 
 # Two processes of one thread each: models this small gain nothing from a second thread.
-test: export OMP_NUM_THREADS := 1
+test test-long: export OMP_NUM_THREADS := 1
 test: setup ## The test suite
 	$(BIN)/python -m pytest -n 2 --dist loadscope --durations=20
 
 test-long: setup $(INTERPRETER) $(CLIENTS)/.installed ## What `make test` leaves out: every engine, architecture and fault, more than an hour
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m long -n 2 --dist loadscope --durations=20
 
 # No set-up: a machine with a GPU has its own vLLM. docs/gpu.md says what else it needs, and how to do a part of this.
 gpu: ## On a machine with an NVIDIA GPU: the conformance suite there, then the guard's cost at an 8B shape

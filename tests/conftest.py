@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-_ASK_ONE_SERVER = {"tests/serving/test_invariants.py", "tests/serving/test_surface.py"}
+_ASK_ONE_SERVER = {f"tests/serving/test_{name}.py" for name in ("invariants", "surface", "never_silently_off")}
 
 # Machines are shared: how long an example takes says nothing about the code.
 settings.register_profile("shared", deadline=None)
