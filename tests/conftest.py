@@ -3,8 +3,6 @@
 import pytest
 from hypothesis import settings
 
-_ASK_ONE_SERVER = {f"tests/serving/test_{name}.py" for name in ("invariants", "surface", "never_silently_off")}
-
 # Machines are shared: how long an example takes says nothing about the code.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
@@ -23,8 +21,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def _group(nodeid):
-    """Return the test's file, but for files that share a session's fixtures: calibrations, or the server `here`."""
+    """Return `engines` for tests that start one, so that one runs at a time; `calibration`; else the test's file."""
     file = nodeid.split("::")[0]
-    if file in _ASK_ONE_SERVER:
-        return "here"
-    return "calibration" if file.startswith("tests/calibration/") else file
+    _, folder, *rest = file.split("/")
+    if folder == "clients" or (folder == "serving" and not {"unit", "seams"} & set(rest)):
+        return "engines"
+    return folder if folder == "calibration" else file
