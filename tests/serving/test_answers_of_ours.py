@@ -219,7 +219,15 @@ def test_the_event_id_is_in_the_log(refusing, harmful):
 @contextlib.contextmanager
 def busy(server):
     """Keep the server's only place taken: whatever comes meanwhile waits."""
-    long = {"model": SERVED_NAME, "messages": BENIGN[0], "max_tokens": 600, "ignore_eos": True}
+    # Four answers, one after another: seconds even where one takes less than the interval of the comments.
+    long = {
+        "model": SERVED_NAME,
+        "messages": BENIGN[0],
+        "max_tokens": 600,
+        "ignore_eos": True,
+        "n": 4,
+        "temperature": 1,
+    }
     thread = threading.Thread(target=post, args=(server, "/v1/chat/completions", long))
     thread.start()
     time.sleep(0.5)
