@@ -219,7 +219,7 @@ def test_the_event_id_is_in_the_log(refusing, harmful):
 @contextlib.contextmanager
 def busy(server):
     """Keep the server's only place taken: whatever comes meanwhile waits."""
-    # Four answers, one after another: seconds even where one takes less than the interval of the comments.
+    # Three answers, one after another: seconds even where one takes less than the interval of the comments.
     long = {
         "model": SERVED_NAME,
         "messages": BENIGN[0],
