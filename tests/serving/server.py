@@ -56,8 +56,11 @@ def served(command: list[str], port: int, log: Path, environment: dict[str, str]
             client.close()
 
 
-async def hang_up(port: int, content: str, after: float = 0.01, **options) -> bytes:
-    """Ask a chat question, and close the connection `after` so many seconds; return what had come by then."""
+async def hang_up(port: int, content: str, after: float = 0.01, at: bytes | None = None, **options) -> bytes:
+    """Ask a chat question, and close the connection `after` so many seconds, or when the bytes `at` have come.
+
+    Returns what had come by then.
+    """
     body = json.dumps(
         {"model": SERVED_NAME, "messages": [{"role": "user", "content": content}], "max_tokens": 64, **options}
     ).encode()
@@ -70,6 +73,8 @@ async def hang_up(port: int, content: str, after: float = 0.01, **options) -> by
         async with asyncio.timeout(after):
             while piece := await reader.read(65536):
                 come += piece
+                if at and at in come:
+                    break
     except TimeoutError:
         pass
     writer.close()
