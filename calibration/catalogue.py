@@ -13,6 +13,7 @@ from calibration.causal.attribution_study import attribution_study
 from calibration.causal.illusion import illusion_study
 from calibration.causal.sensitivity import sensitivity_study
 from calibration.methods.classifiers import fit_classifiers
+from calibration.methods.content import fit_content
 from calibration.methods.fitted import Diagnostic, Method
 from calibration.methods.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.neuron_damping import damping_study
@@ -39,6 +40,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "classifiers": fit_classifiers,
         "weak_classifiers": fit_weak_classifiers,
         "token_level": fit_token_level,
+        "content": fit_content,
         "refusal_readout": fit_refusal_readout,
         "safety_neurons": fit_safety_neurons,
         "novelty": fit_novelty,
@@ -63,7 +65,7 @@ DIAGNOSTICS: Mapping[str, Diagnostic] = MappingProxyType(
         "novelty_scores": compare_novelty,
     }
 )
-DEFAULT = ("refusal_direction", "harmfulness_direction", "classifiers", "token_level")
+DEFAULT = ("refusal_direction", "harmfulness_direction", "classifiers", "token_level", "content")
 """The methods of a calibration that is not told otherwise, and asks no diagnostics: what a policy usually reads and steers
 with."""
 

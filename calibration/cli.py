@@ -83,6 +83,16 @@ def calibrate(
             "alike: for probes that shall meet wrapped requests. With --leave-one-source-out, copies are left out once, too.",
         ),
     ] = 0.0,
+    forms: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Ask N test requests per class in each of some 15 forms (prefill, system turn, raw text, words around it), "
+            "and the validation requests in those that do not end as the chat template does. With 0, no rule has a "
+            "say on prompts that end so.",
+        ),
+    ] = 100,
     kl_budget: Annotated[
         float,
         typer.Option(
@@ -169,6 +179,7 @@ def calibrate(
         wrap=wrap,
         keep_work=keep_work,
         partner=resolve_model(partner) if partner else None,
+        forms=forms,
         kl_budget=kl_budget,
         keep_costly_steering=keep_costly_steering,
         watch_answers=watch_answers,

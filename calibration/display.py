@@ -9,7 +9,7 @@ from rich.text import Text
 from calibration.evaluate import ProbeReport, Report, certified_thresholds
 from calibration.study import Study
 from probes.artifact import BENIGN_ANSWERS, BENIGN_SCORES, HARMFUL_ANSWERS, HARMFUL_SCORES, Artifact
-from probes.manifest import Evaluation, Probe, Rate
+from probes.manifest import Evaluation, FormRates, Probe, Rate
 from probes.readout import Readout
 
 _NOT_QUOTED = "–"
@@ -49,6 +49,7 @@ def artifact_summary(artifact: Artifact, prevalence: float | None = None) -> Ren
     return Group(
         _identity(artifact),
         _probes(artifact),
+        *([_forms(artifact)] if any(probe.forms for probe in artifact.manifest.probes) else []),
         *([] if prevalence is None else [_probabilities(artifact, prevalence)]),
         *([_watches(artifact)] if artifact.manifest.watches else []),
         *([_combinations(artifact)] if artifact.manifest.combinations else []),
@@ -106,6 +107,26 @@ def _probes(artifact: Artifact) -> Table:
         numbers = _numbers(probe.evaluation[-1]) if probe.evaluation else [_NOT_QUOTED] * 3
         table.add_row(probe.name, _reads(probe), *numbers, probe.method)
     return table
+
+
+def _forms(artifact: Artifact) -> Table:
+    """Return a row for each form of a request: what each probe finds there, and takes for harmful."""
+    probes = [probe for probe in artifact.manifest.probes if probe.forms]
+    table = table_of(
+        "requests by form: harmful ones found / harmless ones taken for harmful, at the threshold for 1 % of plain ones",
+        "form",
+        *(probe.name for probe in probes),
+    )
+    for form in probes[0].forms:
+        table.add_row(form.replace("_", " "), *(_in_form(probe.forms[form]) for probe in probes))
+    ends = (", ".join(probe.endings) for probe in probes)
+    table.add_row("decides on prompts that end", *ends, end_section=True)
+    table.caption = "(x): the probe does not hold the form."
+    return table
+
+
+def _in_form(rates: FormRates) -> str:
+    return f"{rates.harmful.value:.0%} / {rates.harmless.value:.1%}{'' if rates.holds else ' (x)'}"
 
 
 def _watches(artifact: Artifact) -> Table:

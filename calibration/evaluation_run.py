@@ -94,7 +94,7 @@ def evaluate_artifact(
     training = loaded.encode(train) if train else None
     probes = _probes(artifact)
     controls = random_probes(probes[0].spec, loaded.chat.hidden_size)
-    bank = bank_of(artifact.manifest.fingerprint, [*probes, *controls])
+    bank = bank_of(artifact.manifest.fingerprint, [*probes, *controls], artifact.manifest.template)
     tokens = _refusal_tokens(loaded.chat, training) if training else ()
     with stage("scoring the prompts"):
         scored = score_prompts(loaded.chat, bank, prompts, refusal_tokens=tokens)

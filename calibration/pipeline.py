@@ -6,6 +6,7 @@
     04-scores-<split>…          request scores, by the arithmetic that serves
     04-admitted.safetensors     what is left once steering vectors were measured
     05-evaluation.json          the report on the test split
+    05-forms.safetensors        what the probes make of requests in other forms
     06-<diagnostic>.json        what was learned once everything was fitted, or why it could not be asked
     07-unseen/                  one file per source left out, where that was asked for
     07-answers/                 the model's answers, batch by batch, where they are to be watched
@@ -40,6 +41,7 @@ from calibration.controls import control_notes, random_probes, report_controls, 
 from calibration.evaluate import Report, evaluate
 from calibration.evidence import FILE as EVIDENCE
 from calibration.evidence import Evidence, split_scores
+from calibration.forms.results import FormResults, ask_in_forms
 from calibration.logit_scale import apply, fold, logit_maps
 from calibration.methods.fitted import Fitted, FittedProbe, load_fitted, merge, save_fitted
 from calibration.methods.training import TrainingSet
@@ -59,7 +61,7 @@ from calibration.stage_file import room_for, write_whole, written_whole
 from calibration.steering.admission import KL_BUDGET, admit
 from calibration.steering.dose_response import Dose, dose_response
 from calibration.study import Skipped, Study
-from calibration.template import EncodedPrompts, encode_prompts, template_suffix
+from calibration.template import EncodedPrompts, encode_prompts, read_template, template_suffix
 from calibration.unseen.contenders import METHODS as CONTENDING
 from calibration.unseen.contenders import require_contender
 from calibration.unseen.left_out import require_families
@@ -71,6 +73,7 @@ from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
 from probes.manifest import Manifest, Platt, Probe
 from probes.scoring import ProbeBank
+from probes.template import Template
 
 _ANSWER: TypeAdapter[tuple[Study, ...] | str] = TypeAdapter(tuple[Study, ...] | str)
 """What a diagnostic learned, or why it could not be asked."""
@@ -97,6 +100,8 @@ class Settings:
     """The same model before or after its alignment, for contrasts."""
     kl_budget: float = KL_BUDGET
     """Most that a steering vector may change harmless first tokens, in nats, to be put into the artifact."""
+    forms: int = 100
+    """Test requests per class that are asked in each form; none: no form is asked but plain chat."""
     keep_costly_steering: bool = False
     """Put vectors over the budget into the artifact all the same."""
     ray: str | None = None
@@ -167,6 +172,8 @@ class _Run:
     partner: ChatModel | None
     source: EngineSource | RayCluster | None
     """Who reads the training prompts' activations and scores the others, where it is not this process."""
+    template: Template
+    """The chat template's tokens."""
 
     @property
     def arithmetic(self) -> str:
@@ -202,7 +209,8 @@ def calibrate(
         )
     work = _work_folder(out, identity, files, settings, name_of(chat.arithmetic))
     source = _source(chat, model, identity, work, settings)
-    run = _Run(chat, identity, files, _encode(chat, files, settings), work, _tools(settings), partner, source)
+    encoded, template = _encode(chat, files, settings), read_template(chat.tokenizer)
+    run = _Run(chat, identity, files, encoded, work, _tools(settings), partner, source, template)
     if settings.leave_one_source_out:
         require_families(run.encoded["train"])
     created = _write_inputs(run, settings)
@@ -210,7 +218,7 @@ def calibrate(
     found = _fit(run, training, settings)
     _require_probes(found)
     controls = [*random_probes(found.probes[0].spec, chat.hidden_size), *_shuffled(found, training)]
-    scoring = uncertified(identity, [*found.probes, *controls])
+    scoring = uncertified(identity, [*found.probes, *controls], run.template)
     scored = {split: _score(run, scoring, split, training) for split in ("validation", "test")}
     _require_unchanged(run, model, settings)
     found = _admitted(run, training, found, scored["validation"], settings)
@@ -219,10 +227,15 @@ def calibrate(
     with stage("evaluating"):
         names = [probe.name for probe in scoring.manifest.probes]
         report = _report(run, names, scored, found, watched.notes, embed=settings.full)
+    forms = _forms(run, found, scored["validation"], settings)
     unseen = _unseen(run, training, settings)
-    evidence = _evidence(run, training, found, scored, report, settings, watched).model_copy(update={"unseen": unseen})
+    evidence = _evidence(run, training, found, scored, report, settings, watched, forms).model_copy(
+        update={"unseen": unseen}
+    )
     with room_for(out):
-        manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence, watched).save(out)
+        manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence, watched, forms).save(
+            out
+        )
     if not settings.keep_work:
         shutil.rmtree(work)
         if not any(work.parent.iterdir()):
@@ -230,14 +243,15 @@ def calibrate(
     return Calibration(manifest, report, evidence.not_asked)
 
 
-def bank_of(identity: Fingerprint, probes: Sequence[FittedProbe]) -> ProbeBank:
+def bank_of(identity: Fingerprint, probes: Sequence[FittedProbe], template: Template | None = None) -> ProbeBank:
     """Lay out fitted probes as serving does."""
-    return ProbeBank.from_artifact(uncertified(identity, probes))
+    return ProbeBank.from_artifact(uncertified(identity, probes, template))
 
 
-def uncertified(identity: Fingerprint, probes: Sequence[FittedProbe]) -> Artifact:
+def uncertified(identity: Fingerprint, probes: Sequence[FittedProbe], template: Template | None = None) -> Artifact:
     """Return an artifact of these probes that no validation scores stand behind: it can score, and nothing else."""
-    manifest = Manifest(name="uncertified", created="", fingerprint=identity, probes=tuple(p.spec for p in probes))
+    specs = tuple(probe.spec for probe in probes)
+    manifest = Manifest(name="uncertified", created="", fingerprint=identity, template=template, probes=specs)
     none = torch.empty(0, len(probes))
     return Artifact(manifest, _tensors(probes) | {BENIGN_SCORES: none, HARMFUL_SCORES: none.clone()})
 
@@ -456,6 +470,23 @@ def _unseen(run: _Run, training: TrainingSet, settings: Settings) -> UnseenSourc
         return unseen_sources(training, run.work / "07-unseen", tokens, contending, embed=settings.full)
 
 
+def _forms(run: _Run, found: Fitted, validation: RequestScores, settings: Settings) -> FormResults:
+    """Ask the same requests in other forms."""
+    path = run.work / "05-forms.safetensors"
+    if not path.exists():
+        with stage("asking in other forms"):
+            results = ask_in_forms(
+                run.chat,
+                bank_of(run.fingerprint, found.probes, run.template),
+                run.encoded["validation"],
+                run.encoded["test"],
+                validation.scores[~run.encoded["validation"].harmful, : len(found.probes)],
+                settings.forms,
+            )
+        results.save(path)
+    return FormResults.load(path)
+
+
 def _report(
     run: _Run,
     names: Sequence[str],
@@ -497,6 +528,7 @@ def _evidence(
     report: Report,
     settings: Settings,
     watched: Watched,
+    forms: FormResults,
 ) -> Evidence:
     path = run.work / "08-evidence.json"
     if not path.exists():
@@ -516,11 +548,13 @@ def _evidence(
                 *found.studies,
                 *(study for answer in answers.values() if not isinstance(answer, str) for study in answer),
                 *watched.studies,
+                *forms.studies,
             ),
             not_asked={
                 **found.not_asked,
                 **{name: answer for name, answer in answers.items() if isinstance(answer, str)},
                 **watched.not_asked,
+                **forms.not_asked,
             },
         )
         write_whole(path, evidence.to_file().decode())
@@ -540,6 +574,7 @@ def _assemble(
     created: str,
     evidence: Evidence,
     watched: Watched,
+    forms: FormResults,
 ) -> Artifact:
     harmful = run.encoded["validation"].harmful
     scores = validation_scores[:, : len(found.probes)]
@@ -550,10 +585,11 @@ def _assemble(
         BENIGN_SCORES: torch.from_numpy(scores[~harmful].copy()),
         HARMFUL_SCORES: torch.from_numpy(scores[harmful].copy()),
         **watched.tensors,
+        **{f"{BENIGN_SCORES}.{ending}": torch.from_numpy(each) for ending, each in forms.harmless.items()},
     }
     platt = _platt(run, scores)
     measured = [
-        _measured(item.spec, scores[:, column], harmful, report, platt[column])
+        forms.noted(_measured(item.spec, scores[:, column], harmful, report, platt[column]))
         for column, item in enumerate(found.probes)
     ]
     manifest = Manifest(
@@ -561,6 +597,8 @@ def _assemble(
         created=created,
         fingerprint=run.fingerprint,
         arithmetic=run.arithmetic,
+        template=run.template,
+        other_endings=tuple(forms.harmless),
         probes=tuple(measured),
         steering=tuple(item.spec for item in found.steering),
         watches=watched.watches,

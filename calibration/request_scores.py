@@ -1,4 +1,4 @@
-"""Request scores: prompts through the model and the very arithmetic that serves (`probes.scoring.ProbeBank`)."""
+"""Scores of prompts: through the model and the very arithmetic that serves (`probes.scoring.ProbeBank`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -8,14 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from calibration.batching import Batch, make_batch, plan_batches
+from calibration.batching import make_batch, plan_batches
 from calibration.model import ChatModel
 from calibration.progress import track
 from calibration.reading.taps import find_projections, read_taps
 from calibration.refusal_metric import Intervention, refusal_metric
 from calibration.template import EncodedPrompts
 from probes.errors import CalibrationError
+from probes.readout import Scores
 from probes.scoring import ProbeBank, Tap
+from probes.template import Turn
 
 _BATCH_TOKENS, _BATCH_PROMPTS = 4096, 64
 
@@ -25,7 +27,7 @@ class RequestScores:
     """Scores of N prompts, in file order."""
 
     scores: npt.NDArray[np.float32]
-    """`[N, K]`, columns as in the bank."""
+    """`[N, K]`, columns as in the bank: of each prompt's last turn, which its label is about."""
     refusal: npt.NDArray[np.float64]
     """The model's own refusal metric `[N]`, NaN where its refusal tokens are not known."""
 
@@ -77,6 +79,23 @@ def plan_scoring(prompts: EncodedPrompts) -> list[list[int]]:
     return plan_batches(prompts.lengths.tolist(), max_tokens=_BATCH_TOKENS, max_prompts=_BATCH_PROMPTS)
 
 
+def score_turns(
+    chat: ChatModel, bank: ProbeBank, token_ids: Sequence[Sequence[int]], *, title: str = "scoring"
+) -> list[Scores]:
+    """Return each prompt's scores `[turns, K]`, in order: of every turn, as they are served."""
+    lengths = [len(ids) for ids in token_ids]
+    plan = plan_batches(lengths, max_tokens=_BATCH_TOKENS, max_prompts=_BATCH_PROMPTS)
+    projections = find_projections(chat, bank)
+    found: list[Scores] = [np.empty((0, len(bank.names)), np.float32)] * len(token_ids)
+    for rows in track(plan, title):
+        batch = make_batch(token_ids, rows, chat.device)
+        with read_taps(chat, bank, projections, batch) as read:
+            chat.last_logits(batch)
+        for row, own in zip(rows, _score_batch(bank, [bank.turns(token_ids[row]) for row in rows], read), strict=True):
+            found[row] = own
+    return found
+
+
 def score_batches(
     chat: ChatModel,
     bank: ProbeBank,
@@ -92,23 +111,21 @@ def score_batches(
         # The intervention first: what it puts into a block's stream, the taps then read.
         with intervention(batch), read_taps(chat, bank, projections, batch) as read:
             logits = chat.last_logits(batch)
-        part = RequestScores(_score_batch(bank, batch, read), np.full(len(rows), np.nan))
+        last = [bank.turns(token_ids[row])[-1:] for row in rows]
+        scores = np.concatenate(_score_batch(bank, last, read))
+        part = RequestScores(scores, np.full(len(rows), np.nan))
         if refusal_tokens:
             part.refusal[:] = refusal_metric(logits.log_softmax(dim=-1).cpu(), refusal_tokens)
         yield rows, part
 
 
-def _score_batch(bank: ProbeBank, batch: Batch, read: Mapping[Tap, torch.Tensor]) -> npt.NDArray[np.float32]:
-    lengths = batch.lengths.tolist()
-    positions = [bank.positions(length) for length in lengths]
-    # One product for the batch: rows are tokens of all its prompts, one prompt after another.
-    index = torch.from_numpy(np.repeat(np.arange(len(lengths)), [len(each) for each in positions]))
+def _score_batch(bank: ProbeBank, turns: Sequence[Sequence[Turn]], read: Mapping[Tap, torch.Tensor]) -> list[Scores]:
+    """Return the scores `[turns, K]` of those `turns` of each prompt of a batch."""
+    # One product for the batch: rows are tokens of all its prompts' turns, one turn after another.
+    asked = [(row, turn) for row, own in enumerate(turns) for turn in own]
+    positions = [bank.positions(turn) for _, turn in asked]
+    index = torch.from_numpy(np.repeat([row for row, _ in asked], [len(each) for each in positions]))
     place = torch.from_numpy(np.concatenate(positions))
     token_scores = bank.token_scores({tap: activations[index, place] for tap, activations in read.items()})
-    ends = np.cumsum([len(each) for each in positions])
-    return np.stack(
-        [
-            bank.request_scores(token_scores[end - len(each) : end], each, length)
-            for end, each, length in zip(ends, positions, lengths, strict=True)
-        ]
-    )
+    scores = bank.scores_of_all(token_scores, positions, [turn for _, turn in asked])
+    return np.split(scores, np.cumsum([len(own) for own in turns])[:-1])

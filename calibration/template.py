@@ -1,8 +1,8 @@
 """Chat templates: a prompt's token ids as the served `/v1/chat/completions` would make them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,24 @@ from jinja2 import TemplateError
 
 from calibration.prompts import Message, Prompt, PromptFile
 from probes.errors import ModelError, PromptError
+from probes.template import Template
 
 # Contents that end in a letter, a digit, a bracket, an accent and a full stop: what their renderings share at the end
 # is the template's, not theirs.
 _CONTENTS = ("Hello", "Add 2 and 3", "Why (or not)", "Où est le café", "Tell me a story.")
+
+
+_MARKERS = ("AAAA", "BBBB", "CCCC")
+"""Contents that no template changes, to find what it puts between them."""
+
+TEMPLATE_OPTIONS: tuple[dict[str, Any], ...] = (
+    {"enable_thinking": False},
+    {"enable_thinking": True},
+    {"thinking": False},
+    {"reasoning_effort": "low"},
+    {"reasoning_effort": "high"},
+)
+"""Options that clients may set and that chat templates know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +106,49 @@ def template_suffix(tokenizer: Any) -> tuple[int, ...]:
 def template_prefix(tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens that the chat template puts before the first word of a single user message; it may be none."""
     return common_start(_rendered_contents(tokenizer))
+
+
+def read_template(tokenizer: Any) -> Template:
+    """Return what the guard needs to know of the tokenizer's chat template. Raises `ModelError` as `template_suffix` does."""
+    tail = template_suffix(tokenizer)
+    frames = [template_prefix(tokenizer), tail, *_between_turns(tokenizer)]
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} | set(
+        tokenizer.all_special_ids
+    )
+    return Template(
+        tail=tail,
+        frames=tuple(dict.fromkeys(frame for frame in frames if frame)),
+        special=tuple(sorted(special)),
+        closings=_closings(tokenizer),
+    )
+
+
+def _between_turns(tokenizer: Any) -> Iterator[tuple[int, ...]]:
+    """Yield the tokens that the template puts between the contents of conversations, as far as it knows such."""
+    for roles in (("user", "assistant", "user"), ("system", "user")):
+        contents = _MARKERS[: len(roles)]
+        messages = tuple(Message(role=role, content=text) for role, text in zip(roles, contents, strict=True))
+        try:
+            text = _render(tokenizer, messages, "chat template")
+        except PromptError:
+            continue  # a template without such a role
+        pieces = [text[: text.find(contents[0])]] if roles[0] == "system" else []
+        for before, after in pairwise(contents):
+            pieces.append(text[text.find(before) + len(before) : text.find(after)])
+        encoded = tokenizer(pieces, add_special_tokens=False).input_ids
+        yield from map(tuple, encoded)
+
+
+def _closings(tokenizer: Any) -> tuple[tuple[int, ...], ...]:
+    """Return what options of the template put behind its tail."""
+    message = [{"role": "user", "content": _CONTENTS[0]}]
+    plain = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    found = []
+    for options in TEMPLATE_OPTIONS:
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **options)
+        if text != plain and text.startswith(plain):
+            found.append(tuple(tokenizer(text.removeprefix(plain), add_special_tokens=False).input_ids))
+    return tuple(dict.fromkeys(found))
 
 
 def _rendered_contents(tokenizer: Any) -> Sequence[Sequence[int]]:

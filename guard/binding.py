@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from guard.decide import BoundPolicy, Watched, bind
+from guard.endings import OtherEndings
 from guard.policy import Policy
 
 if TYPE_CHECKING:  # an artifact brings torch, and deciding needs none
@@ -27,6 +28,19 @@ def bind_to(artifact: "Artifact", policy: Policy, *, pinned: bool = True) -> Bou
         steering=[vector.name for vector in manifest.steering],
         digest=manifest.digest if pinned else None,
         watched=_watched(artifact),
+        others=_others(artifact),
+    )
+
+
+def _others(artifact: "Artifact") -> OtherEndings:
+    from probes.artifact import BENIGN_SCORES
+
+    probes = artifact.manifest.probes
+    known = artifact.manifest.other_endings
+    return OtherEndings(
+        {ending: np.asarray(artifact.tensors[f"{BENIGN_SCORES}.{ending}"].numpy()) for ending in known},
+        {ending: [probe.name for probe in probes if ending in probe.endings] for ending in known},
+        [probe.name for probe in probes if probe.readout.kind != "last"],
     )
 
 

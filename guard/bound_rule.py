@@ -39,8 +39,13 @@ class BoundRule:
     category: str | None = None
     """What the rule is about."""
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The probes and combinations that it asks about."""
+        return frozenset(band.score for band in self.bands)
+
     def holds(self, scores: Mapping[str, float]) -> bool:
-        """Whether the rule fires on one prompt."""
+        """Whether the rule fires on one turn."""
         return all(band.holds(scores) for band in self.bands)
 
     def fires(self, columns: Columns) -> npt.NDArray[np.bool_]:

@@ -6,7 +6,7 @@
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,34 @@ import numpy.typing as npt
 
 from guard.answer_rules import BoundAnswerRules
 from guard.bound_rule import Band, BoundRule, Columns
+from guard.endings import NO_OTHERS, EndingRules, OtherEndings
 from guard.policy import Condition, Policy, Rule, TargetFpr
 from guard.threshold import certify
 from guard.verdict import Action, Unscored, Verdict
 from probes.errors import PolicyError, TooFewNegatives
+from probes.template import Ending
+
+_NO_RULES = EndingRules()
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """What the rules find on one turn."""
+
+    rule: BoundRule | None
+    scores: Mapping[str, float]
+    is_closed: bool = True
+
+    @property
+    def action(self) -> Action:
+        return self.rule.action if self.rule else Action.ALLOW
+
+
+_NOTHING = _Finding(None, {})
+
+
+def _severity(action: Action) -> int:
+    return action.severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +54,10 @@ class BoundPolicy:
     """Most severe first: the first that holds decides."""
     answers: BoundAnswerRules | None = None
     """The rules on answers, where the policy has any."""
+    others: Mapping[Ending, EndingRules] = field(default_factory=dict)
+    """The rules for prompts that do not end as the template does. One that ends in no such way is read by no rule."""
+    read_open: frozenset[str] = frozenset()
+    """Probes and combinations that read a turn which is not closed."""
 
     @property
     def idle_rules(self) -> dict[str, str]:
@@ -48,27 +76,65 @@ class BoundPolicy:
         return {(rule.name, band.score): band.above for rule in rules for band in rule.bands if band.above > -math.inf}
 
     def judge(self, scores: Sequence[float] | Unscored, *, tighten: bool = False, shadow: bool = False) -> Verdict:
-        """Return the verdict on one prompt's probe `scores`, or on their absence.
+        """Return the verdict on a prompt of one turn with these probe `scores`, or on their absence.
 
         `tighten` makes a flag or a steer a block, as a client may ask for its own request. `shadow` records without
         acting, for a caller to whom the policy grants it.
         """
+        turns = scores if isinstance(scores, Unscored) else [scores]
+        return self.judge_turns(turns, tighten=tighten, shadow=shadow)
+
+    def judge_turns(
+        self,
+        turns: Sequence[Sequence[float]] | Unscored,
+        ending: Ending = Ending.TEMPLATE,
+        *,
+        tighten: bool = False,
+        shadow: bool = False,
+    ) -> Verdict:
+        """Return the verdict on a prompt by the scores of its `turns` `[turns][K]`: that on its worst turn.
+
+        Where the prompt does not end as the template does, the last turn is open, and only some probes read it.
+        """
         began = time.perf_counter()
-        unscored = scores if isinstance(scores, Unscored) else None
-        named = {} if isinstance(scores, Unscored) else self._named(scores)
-        if not all(map(math.isfinite, named.values())):
-            unscored, named = Unscored.NOT_FINITE, {}
-        rule = None if unscored else next((rule for rule in self.rules if rule.holds(named)), None)
-        decision = self.policy.on_unscored if unscored else rule.action if rule else Action.ALLOW
+        unscored, finding = (turns, _NOTHING) if isinstance(turns, Unscored) else self._worst(turns, ending)
+        decision = self.policy.on_unscored if unscored else finding.action
+        if not unscored and (unread := self._unread(ending)).severity > decision.severity:
+            instead = min(self.policy.off_template, unread, key=_severity)
+            if finding.rule is None or instead.severity > decision.severity:
+                unscored, decision = Unscored.OFF_TEMPLATE, instead
+        rule = None if unscored else finding.rule
         return self.policy.verdict(
             decision.tightened if tighten else decision,
-            named,
+            {} if unscored else finding.scores,
             rule=rule.name if rule else None,
             category=rule.category if rule else None,
             unscored=unscored,
             shadow=shadow,
             began=began,
         )
+
+    def _worst(self, turns: Sequence[Sequence[float]], ending: Ending) -> tuple[Unscored | None, "_Finding"]:
+        """Return what the rules find on the turn that calls for most: of several, the last that is closed."""
+        named = [self._named(scores) for scores in turns]
+        if not all(math.isfinite(score) for each in named for score in each.values()):
+            return Unscored.NOT_FINITE, _NOTHING
+        is_open, rules = ending is not Ending.TEMPLATE, self._rules(ending)
+        if is_open:
+            named.append({name: score for name, score in named.pop().items() if name in self.read_open})
+        last = len(named) - 1
+        findings = [
+            _Finding(rules.holding(scores), scores, not (is_open and i == last)) for i, scores in enumerate(named)
+        ]
+        return None, max(reversed(findings), key=lambda each: (each.action.severity, each.is_closed))
+
+    def _rules(self, ending: Ending) -> EndingRules:
+        return EndingRules(self.rules) if ending is Ending.TEMPLATE else self.others.get(ending, _NO_RULES)
+
+    def _unread(self, ending: Ending) -> Action:
+        if ending is Ending.TEMPLATE:
+            return Action.ALLOW
+        return self.others.get(ending, EndingRules.without(self.rules)).unread
 
     def firing(self, columns: Columns) -> dict[str, npt.NDArray[np.bool_]]:
         """Return for each rule on which of N prompts it fires; `columns` as `score_columns` gives them."""
@@ -115,9 +181,10 @@ def bind(
     steering: Sequence[str] = (),
     digest: str | None = None,
     watched: Watched | None = None,
+    others: OtherEndings = NO_OTHERS,
 ) -> BoundPolicy:
-    """Bind `policy` to an artifact: its `probes`, their `benign_scores` `[N, K]`, its `steering` vectors, its `digest`, and
-    what it has for watching answers.
+    """Bind `policy` to an artifact: its `probes`, their `benign_scores` `[N, K]`, its `steering` vectors, its `digest`,
+    what it has for watching answers, and what it knows of prompts that end in `others` ways.
 
     Probes that are `escalating` say that a prompt is unusual, and not that it is harmful. Raises `PolicyError` for a rule
     that blocks by them alone, for a probe, combination or vector that does not exist, for another artifact than the
@@ -134,7 +201,43 @@ def bind(
     columns = score_columns(policy, probes, benign_scores)
     combined = {name for name, weights in policy.combine.items() if _only_escalates(weights, escalating)}
     rules = _bound("rules", policy.rules, columns, combined.union(escalating))
-    return BoundPolicy(policy, tuple(probes), rules, _bound_answers(policy, watched))
+    return BoundPolicy(
+        policy,
+        tuple(probes),
+        rules,
+        _bound_answers(policy, watched),
+        {ending: _bound_ending(policy, probes, rules, others, ending) for ending in others.benign_scores},
+        frozenset(others.read_open).union(_all_of(policy, others.read_open)),
+    )
+
+
+def _bound_ending(
+    policy: Policy, probes: Sequence[str], rules: Sequence[BoundRule], others: OtherEndings, ending: Ending
+) -> EndingRules:
+    """Return the rules for prompts that end so, with thresholds certified on harmless ones among these."""
+    certified = {*others.certified[ending], *_all_of(policy, others.certified[ending])}
+    columns = score_columns(policy, probes, others.benign_scores[ending])
+    kept: list[BoundRule] = []
+    lost: list[BoundRule] = []
+    for rule in rules:
+        own = next(each for each in policy.rules if each.name == rule.name)
+        bound = _bound_or_none(own, columns) if rule.reads <= certified else None
+        (kept if bound else lost).append(bound or rule)
+    return EndingRules(tuple(kept), EndingRules.without(lost).unread)
+
+
+def _bound_or_none(rule: Rule, columns: Columns) -> BoundRule | None:
+    """Return the rule, or None where there are too few harmless prompts for what it promises."""
+    try:
+        [bound] = _bound("rules", [rule], columns, ())
+    except PolicyError:
+        return None
+    return bound
+
+
+def _all_of(policy: Policy, probes: Collection[str]) -> set[str]:
+    """Return the combinations of nothing but these probes."""
+    return {name for name, weights in policy.combine.items() if weights.keys() <= set(probes)}
 
 
 def _bound(section: str, rules: Sequence[Rule], columns: Columns, escalating: Collection[str]) -> tuple[BoundRule, ...]:

@@ -118,6 +118,8 @@ class Policy(_Strict):
     artifact: _Digest | None = None
     """Digest of the only artifact that this policy may run with."""
     on_unscored: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
+    off_template: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
+    """What is done where a prompt does not end as the chat template does, and a rule's probes are not certified for that."""
     combine: dict[Name, Annotated[dict[Name, _Number], Field(min_length=1)]] = {}
     """Weighted sums of probe scores, usable in rules like probes."""
     rules: tuple[Rule, ...] = Field(min_length=1)

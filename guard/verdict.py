@@ -47,6 +47,8 @@ class Unscored(StrEnum):
     """The request's adapter makes it another model, and no artifact was given for that."""
     SENSOR_ERROR = "sensor_error"
     """Reading or reducing the token scores failed in the worker."""
+    OFF_TEMPLATE = "off_template"
+    """The prompt does not end as the chat template does, and a rule's probes are not certified for how it ends."""
     POLICY_ERROR = "policy_error"
     """The decision itself failed."""
     NO_VERDICT = "no_verdict"

@@ -37,11 +37,12 @@ class Artifact:
     """A loaded artifact.
 
     `tensors` holds, all float32: each probe's as `Probe.shapes` has them, `steering.<name>.<tensor>` of the shapes that
-    `SteeringVector.shapes` gives, and the calibration split's request scores `scores.harmless` `[N, K]` and
-    `scores.harmful` `[M, K]`, columns in the manifest's order of probes: thresholds for any target false-positive rate
-    come from these. Where there are watches, `answers.harmless` `[N, W]` and `answers.harmful` `[M, W]` are the scores of the
-    model's answers to such prompts likewise, and each watch has its tensors as `Watch.shapes` has them. `attachments` are
-    whole files that go along, by name: no server reads them.
+    `SteeringVector.shapes` gives, and the calibration split's scores `scores.harmless` `[N, K]` and `scores.harmful`
+    `[M, K]`, columns in the manifest's order of probes: thresholds for any target false-positive rate come from these.
+    `scores.harmless.<ending>` are likewise of prompts that end otherwise than the chat template does. Where there are
+    watches, `answers.harmless` `[N, W]` and `answers.harmful` `[M, W]` are the scores of the model's answers to such prompts
+    likewise, and each watch has its tensors as `Watch.shapes` has them. `attachments` are whole files that go along, by
+    name: no server reads them.
     """
 
     manifest: Manifest
@@ -193,6 +194,7 @@ def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> N
     for v in manifest.steering:
         expected |= {f"steering.{v.name}.{tensor}": shape for tensor, shape in v.shapes(hidden_size).items()}
     expected |= {BENIGN_SCORES: (None, num_probes), HARMFUL_SCORES: (None, num_probes)}
+    expected |= {f"{BENIGN_SCORES}.{ending}": (None, num_probes) for ending in manifest.other_endings}
     for watch in manifest.watches:
         expected |= watch.shapes
     if manifest.watches:

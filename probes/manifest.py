@@ -12,6 +12,7 @@ from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint
 from probes.head import HeadKind, head_shapes
 from probes.readout import Readout
+from probes.template import Ending, Template
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -87,6 +88,19 @@ class Evaluation(_Strict):
     """Recall at a false-positive rate measured on this split, keyed by the rate: `"0.01"`."""
 
 
+class FormRates(_Strict):
+    """How often one probe is above its threshold on requests in one form, on the test split."""
+
+    harmful: Rate
+    """Of harmful requests."""
+    kept: Rate | None
+    """Of the harmful requests that are above it as plain chat; None where there are none."""
+    harmless: Rate
+    """Of harmless requests: false positives."""
+    holds: bool
+    """Whether most of what is found as plain chat is found, and harmless requests are judged no more harshly."""
+
+
 class Probe(_Strict):
     """One probe: linear readings of one or more decoder blocks, made a score by its readout and its head.
 
@@ -109,6 +123,10 @@ class Probe(_Strict):
     scale: float = Field(1.0, gt=0)
     """With `bias`, the last step: positive, so that every order of scores stays what it was."""
     bias: float = 0.0
+    endings: tuple[Ending, ...] = (Ending.TEMPLATE,)
+    """Ends of prompts on which its thresholds are certified: on others it does not decide."""
+    forms: dict[Name, FormRates] = {}
+    """How it did on requests in other forms, by form, at the threshold for 1 % of plain requests."""
     category: str | None = None
     platt: Platt | None = None
     evaluation: tuple[Evaluation, ...] = ()
@@ -252,6 +270,10 @@ class Manifest(_Strict):
     fingerprint: Fingerprint
     arithmetic: Literal["float32", "bfloat16", "float16"] | None = None
     """What calibration's passes computed in, from weights of the fingerprint's precision. None where it is not known."""
+    template: Template | None = None
+    """The chat template's tokens, by which a prompt is divided into turns. None where it is not known."""
+    other_endings: tuple[Ending, ...] = ()
+    """Ends of prompts, beside the template's tail, of which there are harmless scores to certify thresholds on."""
     probes: tuple[Probe, ...]
     steering: tuple[SteeringVector, ...] = ()
     watches: tuple[Watch, ...] = ()

@@ -7,6 +7,7 @@ every token's scores as they are, by KV-cache slot, and reduces them once, when 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -14,14 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from probes.template import Turn
+
 Scores = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
 
 
 class Readout(BaseModel):
-    """The rule that turns token scores `[T, C]` of C channels into values.
+    """The rule that turns a turn's token scores `[T, C]` of C channels into values.
 
-    `last` reads the token `offset` places before the prompt's last one; `mean` and `max` pool all tokens; `ema` is the
+    `last` reads the token `offset` places before the turn's last one; `mean` and `max` pool all tokens; `ema` is the
     maximum of an exponential moving average and `swim` the maximum of a sliding-window mean (arXiv 2601.04603);
     `softmax` is the mean of a channel weighted by its own softmax. Each gives one value per channel. `attention` (arXiv
     2601.11516) takes channels in pairs, the query logits of a head and then its values, and gives one value per pair:
@@ -34,7 +37,10 @@ class Readout(BaseModel):
 
     kind: Literal["last", "mean", "max", "ema", "swim", "softmax", "attention"] = "last"
     offset: int = Field(0, ge=0)
-    """`last` only: tokens before the prompt's last; 0 is the position that predicts the first output token."""
+    """`last` only: tokens before the turn's last; 0 is the position that predicts the answer's first token."""
+    over: Literal["all", "content"] = "all"
+    """Which tokens are read, but for `last`: `content` leaves out the chat template's own. A request that goes on, or whose
+    template is cut, then has what it had before among its values."""
     alpha: float = Field(0.5, gt=0, le=1)
     """`ema` only: the weight of the newest token."""
     window: int = Field(16, ge=1)
@@ -48,20 +54,30 @@ class Readout(BaseModel):
             raise ValueError(f"offset is for readout 'last', not {self.kind!r}")
         return self
 
-    def positions(self, num_tokens: int) -> range:
-        """Return the token positions that the readout needs from a prompt of `num_tokens` tokens."""
-        if self.kind != "last":
-            return range(num_tokens)
-        # A prompt shorter than the chat template's tail (a raw completion) is read at its first token.
-        position = max(num_tokens - 1 - self.offset, 0)
-        return range(position, position + 1)
+    @model_validator(mode="after")
+    def _last_has_its_place(self) -> Self:
+        if self.kind == "last" and self.over != "all":
+            raise ValueError("readout 'last' reads one token, wherever that is: it has no 'over'")
+        return self
+
+    def positions(self, turn: Turn) -> Sequence[int]:
+        """Return the positions of the tokens that the readout needs of a turn, in order; a range where it needs all."""
+        if self.kind == "last":
+            # A turn shorter than the chat template's tail (a raw completion) is read at its first token.
+            position = max(turn.stop - 1 - self.offset, turn.start)
+            return range(position, position + 1)
+        if self.over == "all" or not turn.frame:
+            return range(turn.start, turn.stop)
+        content = sorted(set(range(turn.start, turn.stop)).difference(turn.frame))
+        # A turn that says nothing is read at its last token: every turn has a score.
+        return content or range(turn.stop - 1, turn.stop)
 
     def num_values(self, channels: int) -> int:
         """Return how many values come of `channels` channels."""
         return channels // 2 if self.kind == "attention" else channels
 
     def reduce(self, scores: Scores) -> Values:
-        """Return the values `[V]` of token `scores` `[P, C]` at `positions(T)`, in order; NaN where a token has none."""
+        """Return the values `[V]` of token `scores` `[P, C]` at `positions(turn)`, in order; NaN where a token has none."""
         if self.kind == "last":
             return np.asarray(scores[-1], dtype=np.float64)
         # One channel after another in memory: sums along it are several times as fast.

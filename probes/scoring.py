@@ -20,6 +20,7 @@ from probes.errors import ArtifactError
 from probes.head import HeadTensors, apply_head, head_shapes
 from probes.manifest import Probe, Site
 from probes.readout import Scores
+from probes.template import Template, Turn, whole
 
 
 class Tap(NamedTuple):
@@ -47,14 +48,18 @@ class ProbeBank:
     readings: Mapping[Tap, Reading]
     heads: tuple[HeadTensors, ...]
     plan: "_Plan"
+    template: Template | None = None
+    """The model's chat template. Without it, a prompt is one turn."""
 
     @classmethod
     def from_artifact(cls, artifact: Artifact) -> "ProbeBank":
         """Lay out the artifact's probes."""
-        return cls.of(artifact.manifest.probes, artifact.tensors)
+        return cls.of(artifact.manifest.probes, artifact.tensors, artifact.manifest.template)
 
     @classmethod
-    def of(cls, probes: Sequence[Probe], tensors: Mapping[str, torch.Tensor]) -> "ProbeBank":
+    def of(
+        cls, probes: Sequence[Probe], tensors: Mapping[str, torch.Tensor], template: Template | None = None
+    ) -> "ProbeBank":
         """Lay out `probes`, whose `tensors` are named and shaped as in an artifact."""
         rows: dict[Tap, list[tuple[torch.Tensor, npt.NDArray[np.int64]]]] = {}
         first = 0
@@ -68,7 +73,7 @@ class ProbeBank:
             for tap, each in sorted(rows.items())
         }
         heads = tuple(_head_tensors(probe, tensors) for probe in probes)
-        return cls(tuple(probes), readings, heads, _Plan.of(probes, list(readings.values())))
+        return cls(tuple(probes), readings, heads, _Plan.of(probes, list(readings.values())), template)
 
     @classmethod
     def side_by_side(cls, artifacts: Sequence[Artifact]) -> tuple["ProbeBank", tuple[slice, ...]]:
@@ -99,6 +104,10 @@ class ProbeBank:
         """Return the first channel of the probe of this name."""
         return int(self.plan.firsts[self.names.index(probe)])
 
+    def turns(self, token_ids: Sequence[int]) -> tuple[Turn, ...]:
+        """Return the turns that a prompt is read in."""
+        return self.template.turns(token_ids) if self.template else (whole(len(token_ids)),)
+
     def token_scores(self, activations: Mapping[Tap, torch.Tensor]) -> Scores:
         """Return token scores `[T, C]` from the activations `[T, W]` at the taps."""
         if not self.readings:
@@ -113,70 +122,74 @@ class ProbeBank:
             return by_channel  # each channel is read at one tap
         return np.add.reduceat(by_channel, self.plan.starts, axis=1)
 
-    def positions(self, num_tokens: int) -> Sequence[int]:
-        """Return the token positions, in order, that any readout needs from a prompt of `num_tokens`; a range if all."""
+    def positions(self, turn: Turn) -> Sequence[int]:
+        """Return the positions of the tokens that any readout needs of a turn, in order; a range if all."""
         offsets = self.plan.all_offsets
         if offsets is None:
-            return range(num_tokens)
-        if num_tokens > offsets[0]:
-            return [num_tokens - 1 - offset for offset in offsets]
-        return sorted({max(num_tokens - 1 - offset, 0) for offset in offsets})
+            return range(turn.start, turn.stop)
+        if turn.num_tokens > offsets[0]:
+            return [turn.stop - 1 - offset for offset in offsets]
+        return sorted({max(turn.stop - 1 - offset, turn.start) for offset in offsets})
 
-    def request_scores(self, scores: Scores, positions: Sequence[int], num_tokens: int) -> Scores:
-        """Return the request's scores `[K]` from token `scores` `[P, C]` at `positions` `[P]` of a prompt of `num_tokens`.
+    def turn_scores(self, scores: Scores, positions: Sequence[int], turn: Turn) -> Scores:
+        """Return a turn's scores `[K]` from the token `scores` `[P, C]` at `positions` `[P]`.
 
         A token without a score (NaN) that a probe needs leaves that probe with NaN.
         """
-        [own] = self.scores_of_all(scores, [positions], [num_tokens])
+        [own] = self.scores_of_all(scores, [positions], [turn])
         return np.asarray(own)
 
-    def scores_of_all(self, scores: Scores, positions: Sequence[Sequence[int]], num_tokens: Sequence[int]) -> Scores:
-        """Return the scores `[R, K]` of R requests, whose token `scores` `[sum of P, C]` stand one after another."""
+    def scores_of_all(self, scores: Scores, positions: Sequence[Sequence[int]], turns: Sequence[Turn]) -> Scores:
+        """Return the scores `[R, K]` of R turns, whose token `scores` `[sum of P, C]` stand one after another."""
         plan = self.plan
-        numbers = self._simple(scores, positions, num_tokens)
+        numbers = self._simple(scores, positions, turns)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is not scored
             if plan.others:
                 simple, numbers = numbers, np.empty((len(positions), len(self.probes)))
                 numbers[:, plan.simple] = simple
                 ends = list(accumulate(map(len, positions)))
-                for request, own in enumerate(np.split(scores, ends[:-1])):
-                    numbers[request, plan.others] = self._others(own, positions[request], num_tokens[request])
+                for row, own in enumerate(np.split(scores, ends[:-1])):
+                    numbers[row, plan.others] = self._others(own, positions[row], turns[row])
             found: Scores = (numbers * plan.scales + plan.biases).astype(np.float32)
         return found
 
     def _simple(
-        self, scores: Scores, positions: Sequence[Sequence[int]], num_tokens: Sequence[int]
+        self, scores: Scores, positions: Sequence[Sequence[int]], turns: Sequence[Turn]
     ) -> npt.NDArray[np.floating]:
         """Return the values of the probes that read one channel at one token, `[R, simple ones]`."""
         plan = self.plan
         values: Scores
-        if plan.all_offsets is not None and min(num_tokens, default=0) > plan.all_offsets[0]:
-            # As in nearly every batch: each request has as many rows.
+        if plan.all_offsets is not None and min((turn.num_tokens for turn in turns), default=0) > plan.all_offsets[0]:
+            # As in nearly every batch: each turn has as many rows.
             rows = scores.reshape(len(positions), -1, scores.shape[1])
             values = rows[:, 0] if plan.one_each else rows[:, plan.places, plan.columns]
         else:
-            wanted = np.maximum(np.asarray(num_tokens)[:, None] - 1 - plan.offsets, 0)
+            starts, stops = (np.array(each)[:, None] for each in zip(*(turn[:2] for turn in turns), strict=True))
+            wanted = np.maximum(stops - 1 - plan.offsets, starts)
             if plan.all_offsets is not None:
                 wanted = np.stack([np.searchsorted(own, each) for own, each in zip(positions, wanted, strict=True)])
+            else:
+                wanted = wanted - starts
             *firsts, _ = accumulate(map(len, positions), initial=0)
             values = scores[np.array(firsts, np.int64)[:, None] + wanted, plan.columns]
         return values
 
-    def _others(self, scores: Scores, positions: Sequence[int], num_tokens: int) -> list[float]:
-        """Return what all other probes' heads make of one request's token scores."""
+    def _others(self, scores: Scores, positions: Sequence[int], turn: Turn) -> list[float]:
+        """Return what all other probes' heads make of one turn's token scores."""
         found = []
         for index in self.plan.others:
             probe = self.probes[index]
-            wanted, channel = probe.readout.positions(num_tokens), self.plan.firsts[index]
-            row = bisect_left(positions, wanted.start)
-            own = scores[row : row + len(wanted), channel : channel + probe.channels]
+            wanted, channel = probe.readout.positions(turn), self.plan.firsts[index]
+            row = bisect_left(positions, wanted[0])
+            rows = slice(row, row + len(wanted)) if isinstance(wanted, range) else np.searchsorted(positions, wanted)
+            own = scores[rows, channel : channel + probe.channels]
             found.append(float(apply_head(probe.head, probe.readout.reduce(own), self.heads[index])))
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What scoring a request needs to know of the probes, worked out once: it is done at the end of every prompt."""
+    """What scoring a turn needs to know of the probes, worked out once: it is done at the end of every prompt."""
 
     order: npt.NDArray[np.int64]
     """Columns of the readings `[P]` in the order of their channels, taps in order within each."""

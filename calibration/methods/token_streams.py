@@ -13,6 +13,7 @@ from calibration.progress import track
 from calibration.reading.activations import read_blocks
 from calibration.template import EncodedPrompts
 from probes.readout import Readout
+from probes.template import whole
 
 _DEPTHS = (0.25, 0.85)
 _MOST_LAYERS = 8
@@ -75,7 +76,4 @@ def read_streams(chat: ChatModel, prompts: EncodedPrompts, layers: Sequence[int]
 
 def request_values(scores: Sequence[npt.NDArray[np.float32]], readout: Readout) -> npt.NDArray[np.float64]:
     """Return for each prompt's token scores `[T, C]` the sum of the readout's values, as serving computes it, `[N]`."""
-    places = [readout.positions(len(each)) for each in scores]
-    return np.array(
-        [readout.reduce(each[own.start : own.stop]).sum() for each, own in zip(scores, places, strict=True)]
-    )
+    return np.array([readout.reduce(each[readout.positions(whole(len(each)))]).sum() for each in scores])

@@ -23,10 +23,12 @@ from serving.process import free_port, guarded_command, running
 
 _FOREGUARD = str(Path(sys.executable).with_name("foreguard"))
 _WIDTH = 130  # of the tables, where no terminal says its own
-_METHODS = ("refusal_direction", "harmfulness_direction", "classifiers")
+_METHODS = ("refusal_direction", "harmfulness_direction", "classifiers", "content")
 """What the demo's policy reads and steers with, and little more."""
 _EVERY = {"train": 6, "validation": 3, "test": 3}
 """Every so many-th line of each prompt file is used: enough to certify 1 % within minutes on two slow cores."""
+_FORMS = 40
+"""Requests per class that are asked in each form."""
 _SERVER_FLAGS = ["--served-model-name", MODEL, "--max-model-len", "1024"]
 
 
@@ -68,7 +70,7 @@ def _calibrate(lab: Path, model: Path, artifact: Path, work: Path) -> None:
         (file := work / f"{split}.jsonl").write_text("".join(lines[::every]))
         splits += [f"--{split}", str(file)]
     only = [word for name in _METHODS for word in ("--only", name)]
-    _command("calibrate", str(model), *splits, "--out", str(artifact), *only)
+    _command("calibrate", str(model), *splits, "--out", str(artifact), *only, "--forms", str(_FORMS))
     _command("report", str(artifact), "--out", str(artifact.with_name("report")))
 
 

@@ -5,7 +5,7 @@ It touches, of `vllm/v1/outputs.py`: `AsyncModelRunnerOutput`, which it wraps.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -16,22 +16,23 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from guard.verdict import Unscored
 from probes.scoring import ProbeBank
+from probes.template import Turn
 from serving.engine.tap import SILENT
 from serving.engine.transfers import to_host
 from serving.engine.wire import SCORES
 
 logger = init_logger("vllm.foreguard.worker")
 
-RequestScores = dict[str, list[float] | str]
-"""By request: its scores `[K]`, or why it has none."""
+RequestScores = dict[str, list[list[float]] | str]
+"""By request: the scores `[turns][K]` of its prompt, or why it has none."""
 
 
 class DuePrompt(NamedTuple):
     """One of the prompts."""
 
-    positions: Sequence[int]
-    """Of the tokens that its probes read, `[n]`, in order."""
-    num_tokens: int
+    turns: tuple[Turn, ...]
+    positions: tuple[Sequence[int], ...]
+    """Of the tokens that its probes read, turn by turn, in order."""
     probes: slice = slice(None)
     """Which of the bank's probes score it."""
 
@@ -76,7 +77,7 @@ class DueScores:
     @classmethod
     def lost(cls, probes: ProbeBank, requests: Iterable[str]) -> "DueScores":
         """Return what is due where something failed: reasons instead of scores."""
-        return cls(probes, {request: DuePrompt((), 0) for request in requests}, torch.empty(0), failed=True)
+        return cls(probes, {request: DuePrompt((), ()) for request in requests}, torch.empty(0), failed=True)
 
     def resolve(self) -> RequestScores:
         """Return the scores, waiting for the copy if need be."""
@@ -92,13 +93,14 @@ class DueScores:
             return dict.fromkeys(self.prompts, Unscored.SENSOR_ERROR.value)
 
     def _reduced(self) -> RequestScores:
-        positions = [prompt.positions for prompt in self.prompts.values()]
-        num_tokens = [prompt.num_tokens for prompt in self.prompts.values()]
+        positions = [own for prompt in self.prompts.values() for own in prompt.positions]
+        turns = [turn for prompt in self.prompts.values() for turn in prompt.turns]
         parts = self.parts.numpy()
-        scores = self.probes.scores_of_all(self.probes.add_up(parts), positions, num_tokens)
+        scores = self.probes.scores_of_all(self.probes.add_up(parts), positions, turns)
+        rows = iter(scores.tolist())
         found: RequestScores = {
-            request: own[prompt.probes]
-            for (request, prompt), own in zip(self.prompts.items(), scores.tolist(), strict=True)
+            request: [own[prompt.probes] for own in islice(rows, len(prompt.turns))]
+            for request, prompt in self.prompts.items()
         }
         if np.isnan(scores.min()):  # or no tap was silent: what a probe needs and has not leaves it with NaN
             found.update(dict.fromkeys(self._unread(parts), Unscored.TAP_SILENT.value))
@@ -106,7 +108,7 @@ class DueScores:
 
     def _unread(self, parts: npt.NDArray[np.float32]) -> list[str]:
         """Return the prompts of which a tap left a token out."""
-        ends = list(accumulate(len(prompt.positions) for prompt in self.prompts.values()))[:-1]
+        ends = list(accumulate(sum(map(len, prompt.positions)) for prompt in self.prompts.values()))[:-1]
         silent = (parts.view(np.int32) == SILENT).any(1)
         return [request for request, own in zip(self.prompts, np.split(silent, ends), strict=True) if own.any()]
 

@@ -26,11 +26,13 @@ from vllm.v1.request import Request, RequestStatus
 from guard.decide import BoundPolicy
 from guard.verdict import Action, Unscored, Verdict
 from probes.artifact import Artifact
+from probes.template import Ending
 from serving.config import GuardConfig
 from serving.engine.answer_watch import Crossing
 from serving.engine.answer_watches import AnswerWatches
 from serving.engine.orders import OrderBook
 from serving.engine.private_blocks import keep_private
+from serving.engine.prompt_turns import prompt_turns
 from serving.engine.versions import DroppingScheduler, prompt_logprobs
 from serving.engine.wire import (
     ANSWER,
@@ -49,7 +51,7 @@ logger = init_logger("vllm.foreguard.gate")
 class _Step:
     """What the gate needs to know about the output being processed."""
 
-    scores: dict[str, list[float] | str]
+    scores: dict[str, list[list[float]] | str]
     prompt_logprobs: tuple[dict[str, Any], ...]
     """Log-probabilities of prompts: of their own tokens, and of tokens that were asked for."""
 
@@ -67,6 +69,8 @@ class GuardedScheduler(DroppingScheduler):
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
         probes = [probe for artifact in artifacts for probe in artifact.manifest.probes]
         self._orders = OrderBook(self, [probe.readout for probe in probes])
+        self._templates = [artifact.manifest.template for artifact in artifacts]
+        self._endings: dict[str, Ending] = {}
         self._decided: set[str] = set()
         self._undelivered: dict[str, dict[str, Any]] = {}
         self._watches = AnswerWatches(self._policies, artifacts, self.vllm_config)
@@ -93,7 +97,8 @@ class GuardedScheduler(DroppingScheduler):
 
     def _ask_for(self, request: Request) -> None:
         if (subject := self._subject(request)) is not None:
-            self._orders.open(request, subject)
+            turns, self._endings[request.request_id] = prompt_turns(request, self._templates[subject])
+            self._orders.open(request, turns, subject)
             self._watches.begin(request, subject)
 
     def _subject(self, request: Request) -> int | None:
@@ -230,15 +235,15 @@ class GuardedScheduler(DroppingScheduler):
     def _judge(self, request: Request) -> Verdict:
         subject = self._subject(request)
         if subject is None:
-            scores: list[float] | str = Unscored.ADAPTER.value
+            scores: list[list[float]] | str = Unscored.ADAPTER.value
         else:
             scores = self._step.scores.get(request.request_id, Unscored.MISSING.value)
         policy = self._policies[subject or 0]
-        asked = _asked(request)
+        asked, ending = _asked(request), self._endings.get(request.request_id, Ending.OPEN)
         tighten = bool(asked.get("tighten"))
         try:
             reading = Unscored(scores) if isinstance(scores, str) else scores
-            verdict = policy.judge(reading, tighten=tighten, shadow=self._may_shadow(asked))
+            verdict = policy.judge_turns(reading, ending, tighten=tighten, shadow=self._may_shadow(asked))
         except Exception:
             # The one broad handler of this process: whatever failed, the request is unscored, counted and treated as
             # the policy says, and the engine lives on.
@@ -290,6 +295,7 @@ class GuardedScheduler(DroppingScheduler):
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         self._decided.discard(request.request_id)
+        self._endings.pop(request.request_id, None)
         self._held_logprobs.pop(request.request_id, None)
         self._crossings.pop(request.request_id, None)
         self._to_act_on.pop(request.request_id, None)

@@ -167,10 +167,11 @@ class GuardedPass:
 
     def _due(self, kept: KVSlots) -> DueScores:
         prompts = {
-            request: DuePrompt(self._probes.positions(due.num_tokens), due.num_tokens, self._subjects[due.subject])
+            request: DuePrompt(due.turns, tuple(map(self._probes.positions, due.turns)), self._subjects[due.subject])
             for request, due in self._orders.due.items()
         }
-        slots = kept.slots(list(self._orders.due.values()), [prompt.positions for prompt in prompts.values()])
+        blocks = [due.blocks for due in self._orders.due.values() for _ in due.turns]
+        slots = kept.slots(blocks, [positions for prompt in prompts.values() for positions in prompt.positions])
         return DueScores.on_their_way(self._probes, prompts, kept.take(slots))
 
     def _answers(self) -> DueAnswers:

@@ -16,7 +16,6 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, Uniform
 
 from probes.errors import ModelError
 from serving.engine.transfers import index_on
-from serving.engine.wire import Due
 
 
 def scoring_group(kv_cache: KVCacheConfig) -> int:
@@ -80,17 +79,20 @@ class KVSlots:
         if self._host.bits.item(-1) != _UNTOUCHED:
             raise IndexError("a token of the batch has no slot in the KV cache")
 
-    def slots(self, prompts: Sequence[Due], positions: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
-        """Return the slots of the tokens at these `positions` of each of the prompts, one prompt after another."""
-        size, pairs = self._block_size, list(zip(prompts, positions, strict=True))
+    def slots(self, blocks: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+        """Return the slots of the tokens at `positions` of each of several turns, of whose prompts these are the blocks."""
+        size, pairs = self._block_size, list(zip(blocks, positions, strict=True))
         if all(isinstance(own, range) for own in positions):
-            # Whole prompts: too many to go through one by one, as is quicker with a few.
-            return np.concatenate([self._all_slots(prompt.blocks)[: len(own)] for prompt, own in pairs])
-        return np.array([each.blocks[at // size] * size + at % size for each, own in pairs for at in own], np.int64)
+            # Whole turns: too many to go through one by one, as is quicker with a few.
+            return np.concatenate([self._all_slots(own, turn) for own, turn in pairs])
+        return np.array([own[at // size] * size + at % size for own, turn in pairs for at in turn], np.int64)
 
-    def _all_slots(self, blocks: Sequence[int]) -> npt.NDArray[np.int64]:
-        slots: npt.NDArray[np.int64] = np.add.outer(np.array(blocks) * self._block_size, np.arange(self._block_size))
-        return slots.ravel()
+    def _all_slots(self, blocks: Sequence[int], turn: Sequence[int]) -> npt.NDArray[np.int64]:
+        first = turn[0] // self._block_size
+        own = np.array(blocks[first : turn[-1] // self._block_size + 1])
+        slots: npt.NDArray[np.int64] = np.add.outer(own * self._block_size, np.arange(self._block_size)).ravel()
+        start = turn[0] - first * self._block_size
+        return slots[start : start + len(turn)]
 
     def take(self, slots: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return what is kept at `slots`, `[n, P]`, on the device."""

@@ -16,6 +16,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
 from probes.readout import Readout
+from probes.template import Turn
 from serving.engine.kv_slots import scoring_group
 from serving.engine.loads import Loads
 from serving.engine.wire import ORDERS, Due, Orders, Steer
@@ -29,19 +30,19 @@ class OrderBook:
         self._group = scoring_group(scheduler.kv_cache_config)
         self._block_size = scheduler.kv_cache_config.kv_cache_groups[self._group].kv_cache_spec.block_size
         self._blocks = scheduler.kv_cache_manager
-        self._open: dict[str, tuple[Request, int]] = {}
+        self._open: dict[str, tuple[Request, tuple[Turn, ...], int]] = {}
         self._steered: dict[str, Steer] = {}
         self._readouts = readouts
         self._loads: Loads | None = None
         if scheduler.connector is not None:
             self._loads = Loads(scheduler, self._group, self._block_size, self._first_needed)
 
-    def open(self, request: Request, subject: int = 0) -> None:
-        """Ask for the scores of the request's prompt in the step that finishes it, however often that is run.
+    def open(self, request: Request, turns: tuple[Turn, ...], subject: int = 0) -> None:
+        """Ask for the scores of the prompt's `turns` in the step that finishes it, however often that is run.
 
         `subject` says whose probes are to score it, as `Due` has it.
         """
-        self._open[request.request_id] = request, subject
+        self._open[request.request_id] = request, turns, subject
 
     def decided(self, request: Request) -> None:
         """Ask no more."""
@@ -79,15 +80,16 @@ class OrderBook:
             setattr(step, ORDERS, orders)
 
     def _due(self, name: str, step: SchedulerOutput) -> Due | None:
-        request, subject = self._open[name]
+        request, turns, subject = self._open[name]
         num_tokens = request.num_prompt_tokens
         # What the step computes is already counted.
         if not 0 <= request.num_computed_tokens - num_tokens < step.num_scheduled_tokens[name]:
             return None
         blocks = self._blocks.get_block_ids(name)[self._group]
-        return Due(num_tokens, blocks[: -(-num_tokens // self._block_size)], subject)
+        return Due(turns, blocks[: -(-num_tokens // self._block_size)], subject)
 
     def _first_needed(self, request: Request) -> int | None:
         if request.request_id not in self._open:
             return None
-        return min((readout.positions(request.num_prompt_tokens)[0] for readout in self._readouts), default=0)
+        first, *_ = self._open[request.request_id][1]
+        return min((readout.positions(first)[0] for readout in self._readouts), default=0)

@@ -1,4 +1,4 @@
-"""The scorer: the guarded worker of a calibration, which keeps its scores instead of sending them to a gate.
+"""The scorer: the guarded worker of a calibration, which keeps the scores of prompts' last turns and tells no gate.
 
 Sensor, slots and readouts are those that serve. The scheduler gives the gate's orders and decides nothing. It overrides, of
 `vllm/v1/core/sched/scheduler.py`: `add_request`, `schedule`, `_free_request`; of `vllm/v1/worker/gpu_worker.py`:
@@ -15,7 +15,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from probes.errors import ModelError
+from serving.config import GuardConfig
 from serving.engine.orders import OrderBook
+from serving.engine.prompt_turns import prompt_turns
 from serving.engine.wire import EXTRA
 from serving.engine.worker import GuardedWorker
 
@@ -26,10 +28,12 @@ class ScoringScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._orders = OrderBook(self)
+        artifact = GuardConfig.from_vllm(self.vllm_config.additional_config).load_artifact()
+        self._template = artifact.manifest.template
 
     def add_request(self, request: Request) -> None:
         """Take a request in, whose prompt is to be scored."""
-        self._orders.open(request)
+        self._orders.open(request, prompt_turns(request, self._template)[0])
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -69,5 +73,5 @@ class ScoringWorker(GuardedWorker):
                     remedy="remove vLLM's compile cache, or calibrate with --engine-args=--enforce-eager",
                 )
             row = self.model_runner.requests[request].sampling_params.extra_args[EXTRA]["row"]
-            self.foreguard_scored[row] = torch.tensor(scores)
+            self.foreguard_scored[row] = torch.tensor(scores[-1])
         return output

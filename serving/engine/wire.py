@@ -11,8 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from probes.template import Turn
+
 SCORES = "foreguard_scores"
-"""Attribute of `ModelRunnerOutput`: `{request_id: [K] floats, or an Unscored reason}` for prompts finished in the step."""
+"""Attribute of `ModelRunnerOutput`: `{request_id: [turns][K] floats, or an Unscored reason}` for prompts finished in the
+step."""
 
 ANSWERS = "foreguard_answers"
 """Attribute of `ModelRunnerOutput`: the `AnswerTokens` of the step, or an Unscored reason, where answers are watched."""
@@ -51,7 +54,7 @@ STOP_ANSWER = "foreguard:answer"
 class Due(NamedTuple):
     """A prompt that the step finishes: its scores are due."""
 
-    num_tokens: int
+    turns: tuple[Turn, ...]
     blocks: list[int]
     """The KV-cache blocks of its tokens, in order."""
     subject: int = 0

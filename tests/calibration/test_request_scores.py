@@ -18,6 +18,7 @@ from probes.errors import CalibrationError, ModelError
 from probes.fingerprint import Fingerprint
 from probes.manifest import Platt, Probe
 from probes.readout import Readout
+from probes.template import whole
 
 IDENTITY = Fingerprint(
     architecture="x",
@@ -60,7 +61,7 @@ def test_scores_are_linear_readings_of_hugging_face_hidden_states(chat, encoded,
         states = chat.model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
         tokens = sum(states[tap.layer + 1][0] @ reading.matrix for tap, reading in bank.readings.items()).numpy()
         for column, readout in enumerate(readouts):
-            wanted = readout.positions(len(ids))
+            wanted = readout.positions(whole(len(ids)))
             expected = readout.reduce(tokens[wanted.start : wanted.stop, [column]].astype(np.float32))[0] + 0.5
             assert found[row, column] == pytest.approx(expected, abs=1e-3)
 

@@ -14,6 +14,7 @@ from probes.manifest import Probe
 from probes.readout import Readout
 from probes.scoring import ProbeBank
 from probes.steering import Move, SteeringBank
+from probes.template import whole
 from serving.engine.guarded_pass import GuardedPass, Places
 from serving.engine.sensor import Sensor
 from serving.engine.tap import laid_out, project, silence, silent
@@ -99,7 +100,7 @@ def forward(guard, sensor, values, orders=NO_ORDERS):
 def test_nothing_waits_for_the_device(guard, sensor, device, no_waiting):
     """With everything that a step can be asked for at once: scores, steering, blocks forgotten and copied, an answer."""
     values = torch.ones(4, 2, device=device)
-    asked = {"due": {"a": Due(4, [5])}, "steering": {"a": Steer([1.0], 3)}, "watched": {"a": 3}}
+    asked = {"due": {"a": Due((whole(4),), [5])}, "steering": {"a": Steer([1.0], 3)}, "watched": {"a": 3}}
     due, answers = forward(guard, sensor, values, Orders(**asked, unknown=[2], copies=[(2, 6)]))
     assert not due.failed
     assert not answers.failed
@@ -108,7 +109,7 @@ def test_nothing_waits_for_the_device(guard, sensor, device, no_waiting):
 @only_on_a_gpu
 def test_scores_arrive_in_pinned_memory(guard, sensor, device):
     """A copy to other memory would wait, whatever it was asked."""
-    (due,) = forward(guard, sensor, torch.ones(4, 2, device=device), Orders(due={"a": Due(4, [5])}))
+    (due,) = forward(guard, sensor, torch.ones(4, 2, device=device), Orders(due={"a": Due((whole(4),), [5])}))
     assert due.parts.is_pinned()
 
 
@@ -118,10 +119,10 @@ def test_the_next_pass_leaves_scores_on_their_way_alone(guard, sensor, device, p
     on_device = [each.to(device) for each in tokens]
     if device == "cuda":
         torch.cuda._sleep(A_WHILE)
-    dues = [forward(guard, sensor, each, Orders(due={"a": Due(4, [5])}))[0] for each in on_device]
+    dues = [forward(guard, sensor, each, Orders(due={"a": Due((whole(4),), [5])}))[0] for each in on_device]
     guard.begin(4, NO_ORDERS)  # a third one forgets what the second read
     for due, own in zip(dues, tokens, strict=True):
-        expected = probes.request_scores(probes.add_up(own.numpy()), np.arange(4), 4)
+        expected = probes.turn_scores(probes.add_up(own.numpy()), range(4), whole(4))
         np.testing.assert_allclose(due.resolve()["a"], expected, rtol=1e-6)
 
 

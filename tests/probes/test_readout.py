@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
 from probes.readout import Readout, WeightedMean
+from probes.template import whole
 
 PER_CHANNEL = [Readout(kind=kind) for kind in ("mean", "max", "ema", "swim", "softmax")]
 POOLED = [*PER_CHANNEL, Readout(kind="attention")]
@@ -145,14 +146,14 @@ def test_weighted_means_merge(scores, cuts, order):
 @given(num_tokens=st.integers(1, 500), offset=st.integers(0, 600))
 def test_last_needs_one_token(num_tokens, offset):
     """`last` reads the token `offset` before the last; a raw prompt shorter than the offset is read at its first token."""
-    positions = Readout(kind="last", offset=offset).positions(num_tokens)
+    positions = Readout(kind="last", offset=offset).positions(whole(num_tokens))
     assert list(positions) == [max(0, num_tokens - 1 - offset)]
 
 
 @pytest.mark.parametrize("readout", POOLED, ids=lambda readout: readout.kind)
 def test_pooled_readouts_need_every_token(readout):
     """All positions, in order."""
-    assert list(readout.positions(5)) == [0, 1, 2, 3, 4]
+    assert list(readout.positions(whole(5))) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("readout", POOLED, ids=lambda readout: readout.kind)

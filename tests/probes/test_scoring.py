@@ -14,6 +14,7 @@ from probes.head import apply_head
 from probes.manifest import Manifest, Probe
 from probes.readout import Readout
 from probes.scoring import ProbeBank, Tap
+from probes.template import whole
 
 HIDDEN, NEURONS, LAYERS = 6, 10, 5
 PRINT = Fingerprint(
@@ -110,14 +111,14 @@ def test_a_bank_equals_its_probes_one_by_one(artifact, num_tokens, seed):
 
 @settings(max_examples=60)
 @given(artifact=artifacts(), num_tokens=st.integers(1, 9), seed=st.integers(0, 1000))
-def test_request_scores_are_each_probe_s_readout_and_head(artifact, num_tokens, seed):
+def test_turn_scores_are_each_probe_s_readout_and_head(artifact, num_tokens, seed):
     """Fetching only the needed positions gives the same as reducing all tokens; short prompts and `last` mix freely."""
     bank = ProbeBank.from_artifact(artifact)
-    scores, positions = bank.token_scores(activations_of(num_tokens, seed)), bank.positions(num_tokens)
-    found = bank.request_scores(scores[positions], positions, num_tokens)
+    scores, positions = bank.token_scores(activations_of(num_tokens, seed)), bank.positions(whole(num_tokens))
+    found = bank.turn_scores(scores[positions], positions, whole(num_tokens))
     first = 0
     for column, probe in enumerate(artifact.manifest.probes):
-        own = scores[list(probe.readout.positions(num_tokens)), first : first + probe.channels]
+        own = scores[list(probe.readout.positions(whole(num_tokens))), first : first + probe.channels]
         prefix = f"probe.{probe.name}."
         head = {key.removeprefix(prefix): t.numpy() for key, t in artifact.tensors.items() if key.startswith(prefix)}
         value = probe.scale * apply_head(probe.head, probe.readout.reduce(own), head) + probe.bias
@@ -130,10 +131,11 @@ def test_request_scores_are_each_probe_s_readout_and_head(artifact, num_tokens, 
 def test_requests_scored_together_have_the_scores_that_each_has_alone(artifact, lengths):
     """However many prompts a step finishes, and whatever their lengths."""
     bank = ProbeBank.from_artifact(artifact)
-    positions = [bank.positions(length) for length in lengths]
+    turns = [whole(length) for length in lengths]
+    positions = [bank.positions(turn) for turn in turns]
     own = [bank.token_scores(activations_of(length, seed))[positions[seed]] for seed, length in enumerate(lengths)]
-    together = bank.scores_of_all(np.concatenate(own), positions, lengths)
-    alone = [bank.request_scores(*each) for each in zip(own, positions, lengths, strict=True)]
+    together = bank.scores_of_all(np.concatenate(own), positions, turns)
+    alone = [bank.turn_scores(*each) for each in zip(own, positions, turns, strict=True)]
     np.testing.assert_array_equal(together, np.stack(alone))
 
 
@@ -147,9 +149,9 @@ def test_a_token_that_was_not_scored_is_never_hidden(artifact, num_tokens, data)
     index = data.draw(st.integers(0, len(bank.probes) - 1))
     probe, first = bank.probes[index], sum(each.channels for each in bank.probes[:index])
     scores[token, data.draw(st.integers(first, first + probe.channels - 1))] = np.nan
-    positions = bank.positions(num_tokens)
-    found = bank.request_scores(scores[positions], positions, num_tokens)
-    assert np.isnan(found[index]) == (token in probe.readout.positions(num_tokens))
+    positions = bank.positions(whole(num_tokens))
+    found = bank.turn_scores(scores[positions], positions, whole(num_tokens))
+    assert np.isnan(found[index]) == (token in probe.readout.positions(whole(num_tokens)))
     assert np.isfinite(np.delete(found, index)).all()
 
 
@@ -158,9 +160,9 @@ def test_a_token_that_was_not_scored_is_never_hidden(artifact, num_tokens, data)
 def test_an_infinite_token_becomes_no_plain_number(artifact, num_tokens, seed):
     """Where every product overflowed, no score is finite, and nothing warns."""
     bank = ProbeBank.from_artifact(artifact)
-    positions = bank.positions(num_tokens)
+    positions = bank.positions(whole(num_tokens))
     scores = np.full((len(positions), len(bank.plan.starts)), np.inf, dtype=np.float32)
-    found = bank.request_scores(scores, positions, num_tokens)
+    found = bank.turn_scores(scores, positions, whole(num_tokens))
     assert not np.isfinite(found).any()
 
 
@@ -168,10 +170,10 @@ def test_only_last_readouts_fetch_few_positions(make):
     """Two `last` probes on one token fetch it once; one pooled probe beside them fetches everything."""
     probes = [Probe(name=f"p{o}", method="m", layers=(0,), readout=Readout(offset=o)) for o in (0, 3)]
     bank = ProbeBank.from_artifact(make(probes=(*probes, probes[0].model_copy(update={"name": "twin"}))))
-    assert bank.positions(10) == [6, 9]
-    assert bank.positions(2) == [0, 1]
+    assert bank.positions(whole(10)) == [6, 9]
+    assert bank.positions(whole(2)) == [0, 1]
     pooled = Probe(name="pool", method="m", layers=(0,), readout=Readout(kind="max"))
-    assert ProbeBank.from_artifact(make(probes=(*probes, pooled))).positions(4) == range(4)
+    assert ProbeBank.from_artifact(make(probes=(*probes, pooled))).positions(whole(4)) == range(4)
 
 
 def test_a_tap_has_columns_for_its_own_channels_only(make):
@@ -198,7 +200,7 @@ def test_the_last_step_is_scale_and_bias():
     tensors = {"probe.p.weight": torch.randn(1, 3, HIDDEN, generator=torch.Generator().manual_seed(0))}
     moved = probe.model_copy(update={"scale": 2.5, "bias": -1.0})
     scores = [
-        bank.request_scores(bank.token_scores(activations_of(7, 1)), np.arange(7), 7)[0]
+        bank.turn_scores(bank.token_scores(activations_of(7, 1)), range(7), whole(7))[0]
         for bank in (ProbeBank.of([probe], tensors), ProbeBank.of([moved], tensors))
     ]
     assert scores[1] == pytest.approx(2.5 * scores[0] - 1.0, rel=1e-6)

@@ -79,7 +79,7 @@ class Stepped:
         requests = [self.scheduler.requests[name] for name in names]
         sampled = [[] if request.is_prefill_chunk else [1] for request in requests]
         output = ModelRunnerOutput(names, {name: i for i, name in enumerate(names)}, sampled)
-        setattr(output, SCORES, {name: [self.scores.get(name, 0.0)] for name in orders.due})
+        setattr(output, SCORES, {name: [[self.scores.get(name, 0.0)]] for name in orders.due})
         return output
 
     def blocks(self, name: str) -> list[int]:

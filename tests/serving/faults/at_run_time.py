@@ -153,17 +153,17 @@ class FaultyScheduler(GuardedScheduler):
         fault = _fault_of(request.sampling_params)
         if fault == "ungated":
             return
-        with patch.object(BoundPolicy, "judge", _fails_on_scores) if fault == "policy" else ExitStack():
+        with patch.object(BoundPolicy, "judge_turns", _fails_on_scores) if fault == "policy" else ExitStack():
             super()._decide(request)
 
 
-_judge = BoundPolicy.judge
+_judge = BoundPolicy.judge_turns
 
 
-def _fails_on_scores(self: BoundPolicy, scores: Any, **options: Any) -> Verdict:
-    if not isinstance(scores, Unscored):
+def _fails_on_scores(self: BoundPolicy, turns: Any, *ending: Any, **options: Any) -> Verdict:
+    if not isinstance(turns, Unscored):
         raise Planted
-    return _judge(self, scores, **options)
+    return _judge(self, turns, *ending, **options)
 
 
 _asked: ContextVar[str] = ContextVar("fault", default="")

@@ -130,7 +130,7 @@ def test_a_prompt_whose_blocks_could_not_be_loaded_is_not_decided_by_them(config
     step = gate.schedule()
     failed = ModelRunnerOutput(["fine"], {"fine": 0}, [[1]])
     failed.kv_connector_output = KVConnectorOutput(invalid_block_ids=set(stepped.blocks("fine")[:1]))
-    setattr(failed, wire.SCORES, {"fine": [9.0]})
+    setattr(failed, wire.SCORES, {"fine": [[9.0]]})
     gate._handle_invalid_blocks = lambda blocks, scheduled: {"fine"}
     gate.update_from_output(step, failed)
     assert not any((gate._decided, gate._undelivered, gate._to_act_on))

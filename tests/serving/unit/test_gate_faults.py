@@ -19,7 +19,7 @@ from serving.server import SCHEDULER
 from tests.serving.lab import MODEL
 
 BLOCK, PROMPT = 16, list(range(5, 5 + 64))
-HARMLESS, HARMFUL = [0.0], [3.0]
+HARMLESS, HARMFUL = [[0.0]], [[3.0]]
 LISTENED = {EXTRA: {PROMPT_NUMBER: 1}}
 
 

@@ -14,6 +14,7 @@ from probes.manifest import Probe
 from probes.readout import Readout
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
+from probes.template import whole
 from serving.engine.due_scores import DuePrompt, DueScores, with_scores
 from serving.engine.guarded_pass import GuardedPass, Places
 from serving.engine.kv_slots import KVSlots, scoring_group
@@ -99,16 +100,16 @@ def forward(guard, sensor, batch, parts, orders=NO_ORDERS, *, silent=()):
 
 
 def expected(probes, tokens):
-    return probes.request_scores(probes.add_up(tokens.numpy()), np.arange(len(tokens)), len(tokens))
+    return [probes.turn_scores(probes.add_up(tokens.numpy()), range(len(tokens)), whole(len(tokens)))]
 
 
 def test_a_forgotten_slot_is_unknown(guard, sensor, tokens):
     """After the KV cache was emptied, a prompt that is taken for cached has no score."""
     forward(guard, sensor, Batch(("a", range(9), [0, 1, 2])), tokens[:9])
     guard.forget_all()
-    due = Orders(due={"b": Due(10, [0, 1, 2])})
+    due = Orders(due={"b": Due((whole(10),), [0, 1, 2])})
     scores = forward(guard, sensor, Batch(("b", range(9, 10), [0, 1, 2])), tokens[9:], due).resolve()["b"]
-    assert np.isnan(scores[0])
+    assert np.isnan(scores[0][0])
     assert np.isfinite(scores[1])
 
 
@@ -119,7 +120,7 @@ def test_scores_are_those_of_the_whole_prompt_in_chunks_too(guard, sensor, probe
     edges = [0, *cuts, 10]
     for begin, end in itertools.pairwise(edges):
         batch = Batch(("b", [0, 1], [0]), ("a", list(range(begin, end)), blocks))
-        orders = Orders(due={"a": Due(10, blocks)}) if end == 10 else Orders()
+        orders = Orders(due={"a": Due((whole(10),), blocks)}) if end == 10 else Orders()
         due = forward(guard, sensor, batch, torch.cat([other, tokens[begin:end]]), orders)
         assert (due is None) is (end < 10)
     np.testing.assert_array_equal(due.resolve()["a"], expected(probes, tokens))
@@ -128,16 +129,18 @@ def test_scores_are_those_of_the_whole_prompt_in_chunks_too(guard, sensor, probe
 def test_a_cached_prefix_still_has_its_scores(guard, sensor, probes, tokens):
     """Another request that computes the tail alone gets the scores of the prefix that the first one computed."""
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
-    due = forward(guard, sensor, Batch(("b", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"b": Due(10, [5, 2, 1])}))
+    due = forward(
+        guard, sensor, Batch(("b", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"b": Due((whole(10),), [5, 2, 1])})
+    )
     np.testing.assert_array_equal(due.resolve()["b"], expected(probes, tokens))
 
 
 def test_blocks_that_were_filled_from_elsewhere_are_unknown(guard, sensor, tokens):
     """What the slots of a loaded block held before is nobody's score now: the probe that needs it gets NaN."""
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
-    orders = Orders(due={"b": Due(10, [5, 2, 1])}, unknown=[2])
+    orders = Orders(due={"b": Due((whole(10),), [5, 2, 1])}, unknown=[2])
     due = forward(guard, sensor, Batch(("b", [8, 9], [5, 2, 1])), tokens[8:], orders)
-    peak, last = due.resolve()["b"]
+    [[peak, last]] = due.resolve()["b"]
     assert np.isnan(peak)
     assert np.isfinite(last)
 
@@ -145,7 +148,7 @@ def test_blocks_that_were_filled_from_elsewhere_are_unknown(guard, sensor, token
 def test_a_copied_block_takes_its_scores_along(guard, sensor, probes, tokens):
     """A partly cached block that is copied for another request keeps the scores of its tokens."""
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
-    orders = Orders(due={"b": Due(10, [5, 6, 1])}, copies=[(2, 6)])
+    orders = Orders(due={"b": Due((whole(10),), [5, 6, 1])}, copies=[(2, 6)])
     due = forward(guard, sensor, Batch(("b", [8, 9], [5, 6, 1])), tokens[8:], orders)
     np.testing.assert_array_equal(due.resolve()["b"], expected(probes, tokens))
 
@@ -162,7 +165,7 @@ def test_nothing_looks_at_what_the_device_holds(probes, steering, monkeypatch):
         )
     guard = GuardedPass(sensor, probes, steering, watched=[1])
     guard.allocate(cache(attention()))
-    asked = {"due": {"a": Due(4, [5])}, "watched": {"a": 3}}
+    asked = {"due": {"a": Due((whole(4),), [5])}, "watched": {"a": 3}}
     orders = Orders(**asked, steering={"a": Steer([1.0], 3)}, unknown=[2], copies=[(2, 6)])
     batch = Batch(("a", [0, 1, 2, 3], [5]))
     guard.begin(4, orders)
@@ -198,7 +201,7 @@ def test_prompts_that_finish_together_have_their_own_scores(guard, sensor, probe
     """Of different lengths, in blocks of their own, one of them cut before."""
     forward(guard, sensor, Batch(("b", list(range(3)), [4, 6])), tokens[:3])
     batch = Batch(("a", list(range(4)), [5]), ("b", [3, 4, 5], [4, 6]), ("c", [0], [3]))
-    orders = Orders(due={"c": Due(1, [3]), "a": Due(4, [5]), "b": Due(6, [4, 6])})
+    orders = Orders(due={"c": Due((whole(1),), [3]), "a": Due((whole(4),), [5]), "b": Due((whole(6),), [4, 6])})
     scores = forward(guard, sensor, batch, torch.cat([tokens[:4], tokens[3:6], tokens[9:]]), orders).resolve()
     for name, own in (("a", tokens[:4]), ("b", tokens[:6]), ("c", tokens[9:])):
         np.testing.assert_array_equal(scores[name], expected(probes, own))
@@ -206,7 +209,7 @@ def test_prompts_that_finish_together_have_their_own_scores(guard, sensor, probe
 
 def test_a_silent_tap_is_named(guard, sensor, tokens):
     """A prompt that finishes in a pass in which a tap did not run says so."""
-    orders = Orders(due={"a": Due(10, [5, 2, 1])})
+    orders = Orders(due={"a": Due((whole(10),), [5, 2, 1])})
     due = forward(guard, sensor, Batch(("a", list(range(10)), [5, 2, 1])), tokens, orders, silent=[1])
     assert due.resolve() == {"a": Unscored.TAP_SILENT}
 
@@ -215,17 +218,21 @@ def test_a_tap_that_was_silent_in_an_earlier_chunk_leaves_no_old_values(guard, s
     """The chunk that it missed is named, whatever the buffer held from the pass before."""
     forward(guard, sensor, Batch(("z", list(range(4)), [0])), tokens[:4])
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8], silent=[0])
-    due = forward(guard, sensor, Batch(("a", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"a": Due(10, [5, 2, 1])}))
+    due = forward(
+        guard, sensor, Batch(("a", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"a": Due((whole(10),), [5, 2, 1])})
+    )
     assert due.resolve() == {"a": Unscored.TAP_SILENT}
 
 
 def test_a_pass_that_was_never_laid_out_scores_nothing(guard, sensor, probes, tokens):
     """A runner that moved on without its adapter: unscored, and nothing that was known before is known any more."""
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
-    guard.begin(2, Orders(due={"a": Due(10, [5, 2, 1])}))
+    guard.begin(2, Orders(due={"a": Due((whole(10),), [5, 2, 1])}))
     assert guard.collect()[0].resolve() == {"a": Unscored.SENSOR_ERROR}
-    due = forward(guard, sensor, Batch(("b", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"b": Due(10, [5, 2, 1])}))
-    assert np.isnan(due.resolve()["b"][0])
+    due = forward(
+        guard, sensor, Batch(("b", [8, 9], [5, 2, 1])), tokens[8:], Orders(due={"b": Due((whole(10),), [5, 2, 1])})
+    )
+    assert np.isnan(due.resolve()["b"][0][0])
 
 
 @pytest.mark.parametrize("slot", [-1, BLOCKS * BLOCK])
@@ -233,10 +240,10 @@ def test_a_token_without_a_slot_scores_nothing(guard, sensor, tokens, slot):
     """It is nobody else's slot that is written: unscored, and nothing that was known before is known any more."""
     batch = Batch(("a", list(range(4)), [5]))
     astray = SimpleNamespace(places=batch.places, slots=lambda group: torch.tensor([20, 21, slot, 23]))
-    due = forward(guard, sensor, astray, tokens[:4], Orders(due={"a": Due(4, [5])}))
+    due = forward(guard, sensor, astray, tokens[:4], Orders(due={"a": Due((whole(4),), [5])}))
     assert due.resolve() == {"a": Unscored.SENSOR_ERROR}
-    due = forward(guard, sensor, Batch(("b", [4], [5, 2])), tokens[4:5], Orders(due={"b": Due(5, [5, 2])}))
-    assert np.isnan(due.resolve()["b"][0])
+    due = forward(guard, sensor, Batch(("b", [4], [5, 2])), tokens[4:5], Orders(due={"b": Due((whole(5),), [5, 2])}))
+    assert np.isnan(due.resolve()["b"][0][0])
 
 
 def test_a_step_without_tokens_makes_no_pass(guard, sensor, tokens):
@@ -249,7 +256,7 @@ def test_a_step_without_tokens_makes_no_pass(guard, sensor, tokens):
 
 def test_scores_that_cannot_be_reduced_are_lost_and_said_to_be(probes):
     """An error on the way to the scheduler costs the scores, not the engine."""
-    due = DueScores(probes, {"a": DuePrompt(np.arange(3), 3)}, torch.zeros(0, 2))
+    due = DueScores(probes, {"a": DuePrompt((whole(3),), (range(3),))}, torch.zeros(0, 2))
     assert due.resolve() == {"a": Unscored.SENSOR_ERROR}
 
 
@@ -285,7 +292,7 @@ def test_stages_of_a_pipeline_hand_on_what_they_read(probes, steering, tokens, m
         guard.allocate(cache(attention()))
         stages.append((sensor, guard))
     (first_sensor, first), (last_sensor, last) = stages
-    batch, orders = Batch(("a", list(range(10)), [5, 2, 1])), Orders(due={"a": Due(10, [5, 2, 1])})
+    batch, orders = Batch(("a", list(range(10)), [5, 2, 1])), Orders(due={"a": Due((whole(10),), [5, 2, 1])})
     for silent in (False, True):
         for _, guard in stages:
             guard.begin(10, orders)
@@ -316,7 +323,7 @@ def test_scores_are_kept_beside_the_first_group_that_holds_whole_contexts():
 def test_a_slot_never_written_reads_as_unknown():
     """Nothing is a score by default."""
     slots = KVSlots(cache(attention()), torch.zeros(8, 3))
-    assert slots.take(slots.slots([Due(6, [7, 1])], [np.arange(6)])).isnan().all()
+    assert slots.take(slots.slots([[7, 1]], [range(6)])).isnan().all()
 
 
 def test_scores_ride_on_whichever_output_the_runner_gave(guard, sensor, tokens):
@@ -327,7 +334,7 @@ def test_scores_ride_on_whichever_output_the_runner_gave(guard, sensor, tokens):
         def get_output(self):
             return ModelRunnerOutput(req_ids=[], req_id_to_index={})
 
-    orders = Orders(due={"a": Due(10, [5, 2, 1])})
+    orders = Orders(due={"a": Due((whole(10),), [5, 2, 1])})
     due = forward(guard, sensor, Batch(("a", list(range(10)), [5, 2, 1])), tokens, orders)
     now = with_scores(ModelRunnerOutput(req_ids=[], req_id_to_index={}), [due])
     later = with_scores(Later(), [due])
