@@ -27,7 +27,7 @@ _METHODS = ("refusal_direction", "harmfulness_direction", "classifiers", "conten
 """What the demo's policy reads and steers with, and little more."""
 _EVERY = {"train": 6, "validation": 3, "test": 3}
 """Every so many-th line of each prompt file is used: enough to certify 1 % within minutes on two slow cores."""
-_FORMS = 40
+_FORMS = 16
 """Requests per class that are asked in each form."""
 _SERVER_FLAGS = ["--served-model-name", MODEL, "--max-model-len", "1024"]
 
