@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from guard.policy import Policy
 from serving import shapes
 from serving.exchange import Exchange
+from serving.guard_headers import guard_headers, guardrail
 from serving.held_answer import HeldAnswer
 from serving.request_body import Message
 from serving.routes import Route
@@ -133,25 +134,10 @@ class Responder:
         )
 
     def _guard_headers(self) -> dict[str, str]:
-        exchange = self._exchange
-        headers = {"x-guardrail-decision": exchange.decision, "x-guardrail-policy": self._policy.label}
-        if exchange.verdict is not None:
-            headers["x-guardrail-event-id"] = exchange.verdict.event_id
-        if exchange.answer is not None:
-            headers["x-guardrail-answer"] = exchange.answer.action.value
-        return headers
+        return guard_headers(self._exchange, self._policy)
 
     def _guardrail(self) -> Json:
-        """Return what the body tells of the guard: many clients show no headers."""
-        exchange, category = self._exchange, None
-        told = {"decision": exchange.decision, "policy": self._policy.label}
-        if exchange.verdict is not None:
-            told["event_id"] = exchange.verdict.event_id
-            category = exchange.verdict.category
-        if exchange.answer is not None:
-            told["answer"] = exchange.answer.action.value
-            category = category or exchange.answer.category
-        return told | ({"category": category} if category and self._policy.response.category else {})
+        return guardrail(self._exchange, self._policy)
 
     def _marked_stream(self, bodies: list[Message]) -> list[Message]:
         """Return the stream so far with what the guard has to say in it."""
@@ -163,11 +149,13 @@ class Responder:
     def _marked(self, bodies: list[Message]) -> list[Message]:
         """Return a whole answer with what the guard has to say in it."""
         exchange, own = self._exchange, self._held.own
-        if own is None or not (exchange.wants_moderation or exchange.any_blocked or exchange.answer_blocked):
+        stopped = exchange.any_blocked or exchange.answer_blocked
+        if own is None or not (exchange.wants_moderation or stopped):
             return bodies
-        if exchange.answer_blocked and self._route.ended is not None:
+        # Of a response, a later turn may be blocked: one that follows the model's own calls of built-in tools.
+        if stopped and self._route.ended is not None:
             own = self._route.ended(own)
-        if exchange.any_blocked or exchange.answer_blocked:
+        if stopped:
             own = own | {"guardrail": self._guardrail()}
         body = shapes.encode(self._moderated(own))
         headers = MutableHeaders(raw=list(self._held.start["headers"]))
@@ -178,7 +166,8 @@ class Responder:
     def _mended(self, message: Message) -> Message:
         """Return a part of an open stream, whose end says so where the guard ended the answer in its middle."""
         mend = self._route.ended_event
-        if mend is None or not (self._held.is_stream and self._exchange.answer_blocked):
+        stopped = self._exchange.any_blocked or self._exchange.answer_blocked
+        if mend is None or not (self._held.is_stream and stopped):
             return message
         return {**message, "body": mend(message.get("body", b""))}
 

@@ -544,3 +544,34 @@ async def test_a_response_that_is_ended_in_its_middle_is_incomplete():
     for response in (json.loads(whole.text), last["response"]):
         assert response["status"] == "incomplete"
         assert response["incomplete_details"] == {"reason": "content_filter"}
+
+
+@pytest.mark.parametrize("style", ["refusal", "error"])
+async def test_a_later_turn_of_a_response_that_is_blocked(style):
+    """A response with built-in tools is several prompts: it is incomplete, or an error, and its headers say block."""
+    answer = Answer(passed(), blocked(), route="/v1/responses", style=style)
+    own = {"id": "resp_1", "object": "response", "status": "completed", "output": [{"type": "mcp_call"}]}
+    await answer.start()
+    await answer.body(json.dumps(own).encode())
+    content = json.loads(answer.sent[1]["body"])
+    assert answer.headers["x-guardrail-decision"] == "block"
+    if style == "error":
+        assert (answer.status, content["error"]["code"]) == (400, "content_filter")
+    else:
+        assert (content["status"], content["incomplete_details"]) == ("incomplete", {"reason": "content_filter"})
+        assert (content["output"], content["guardrail"]["decision"]) == (own["output"], "block")
+
+
+async def test_a_later_turn_of_a_streamed_response_that_is_blocked():
+    """What has left stays said; the last event says that the response is incomplete."""
+    answer = Answer(passed(), route="/v1/responses")
+    own = {"id": "resp_1", "object": "response", "status": "completed", "output": []}
+    await answer.start(SSE)
+    await answer.body(b'event: response.created\ndata: {"type": "response.created", "response": {}}\n\n', more=True)
+    answer.exchange.prompts.append(blocked())
+    last = json.dumps({"type": "response.completed", "sequence_number": 9, "response": own})
+    await answer.body(f"event: response.completed\ndata: {last}\n\n".encode())
+    head, data = answer.sent[-1]["body"].decode().split("\n")[:2]
+    ended = json.loads(data.removeprefix("data: "))
+    assert (head, ended["type"], ended["sequence_number"]) == ("event: response.incomplete", "response.incomplete", 9)
+    assert ended["response"]["incomplete_details"] == {"reason": "content_filter"}
