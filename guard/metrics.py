@@ -14,8 +14,30 @@ SCORE_BUCKETS = (-20, -15, -10, -7.5, -5, -4, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3,
 TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SECONDS_BUCKETS = (1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 5e-3, 2.5e-2)
 
+PUBLIC: dict[str, bool] = {
+    "foreguard_requests": True,
+    "foreguard_unscored": True,
+    "foreguard_errors": True,
+    "foreguard_decision_seconds": True,
+    "foreguard_answers": True,
+    "foreguard_answers_unscored": True,
+    "foreguard_ready": True,
+    "foreguard_last_scored_timestamp_seconds": True,
+    "foreguard_policy_info": True,
+    # Before and after a request of one's own, each of these tells what a probe made of it, or how far it is from a block.
+    "foreguard_score": False,
+    "foreguard_threshold": False,
+    "foreguard_answer_tokens": False,
+}
+"""Whether whoever may ask for metrics may read this one: what answers tell anyway, and what no request moves."""
+
 UNRECORDED = "unrecorded"
 """Type of error: a prompt that was treated as it must be, and could not be counted."""
+
+
+def is_public(name: str) -> bool:
+    """Return whether a metric, of the guard or of vLLM, tells neither scores nor thresholds. One that is not listed does."""
+    return PUBLIC.get(name, not name.startswith("foreguard_"))
 
 
 class GuardMetrics:

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from guard.decide import bind
-from guard.metrics import GuardMetrics
+from guard.metrics import PUBLIC, GuardMetrics, is_public
 from guard.verdict import Action, Mode, Unscored
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -96,6 +96,24 @@ def registered(registry):
     return found
 
 
+def test_every_metric_is_public_or_not(bound, registry):
+    """A metric that is new is in the table before it is anywhere: until then it is not public."""
+    GuardMetrics(registry, bound)
+    assert {metric.name for metric in registry.collect()} == set(PUBLIC)
+    assert [is_public(name) for name in ("foreguard_new", "foreguard_score_sum", "vllm:tokens", "python_info")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_documentation_says_which_metrics_need_the_key():
+    """The last column of the table in docs/metrics.md is what the server does."""
+    rows = re.findall(r"^\| `foreguard_(\w+?)(?:_total)?` \|.*\| (key|anybody) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    assert {f"foreguard_{name}": who == "anybody" for name, who in rows} == PUBLIC
+
+
 def test_documentation_names_every_metric_and_label(bound, registry):
     """The table in docs/metrics.md has one row per metric that is registered, with its labels, and no other."""
     GuardMetrics(registry, bound)
@@ -133,7 +151,7 @@ CHILD = """
 import numpy as np
 from prometheus_client import REGISTRY
 from guard.decide import bind
-from guard.metrics import GuardMetrics
+from guard.metrics import PUBLIC, GuardMetrics, is_public
 from guard.policy import Policy
 rules = [{"name": "r", "action": "block", "when": {"harm": {"above": 2}}}]
 policy = Policy.model_validate({"name": "test", "version": "1", "rules": rules})
