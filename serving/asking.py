@@ -4,8 +4,6 @@ A client may tighten what happens to its own request, never loosen it, unless th
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -15,8 +13,7 @@ from guard.policy import Caller, Policy
 
 _Mode = Literal["score", "block"]
 
-# A key can also be spelt with escapes, or in an encoding of two or four bytes: JSON's readers take both.
-_INTERESTING = re.compile(rb"use_beam_search|moderation|include_usage|echo|refusal|\\u|\x00")
+NO_BEAMS = "Beam search is not available here: leave use_beam_search out, or sample with n."
 
 
 class _Side(BaseModel):
@@ -52,21 +49,10 @@ class UnguardedRequest(ValueError):
     """The request asks for a way of generating that is not guarded; the text is fit for the client."""
 
 
-def content_of(body: bytes) -> dict[str, Any]:
-    """Return the request's JSON object where it may say something to the guard, and an empty one otherwise."""
-    if not _INTERESTING.search(body):
-        return {}
-    try:
-        content = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}  # vLLM answers malformed JSON itself
-    return content if isinstance(content, dict) else {}
-
-
 def require_guarded(content: Mapping[str, Any]) -> None:
     """Raise `UnguardedRequest` for beam search: vLLM runs each beam's every token as a prompt of its own."""
     if content.get("use_beam_search"):
-        raise UnguardedRequest("Beam search is not available here: leave use_beam_search out, or sample with n.")
+        raise UnguardedRequest(NO_BEAMS)
 
 
 def read_moderation(content: Mapping[str, Any]) -> Moderation | None:

@@ -6,6 +6,7 @@ For the demo, the benchmarks and the tests.
 import contextlib
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,9 +19,12 @@ from pathlib import Path
 import httpx
 
 from probes.errors import ServingError
+from serving.settings import METRICS_KEY
 
 # A small server: without a limit the CPU engine reserves nearly all memory for its KV cache.
 SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+_METRICS_KEY = secrets.token_hex(16)
+"""The key for all metrics of the servers that this process starts."""
 START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 30.0
 _LASTING = range(20_000, 32_000)
@@ -42,8 +46,8 @@ class ServerProcess:
         return f"http://127.0.0.1:{self.port}"
 
     def metrics(self) -> dict[str, float]:
-        """Return every sample on /metrics, by its name with labels."""
-        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        """Return every sample on /metrics, scores and thresholds too, by its name with labels."""
+        text = httpx.get(f"{self.url}/metrics", headers={"authorization": f"Bearer {_METRICS_KEY}"}, timeout=30).text
         samples = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in samples}
 
@@ -94,7 +98,7 @@ def running(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**SMALL, **os.environ, **(environment or {})},
+            env={**SMALL, **os.environ, METRICS_KEY: _METRICS_KEY, **(environment or {})},
             start_new_session=True,
         )
     try:

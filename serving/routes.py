@@ -1,9 +1,17 @@
-"""Routes: the paths whose answers the guard holds until their verdict, and how each says that it was blocked."""
+"""Routes: the paths that the guard knows, and how each says that it was blocked. On every other path the guard works, too.
 
+Which of them a connection asks for is found by Starlette's own matching, as vLLM's router finds it.
+"""
+
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Never
 
-from serving import anthropic_shapes, shapes
+from starlette.routing import Match
+from starlette.routing import Route as Matched
+
+from serving import anthropic_shapes, readiness, shapes
 from serving.shapes import Json, Refusal
 
 
@@ -64,3 +72,32 @@ ROUTES = {
     # SageMaker's: vLLM takes the body for a chat or for a completions request, whichever it is.
     "/invocations": replace(CHAT, by_object={"text_completion": COMPLETIONS}),
 }
+"""The generating routes whose answers the guard can say in their own form."""
+
+OPEN = ("/health", "/ping")
+"""Routes that answer anybody at any time, beside `readiness.PATH`: who restarts a server has no key."""
+
+METRICS = "/metrics{rest:path}"
+"""vLLM takes every path that begins so for its metrics (`vllm/entrypoints/serve/instrumentator/metrics.py`)."""
+
+# `$` in a router's pattern also matches before a newline at the end, so one path has spellings.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+async def _elsewhere(*_: Any) -> Never:
+    raise AssertionError("this table routes nothing")
+
+
+_KNOWN = [Matched(path, _elsewhere) for path in (*ROUTES, *OPEN, readiness.PATH, METRICS)]
+
+
+def has_control_characters(scope: Mapping[str, Any]) -> bool:
+    """Return whether a connection's path has characters that no route of vLLM's has."""
+    return bool(_CONTROL.search(scope["path"]))
+
+
+def known_path(scope: Mapping[str, Any]) -> str | None:
+    """Return the path above that a connection asks for, whatever its method, or None."""
+    # Less its `root_path`, as the router has it.
+    asked = {**scope, "type": "http", "method": "GET"}
+    return next((each.path for each in _KNOWN if each.matches(asked)[0] is not Match.NONE), None)

@@ -19,8 +19,9 @@ from probes.steering import require_servable_steering
 from serving.config import AdapterConfig, GuardConfig
 from serving.cpu_memory import choose_kv_cache
 from serving.guardable import require_guardable
+from serving.keys import Keys
 from serving.model_folder import model_folder
-from serving.ready_age import max_age
+from serving.settings import require_settings
 from serving.supported import require_supported_vllm
 
 WORKER = "serving.engine.worker.GuardedWorker"
@@ -61,6 +62,7 @@ def serve(launch: Launch) -> None:
     os.environ.update(_ENVIRONMENT)
     args = _parse([*_base_arguments(launch), *launch.vllm])
     require_guardable(args)
+    Keys.of(args)
     config = _check_files(launch, args)
     _require_free_port(launch.host, launch.port)
     if chosen := choose_kv_cache(args, model_folder(launch.model, args.revision)):
@@ -75,7 +77,7 @@ def _require_environment() -> None:
     for name, (needed, reason) in _REQUIRED.items():
         if (found := os.environ.get(name, "")) not in ("", needed):
             raise ServingError(f"is {found}, but {reason}", field=name, remedy=f"unset {name}")
-    max_age()
+    require_settings()
 
 
 def _base_arguments(launch: Launch) -> list[str]:

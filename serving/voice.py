@@ -1,11 +1,12 @@
 """The voice: ASGI middleware in vLLM's API server. Named by `--middleware`.
 
-At start-up it holds the port shut until the self-test has passed. On guarded routes it opens an exchange, lets vLLM answer
-and leaves the answer to a `Responder`. Everything else passes through untouched.
+At start-up it holds the port shut until the self-test has passed. Then it lets in who may ask, whatever the route. Health
+checks need no key; scores and thresholds on `/metrics` need one of their own.
+
+It touches, of vLLM's application state: `args`, `vllm_config`, `engine_client`, `openai_serving_models`.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -13,36 +14,24 @@ from prometheus_client import REGISTRY
 from starlette.responses import JSONResponse
 
 from guard.metrics import GuardMetrics
-from guard.policy import Policy
 from probes.errors import ForeguardError, ServingError
-from serving import readiness
-from serving.asking import (
-    BadModeration,
-    UnguardedRequest,
-    asked,
-    content_of,
-    identify,
-    read_moderation,
-    require_guarded,
-    wants_usage,
-)
+from serving import readiness, shapes
+from serving.beams import refuse_beams
 from serving.config import GuardConfig
 from serving.decision_log import DecisionLog
-from serving.exchange import Exchange, current
-from serving.history import readable
+from serving.guarded_requests import ASGIApp, GuardedRequests, Scope
+from serving.keys import Keys
 from serving.listener import Listener
 from serving.placement import placed_inside
+from serving.public_metrics import public_metrics
 from serving.readiness import Readiness
-from serving.ready_age import max_age
-from serving.request_body import Message, Receive, read_body, replaced
-from serving.responder import Responder, Send
-from serving.routes import RESPONSES, ROUTES, Route
+from serving.request_body import Limits, Message, Receive
+from serving.responder import Send
+from serving.routes import METRICS, OPEN, ROUTES, has_control_characters, known_path
 from serving.selftest import ask_engines, canary, engines
+from serving.settings import body_timeout, max_body, ready_age
 
 logger = logging.getLogger("vllm.foreguard.voice")
-
-Scope = dict[str, Any]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class GuardMiddleware:
@@ -85,22 +74,37 @@ class _Guard:
     app: ASGIApp
 
     def __init__(self) -> None:
-        self._policy: Policy | None = None
+        self._requests: GuardedRequests | None = None
+        self._keys = Keys((), None)
         self._readiness: Readiness | None = None
-        self._model = ""
-        self._forces_usage = False
         self._is_reached = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
         self._is_reached = True
-        path = _path(scope)
-        if path in ROUTES and scope["method"] == "POST":
-            await self._guarded(path, scope, receive, send)
-        elif path == readiness.PATH and scope["method"] in ("GET", "HEAD"):
-            await self._tell_readiness(scope, receive, send)
-        else:
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+        elif has_control_characters(scope):
+            await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
+        else:
+            await self._answer(known_path(scope), scope, receive, send)
+
+    async def _answer(self, path: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+        headers, keys = scope["headers"], self._keys
+        if path == readiness.PATH:
+            await self._tell_readiness(scope, receive, send)
+        elif path in OPEN:
+            await self.app(scope, receive, send)
+        elif self._requests is None:
+            await _not_ready(path)(scope, receive, send)
+        elif not (keys.may_read_metrics(headers) if path == METRICS else keys.may_ask(headers)):
+            await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+        elif path != METRICS:
+            await self._requests.answer(path, scope, receive, send)
+        elif keys.may_read_scores(headers):
+            await self.app(scope, receive, send)
+        else:
+            await public_metrics(scope, receive, send)
 
     def require_reached(self) -> None:
         """Raise `ServingError` if the start-up did not come by here: requests would not either."""
@@ -115,17 +119,19 @@ class _Guard:
         """Test the guard, then begin. Raises `ForeguardError` where it does not work."""
         config = GuardConfig.from_vllm(state.vllm_config.additional_config)
         bound = config.bind_policy(config.load_artifact())
-        age, client = max_age(), state.engine_client
+        self._keys, limits = Keys.of(state.args), Limits(max_body(), body_timeout())
+        age, client = ready_age(), state.engine_client
+        refuse_beams()
         verdict = await canary(client)
         metrics = GuardMetrics(REGISTRY, bound)
-        self._model = state.openai_serving_models.base_model_paths[0].name
-        self._forces_usage = bool(getattr(getattr(state, "args", None), "enable_force_include_usage", False))
+        model = state.openai_serving_models.base_model_paths[0].name
         self._readiness = Readiness(partial(_asked_awake, client, client.generate), metrics, age)
         # A client's prompt says nothing of the engines that it did not go to.
         on_scored = self._readiness.note_scored if len(engines(client)) == 1 else lambda: None
-        Listener(bound, metrics, DecisionLog(bound.policy, self._model), on_scored).attach(client)
+        Listener(bound, metrics, DecisionLog(bound.policy, model), on_scored).attach(client)
         self._readiness.begin()
-        self._policy = bound.policy
+        forces_usage = bool(getattr(state.args, "enable_force_include_usage", False))
+        self._requests = GuardedRequests(self.app, bound.policy, model, limits, forces_usage=forces_usage)
         logger.info(
             "guard ready: policy %s, mode %s, canary scores %s", bound.policy.label, bound.policy.mode, verdict.scores
         )
@@ -140,46 +146,6 @@ class _Guard:
         status, body = unready if self._readiness is None else self._readiness.report()
         await JSONResponse(body, status, {"cache-control": "no-store"})(scope, receive, send)
 
-    async def _guarded(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
-        route = ROUTES[path]
-        if self._policy is None:
-            error = route.error("The guard is not ready.", "guard_not_ready", None)
-            await JSONResponse(error, 503)(scope, receive, send)
-            return
-        body, replay = await read_body(receive)
-        content = content_of(body)
-        try:
-            exchange = self._exchange(path, content, scope, self._policy)
-        except UnguardedRequest as error:
-            await _refuse(route, error, "unsupported_parameter", "use_beam_search")(scope, receive, send)
-            return
-        except BadModeration as error:
-            await _refuse(route, error, "invalid_moderation", "moderation")(scope, receive, send)
-            return
-        if route is RESPONSES and (changed := readable(content)) is not None:
-            replay = replaced(changed, receive)
-        token = current.set(exchange)
-        try:
-            responder = Responder(send, route, exchange, self._policy, self._model)
-            await self.app(scope, replay, responder.send)
-        finally:
-            current.reset(token)
-
-    def _exchange(self, path: str, content: dict[str, Any], scope: Scope, policy: Policy) -> Exchange:
-        """Return the exchange of one request. Raises `UnguardedRequest` and `BadModeration`."""
-        require_guarded(content)
-        moderation = read_moderation(content)
-        caller = identify(scope["headers"], policy)
-        return Exchange(
-            asked=asked(moderation, caller),
-            route=path,
-            caller=caller.name if caller else None,
-            wants_moderation=moderation is not None,
-            sees_scores=policy.expose_scores or (caller is not None and caller.sees_scores),
-            wants_usage=self._forces_usage or wants_usage(content),
-            wants_echo=bool(content.get("echo")),
-        )
-
 
 async def _asked_awake(engine_client: Any, generate: Any) -> None:
     """Ask every engine with a canary prompt. Raises `ServingError` if one does not see it, or sleeps."""
@@ -188,13 +154,6 @@ async def _asked_awake(engine_client: Any, generate: Any) -> None:
     await ask_engines(engine_client, generate)
 
 
-def _path(scope: Scope) -> str | None:
-    """Return the path of an HTTP request, as routes are written."""
-    if scope["type"] != "http":
-        return None
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")).rstrip("/")
-
-
-def _refuse(route: Route, error: Exception, code: str, param: str) -> JSONResponse:
-    return JSONResponse(route.error(str(error), code, param), 400)
+def _not_ready(path: str | None) -> JSONResponse:
+    error = ROUTES[path].error if path in ROUTES else shapes.error
+    return JSONResponse(error("The guard is not ready.", "guard_not_ready", None), 503)

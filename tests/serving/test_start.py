@@ -20,8 +20,8 @@ from probes.errors import (
     ServingError,
 )
 from serving.process import free_port, guarded_command
-from serving.ready_age import VARIABLE
 from serving.server import Launch, serve
+from serving.settings import READY_AGE
 from tests.serving.adapter import make_adapter
 from tests.serving.lab import MODEL
 from tests.serving.world import policy_text
@@ -59,8 +59,8 @@ def refused(kind: type[ForeguardError], launch, *vllm: str, says: str, **options
 
 def test_an_age_of_readiness_that_is_none_is_refused(launch, monkeypatch):
     """Before the model is loaded, by the variable's name."""
-    monkeypatch.setenv(VARIABLE, "soon")
-    refused(ServingError, launch, says=VARIABLE)
+    monkeypatch.setenv(READY_AGE, "soon")
+    refused(ServingError, launch, says=READY_AGE)
 
 
 def test_a_truncated_artifact_is_refused(launch, tmp_path):

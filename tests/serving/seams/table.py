@@ -211,6 +211,12 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.entrypoints.openai.cli_args FrontendArgs.enable_force_include_usage",
         "vllm.v1.engine.async_llm AsyncLLM.is_sleeping",
     ),
+    "serving/keys.py": (
+        "vllm.entrypoints.launchers.cli_args FrontendArgs.api_key or vllm.entrypoints.openai.cli_args FrontendArgs.api_key",
+    ),
+    "serving/beams.py": (
+        "vllm.entrypoints.generate.beam_search.online BeamSearchOnlineMixin.beam_search(prompt, request_id, params)",
+    ),
     "serving/placement.py": (
         "vllm.entrypoints.serve.middleware.register init_entrypoints_middleware -> add_middleware or "
         "vllm.entrypoints.openai.api_server build_app -> add_middleware",

@@ -9,6 +9,7 @@ with warnings.catch_warnings():
     import vllm.outputs
     import vllm.sampling_params
     import vllm.utils.torch_utils
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 
 import pytest
 import torch
@@ -107,6 +108,12 @@ class Engine:
                 yield output(completion(index, "lo"), request_id=request_id)
 
 
+@pytest.fixture(autouse=True)
+def beams(monkeypatch):
+    """VLLM's beam search is back after each test."""
+    monkeypatch.setattr(BeamSearchOnlineMixin, "beam_search", BeamSearchOnlineMixin.beam_search)
+
+
 @pytest.fixture
 def policy_text():
     """The policy that servers of these tests run, to which a test may add a section."""
@@ -155,6 +162,7 @@ class Server:
             vllm_config=SimpleNamespace(additional_config=config.to_vllm()),
             engine_client=self.engine,
             openai_serving_models=SimpleNamespace(base_model_paths=[SimpleNamespace(name="served-model")]),
+            args=SimpleNamespace(api_key=None),
         )
         self.middleware = GuardMiddleware(self._with_lifespan(app))
 

@@ -14,14 +14,19 @@ from serving.asking import (
     Moderation,
     UnguardedRequest,
     asked,
-    content_of,
     identify,
     read_moderation,
     require_guarded,
     wants_usage,
 )
+from serving.request_fields import fields_of
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1}}}
+
+
+def content_of(body):
+    """What a body of JSON says to the guard."""
+    return fields_of(body, is_json=True)
 
 
 def caller(key="secret", **grants):

@@ -12,7 +12,6 @@ from guard.policy import Policy
 from probes.errors import ServingError
 from serving import readiness
 from serving.readiness import Readiness
-from serving.ready_age import VARIABLE, max_age
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
 POLICY = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]})
@@ -109,18 +108,3 @@ async def test_at_most_one_canary_an_interval(watched):
         found.report()
         await asyncio.sleep(AGE / 25)
     assert engine.asked <= 2 * readiness._CANARIES_AN_AGE
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])
-def test_an_age_that_is_none_is_refused(monkeypatch, text):
-    """The start names the variable."""
-    monkeypatch.setenv(VARIABLE, text)
-    with pytest.raises(ServingError, match=VARIABLE):
-        max_age()
-
-
-@pytest.mark.parametrize(("text", "expected"), [("", 30.0), ("5", 5.0)])
-def test_the_age_is_the_operator_s(monkeypatch, text, expected):
-    """30 s unless the variable says otherwise."""
-    monkeypatch.setenv(VARIABLE, text)
-    assert max_age() == expected

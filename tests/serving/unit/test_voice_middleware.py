@@ -3,7 +3,6 @@
 import asyncio
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import openai
@@ -12,7 +11,9 @@ from vllm.sampling_params import SamplingParams
 
 from guard.verdict import Unscored
 from serving.exchange import current
-from serving.routes import ROUTES
+from serving.guarded_requests import _REFUSED
+from serving.routes import OPEN, ROUTES
+from serving.settings import BODY_TIMEOUT, MAX_BODY, METRICS_KEY
 
 KEY = [(b"authorization", b"Bearer red-team-key")]
 ERROR_STYLE = '\nresponse: {style: error, message: "Not here."}\n'
@@ -154,7 +155,7 @@ async def test_blocked_request(serve, stream):
 
 
 async def test_a_body_in_pieces_reaches_the_app_whole(serve):
-    """Chunked uploads are read, looked at, and replayed in the same pieces."""
+    """Chunked uploads are read, looked at, and given on."""
     server = await serve(chat)
     raw = json.dumps({"n": 3, "padding": "x" * 1000}).encode()
     _, _, body = await server.post(None, chunks=[raw[:10], b"", raw[10:500], raw[500:]])
@@ -202,29 +203,116 @@ async def test_an_app_that_fails_leaves_nothing_behind(serve):
     assert current.get() is None
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/health"), ("GET", "/metrics"), ("GET", "/v1/models"), ("POST", "/tokenize"), ("GET", "/v1/responses")],
-)
-async def test_other_routes_are_untouched(serve, method, path):
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+@pytest.mark.parametrize("path", OPEN)
+async def test_health_checks_are_untouched(unstarted, method, path):
     """No header, no holding, no exchange; also before the guard is ready."""
+    server = unstarted(echo)
+    for _ in range(2):
+        status, headers, body = await server.post(b"x", path, method=method)
+        assert (status, body, list(headers)) == (200, b"free:x", ["content-type"])
+        await server.start()
+
+
+EVERYWHERE = [
+    "/v1/models",
+    "/tokenize",
+    "/generative_scoring",
+    "/v1/responses/",
+    "/api/v1/completions",
+    "/v1//messages",
+    "",
+]
+
+
+@pytest.mark.parametrize("root", ["", "/api"])
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+@pytest.mark.parametrize("path", EVERYWHERE)
+async def test_every_other_path_is_watched(serve, method, path, root):
+    """The exchange is open whatever the path is, and the answer is the app's own where no prompt reaches the engine."""
     server = await serve(echo)
-    status, headers, body = await server.post(b"x", path, method=method)
-    assert (status, body, list(headers)) == (200, b"free:x", ["content-type"])
+    status, headers, body = await server.post(b"x", path, method=method, root_path=root)
+    assert (status, body, list(headers)) == (200, b"watched:x", ["content-type"])
 
 
-async def test_other_routes_answer_before_the_guard_is_ready(unstarted):
-    """Health checks do not wait for the canary."""
-    assert (await unstarted(echo).post(b"x", "/health"))[0] == 200
+@pytest.mark.parametrize("path", [*EVERYWHERE, "/metrics", "/openapi.json", "/v1/responses/1"])
+async def test_nothing_but_health_checks_answers_before_the_guard_is_ready(unstarted, path):
+    """The app is not asked, whatever the path is."""
+    status, _, body = await unstarted(echo).post(b"x", path)
+    assert (status, json.loads(body)["error"]["code"]) == (503, "guard_not_ready")
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\r\n", "\t", "\0", "\x7f", "\x85", "\u2028"])
+@pytest.mark.parametrize("path", [*ROUTES, *OPEN, "/metrics", "/generative_scoring", "/guard/ready"])
+async def test_no_path_has_control_characters(unstarted, path, character):
+    """A router's pattern also matches before a newline at the end (%0A): such a path reaches no route."""
+
+    async def never(*_):
+        raise AssertionError("the app was called")
+
+    server = unstarted(never)
+    for spelt in (path + character, f"/{character}{path[1:]}", path.replace("/", f"/{character}")):
+        assert (await server.post(b"{}", spelt))[0] == 404
+
+
+async def test_a_websocket_is_watched(serve):
+    """What a session sends to the engine finds the exchange, and its caller."""
+    seen = []
+
+    async def app(engine, scope, receive, send):
+        seen.append(current.get())
+
+    server = await serve(app)
+    await server.call({"type": "websocket", "path": "/v1/realtime", "headers": KEY})
+    assert (seen[0].caller, seen[0].asked) == ("red-team", {})
+    assert current.get() is None
 
 
 @pytest.mark.parametrize(
-    ("path", "root"), [("/v1/responses/", ""), ("/api/v1/completions", "/api"), ("/v1/chat/completions", "/api")]
+    ("body", "headers", "status", "code"),
+    [
+        (b"x" * 1001, [], 413, "request_too_large"),
+        (b"", [(b"content-length", b"1001")], 413, "request_too_large"),
+        (b"x" * 1000, [], 200, None),
+    ],
 )
-async def test_guarded_routes_under_other_spellings(serve, path, root):
-    """A trailing slash or a mount point does not lead around the guard."""
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/tokenize", "/nowhere"])
+async def test_a_body_has_a_size(unstarted, monkeypatch, path, body, headers, status, code):
+    """On every route; the connection is closed with what nobody read."""
+    monkeypatch.setenv(MAX_BODY, "1000")
+    server = unstarted(echo)
+    await server.start()
+    answered, told, content = await server.post(body, path, headers=headers)
+    assert (answered, told.get("connection")) == (status, "close" if code else None)
+    assert code is None or json.loads(content)["error"]["code"] == code
+
+
+async def test_a_body_has_a_time(unstarted, monkeypatch):
+    """A client that sends half of one is told."""
+    monkeypatch.setenv(BODY_TIMEOUT, "0.05")
+    server = unstarted(echo)
+    await server.start()
+    sent = []
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    await server.middleware(scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
+
+
+async def test_a_long_body_that_is_no_json_by_the_letter(serve):
+    """Its wish would be lost: the client is told, and the app is not asked."""
     server = await serve(echo)
-    assert (await server.post(b"x", path, root_path=root))[2].startswith(b"watched")
+    body = b'{"moderation": {"mode": "block"}, "x": NaN, "y": "' + b"x" * (1 << 20) + b'"}'
+    headers = [(b"content-type", b"application/json")]
+    status, _, content = await server.post(body, headers=headers)
+    assert (status, json.loads(content)["error"]["code"]) == (400, "invalid_json")
 
 
 async def test_the_exchange_is_one_request_s_own(serve):
@@ -362,6 +450,7 @@ def test_documentation_names_every_guarded_route_and_header():
     text = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
     names = [*ROUTES, "x-guardrail-decision", "x-guardrail-policy", "x-guardrail-event-id"]
     names += ["content_filter", "invalid_moderation", "guard_not_ready", "not_evaluated", "unscored"]
+    names += [code for _, code, _ in _REFUSED.values()] + [MAX_BODY, BODY_TIMEOUT, METRICS_KEY, *OPEN]
     assert [name for name in names if f"`{name}`" not in text] == []
 
 
@@ -412,7 +501,7 @@ async def test_a_refusal_in_a_responses_history_reaches_vllm_as_text(serve):
 async def test_forced_usage_is_in_a_blocked_stream(unstarted, forced):
     """`--enable-force-include-usage` holds for refusals as for answers."""
     server = unstarted(chat)
-    server.state.args = SimpleNamespace(enable_force_include_usage=forced)
+    server.state.args.enable_force_include_usage = forced
     await server.start()
     server.engine.scores = [3.0]
     _, _, body = await server.post(b'{"stream": true}')
