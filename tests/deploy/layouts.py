@@ -43,3 +43,8 @@ def claims():
 def loader():
     """Return the pod that fills the claims."""
     return yaml.safe_load((KUSTOMIZE / "loader.yaml").read_text())
+
+
+def monitor():
+    """Return what tells the Prometheus Operator to scrape, which is applied apart from the layouts likewise."""
+    return yaml.safe_load((KUSTOMIZE / "podmonitor.yaml").read_text())

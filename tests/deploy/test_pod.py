@@ -3,7 +3,8 @@
 import pytest
 
 from serving.readiness import PATH
-from tests.deploy.layouts import claims, loader, resources
+from serving.settings import METRICS_KEY
+from tests.deploy.layouts import claims, loader, monitor, resources
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 
@@ -17,7 +18,12 @@ def _volumes(pod):
 
 
 def _env(container):
-    return {variable["name"]: variable["value"] for variable in container["env"]}
+    return {variable["name"]: variable["value"] for variable in container["env"] if "value" in variable}
+
+
+def _secrets(container):
+    sources = {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container["env"] if "valueFrom" in each}
+    return {name: (source["name"], source["key"]) for name, source in sources.items() if source["optional"]}
 
 
 @pytest.mark.parametrize("probe", PROBES)
@@ -140,6 +146,26 @@ def test_prometheus_finds_the_metrics(pod, container):
     assert annotations["prometheus.io/scrape"] == "true"
     assert annotations["prometheus.io/path"] == "/metrics"
     assert int(annotations["prometheus.io/port"]) in {port["containerPort"] for port in container["ports"]}
+
+
+def test_keys_come_from_a_secret(container):
+    """No key stands in a manifest, and a pod without the secret starts: it then gives nobody scores."""
+    assert _secrets(container) == {
+        "VLLM_API_KEY": ("foreguard-keys", "api"),
+        METRICS_KEY: ("foreguard-keys", "metrics"),
+    }
+    assert not {"VLLM_API_KEY", METRICS_KEY} & set(_env(container))
+
+
+def test_the_pod_monitor_scrapes_with_the_metrics_key(pod, container):
+    """It finds the pod and its port, and sends the key that the pod takes."""
+    spec = monitor()["spec"]
+    (endpoint,) = spec["podMetricsEndpoints"]
+    assert spec["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert endpoint["port"] in {port["name"] for port in container["ports"]}
+    assert endpoint["path"] == "/metrics"
+    name, key = _secrets(container)[METRICS_KEY]
+    assert endpoint["authorization"] == {"type": "Bearer", "credentials": {"name": name, "key": key}}
 
 
 def test_selectors_find_the_pod(by_kind, pod, container):
