@@ -91,6 +91,16 @@ async def test_metrics_add_up_over_api_servers(scaled):
     assert scaled.server.metric("foreguard_threshold", rule="harmful", probe="harm") != 0
 
 
+def test_public_metrics_tell_no_scores_of_either_process(scaled):
+    """Whichever process answers, and although both keep their metrics in one folder."""
+    for _ in range(8):
+        page = httpx.get(f"{scaled.server.url}/metrics", headers={"connection": "close"}, timeout=30).text
+        assert "foreguard_requests_total" in page
+        assert "vllm:num_requests_running" in page
+        for told in ("foreguard_score", "foreguard_threshold", "foreguard_answer_tokens", "harmful"):
+            assert told not in page
+
+
 def test_readiness_is_that_of_all_processes(scaled):
     """One series, the lowest of both processes; either of them answers `/guard/ready`."""
     for _ in range(8):
