@@ -4,6 +4,7 @@ The middleware opens it, the listener fills it in from inside vLLM's request han
 variable carries it across vLLM's code, which knows nothing of it.
 """
 
+import secrets
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -27,7 +28,11 @@ class Prompt:
     """The guarded route that it came by, if it came by one."""
     caller: str | None = None
     """The policy's name for the caller, if it has one."""
+    name: str = field(default_factory=lambda: secrets.token_hex(16))
+    """What the engine knows it by, and no client can guess."""
     verdict: Verdict | None = None
+    """The most severe of those that its completions brought."""
+    num_verdicts: int = 0
     num_tokens: int = 0
     blocked: set[int] = field(default_factory=set)
     """Indices of completions that the gate ended."""

@@ -10,7 +10,6 @@ It touches, of `vllm/v1/engine/async_llm.py`: `generate` and `output_processor.p
 """
 
 import copy
-import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,8 +23,8 @@ from guard.decide import BoundPolicy
 from guard.metrics import GuardMetrics
 from guard.verdict import Action, Unscored, Verdict
 from serving.decision_log import DecisionLog
-from serving.engine.wire import ANSWER, CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT
-from serving.exchange import Exchange, Prompt, current
+from serving.engine.wire import ANSWER, CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
+from serving.exchange import Prompt, current
 from serving.hidden_logprobs import hide_prompt
 
 logger = init_logger("vllm.foreguard.listener")
@@ -52,8 +51,7 @@ class Listener:
         self._metrics = metrics
         self._log = log or DecisionLog(policy.policy, "")
         self._on_scored = on_scored
-        self._prompts: dict[int, Prompt] = {}
-        self._numbers = itertools.count()
+        self._prompts: dict[str, Prompt] = {}
 
     def attach(self, engine_client: Any) -> None:
         """Listen to vLLM's engine client."""
@@ -83,22 +81,30 @@ class Listener:
         # A prompt whose client has left is counted already.
         prompt = self._prompts.get(carried[PROMPT]) if carried else None
         if prompt and VERDICT in carried:
-            self._record(prompt, Verdict.from_wire(carried[VERDICT]))
+            # A prompt has no verdict while one of its verdicts cannot be read.
+            known, prompt.verdict = prompt.verdict, None
+            self._record(prompt, Verdict.from_wire(carried[VERDICT]), known)
         if prompt and ANSWER in carried:
             self._record_answer(prompt, carried[ANSWER])
 
-    def _record(self, prompt: Prompt, verdict: Verdict) -> None:
-        # Each of n completions brings a verdict of its own: the prompt is counted once.
-        if prompt.verdict is None:
-            prompt.verdict = verdict
-            self._count(partial(self._metrics.observe, verdict))
-        elif verdict.action.severity > prompt.verdict.action.severity:
-            prompt.verdict = verdict
-        else:
-            return
-        self._log.record(verdict, prompt)
+    def _record(self, prompt: Prompt, verdict: Verdict, known: Verdict | None = None) -> None:
+        """Take in one of the prompt's verdicts, of which `known` is the most severe so far.
+
+        Each of n completions brings one. A session brings one more with each of its further inputs, which then stands.
+        """
         if verdict.unscored is None:
             self._on_scored()
+        prompt.num_verdicts += 1
+        if known and prompt.num_verdicts <= prompt.n and known.action.severity >= verdict.action.severity:
+            verdict = known
+        prompt.verdict = verdict
+        if prompt.num_verdicts >= prompt.n:
+            self._settle(prompt, verdict)
+
+    def _settle(self, prompt: Prompt, verdict: Verdict) -> None:
+        """Count the prompt and write it down, once: by the verdict that its client is told."""
+        self._count(partial(self._metrics.observe, verdict))
+        self._log.record(verdict, prompt)
 
     def _record_answer(self, prompt: Prompt, carried: dict[str, Any]) -> None:
         num_tokens = carried.pop("tokens")
@@ -128,34 +134,37 @@ class Listener:
             if exchange is not None:
                 entry.route, entry.caller = exchange.route, exchange.caller
                 exchange.prompts.append(entry)
-            number = next(self._numbers)
-            params = _with_asked(sampling_params, exchange, number)
-            return self._heard(generate(prompt, params, request_id, **options), entry, number, params)
+            params = _with_asked(sampling_params, entry)
+            return self._heard(generate(prompt, params, request_id, **options), entry, params)
 
         return listening
 
     async def _heard(
-        self, outputs: AsyncGenerator[RequestOutput, None], entry: Prompt, number: int, params: SamplingParams
+        self, outputs: AsyncGenerator[RequestOutput, None], entry: Prompt, params: SamplingParams
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield what may leave."""
-        self._prompts[number] = entry
+        self._prompts[entry.name] = entry
+        stopped = False
         try:
             async for output in outputs:
-                if entry.verdict is None and _needs_verdict(output) and self._withholds(entry):
-                    withheld = _withheld(output, entry.n)
+                if entry.verdict is None and _needs_verdict(entry, output) and self._withholds(entry):
+                    withheld = _withheld(entry, output)
                     _note_completions(entry, withheld, self._message)
                     hide_prompt(withheld, params)
                     yield withheld
                     return  # and the engine is told to stop
                 _note_completions(entry, output, self._message)
-                if entry.stopped:
+                stopped = stopped or entry.stopped
+                if stopped:
                     hide_prompt(output, params)
                 yield output
         finally:
             # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no further.
-            del self._prompts[number]
+            del self._prompts[entry.name]
             if entry.verdict is None:
                 self._count(self._metrics.observe_aborted)
+            elif entry.num_verdicts < entry.n:
+                self._settle(entry, entry.verdict)
             await outputs.aclose()
 
     def _withholds(self, entry: Prompt) -> bool:
@@ -172,24 +181,25 @@ def _is_canary(output: Any) -> bool:
     return isinstance(carried, dict) and carried.get(PROMPT) == CANARY
 
 
-def _with_asked(params: SamplingParams, exchange: Exchange | None, number: int) -> SamplingParams:
-    # A client can fill `extra_args` through `vllm_xargs`; what it put under the guard's key is thrown away. By the number
+def _with_asked(params: SamplingParams, entry: Prompt) -> SamplingParams:
+    # A client can fill `extra_args` through `vllm_xargs`; what it put under the guard's key is thrown away. By the name
     # the gate knows that the request came this way.
-    asked = exchange.asked if exchange is not None else {}
     params = copy.copy(params)  # which may serve several prompts
-    params.extra_args = {**(params.extra_args or {}), EXTRA: {**asked, PROMPT: number}}
+    params.extra_args = {**(params.extra_args or {}), EXTRA: {**entry.asked, PROMPT: entry.name}}
     return params
 
 
-def _needs_verdict(output: RequestOutput) -> bool:
+def _needs_verdict(entry: Prompt, output: RequestOutput) -> bool:
     """Whether there is something to withhold, or the gate has withheld it: what vLLM gave up before needs none."""
-    return any(each.token_ids or each.text or each.stop_reason == STOP_BLOCKED for each in output.outputs)
+    blocked = stop_reason(STOP_BLOCKED, entry.name)
+    return any(each.token_ids or each.text or each.stop_reason == blocked for each in output.outputs)
 
 
-def _withheld(output: RequestOutput, n: int) -> RequestOutput:
-    """Return the output as if the gate had ended all `n` completions at it."""
+def _withheld(entry: Prompt, output: RequestOutput) -> RequestOutput:
+    """Return the output as if the gate had ended all completions at it."""
+    blocked = stop_reason(STOP_BLOCKED, entry.name)
     output.outputs = [
-        CompletionOutput(index, "", [], None, [], finish_reason="stop", stop_reason=STOP_BLOCKED) for index in range(n)
+        CompletionOutput(index, "", [], None, [], finish_reason="stop", stop_reason=blocked) for index in range(entry.n)
     ]
     output.finished = True
     return output
@@ -197,13 +207,13 @@ def _withheld(output: RequestOutput, n: int) -> RequestOutput:
 
 def _note_completions(entry: Prompt, output: RequestOutput, message: str) -> None:
     entry.num_tokens = len(output.prompt_token_ids or ()) or entry.num_tokens
+    blocked, ended = (stop_reason(reason, entry.name) for reason in (STOP_BLOCKED, STOP_ANSWER))
     for completion in output.outputs:
-        # A client's stop string may be spelt like this, and ends an answer that has tokens.
-        if completion.stop_reason == STOP_BLOCKED and not completion.token_ids:
+        if completion.stop_reason == blocked:
             entry.blocked.add(completion.index)
             completion.text, completion.finish_reason, completion.stop_reason = message, "content_filter", None
             continue
         entry.passed = True
-        if completion.stop_reason == STOP_ANSWER:
+        if completion.stop_reason == ended:
             # What was said before stays said.
             completion.finish_reason, completion.stop_reason = "content_filter", None

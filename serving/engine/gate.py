@@ -42,6 +42,7 @@ from serving.engine.wire import (
     STOP_ANSWER,
     STOP_BLOCKED,
     VERDICT,
+    stop_reason,
 )
 
 logger = init_logger("vllm.foreguard.gate")
@@ -163,9 +164,7 @@ class GuardedScheduler(DroppingScheduler):
         if verdict := self._to_act_on.pop(request.request_id, None):
             self._tell(request, verdict)
             if verdict.action is Action.BLOCK:
-                request.status = RequestStatus.FINISHED_STOPPED
-                request.stop_reason = STOP_BLOCKED
-                request.resumable = False
+                _end(request, STOP_BLOCKED)
                 return [], True
             self._to_steer.append(request)
             self._hold_logprobs(request.request_id)
@@ -195,9 +194,7 @@ class GuardedScheduler(DroppingScheduler):
         carried = self._undelivered.setdefault(request.request_id, {PROMPT: _asked(request).get(PROMPT)})
         carried[ANSWER] = verdict.to_wire() | {"tokens": crossing.num_tokens}
         if verdict.action is Action.BLOCK:
-            request.status = RequestStatus.FINISHED_STOPPED
-            request.stop_reason = STOP_ANSWER
-            request.resumable = False
+            _end(request, STOP_ANSWER)
         elif verdict.action is Action.STEER and not self._orders.steers(request):
             # From the first position on that no step was scheduled with; what is taken back meanwhile counts as scheduled.
             begin = max(request.num_computed_tokens, request.num_prompt_tokens + crossing.num_tokens)
@@ -319,6 +316,12 @@ def _asked(request: Request) -> dict[str, Any]:
     given = (request.sampling_params.extra_args or {}).get(EXTRA) if request.sampling_params else None
     # No client can give a mapping here: it is the listener's, or it is none.
     return given if isinstance(given, dict) else {}
+
+
+def _end(request: Request, reason: str) -> None:
+    request.status = RequestStatus.FINISHED_STOPPED
+    request.stop_reason = stop_reason(reason, _asked(request).get(PROMPT))
+    request.resumable = False
 
 
 def _has_token(output: ModelRunnerOutput, name: str) -> bool:

@@ -32,10 +32,11 @@ gate, and `PROMPT`: where there is none, the request came past the API server's 
 `EngineCoreOutput.kv_transfer_params` (the `VERDICT`, and `PROMPT`)."""
 
 PROMPT = "prompt"
-"""Under `EXTRA`: what the API process calls the prompt, which may have several requests (`n`) in the engine."""
+"""Under `EXTRA`: the prompt's name, which the API process makes up and no client can guess. A prompt may have several
+requests (`n`) in the engine."""
 
 CANARY = f"canary-{secrets.token_hex(16)}"
-"""In place of such a number: the guard asks itself. The verdict then stays on the output, for whoever asked. Each API process
+"""In place of such a name: the guard asks itself. The verdict then stays on the output, for whoever asked. Each API process
 has its own, so that no client can ask for it."""
 
 VERDICT = "verdict"
@@ -45,10 +46,18 @@ ANSWER = "answer"
 """Under `EXTRA`: the verdict on an answer that crossed a threshold, with the output of that step."""
 
 STOP_BLOCKED = "foreguard:blocked"
-"""`stop_reason` of a request that the gate ended before its first token."""
+"""How the `stop_reason` of a request begins that the gate ended before its first token; `stop_reason` has the whole."""
 
 STOP_ANSWER = "foreguard:answer"
-"""`stop_reason` of a request that the gate ended in the middle of its answer."""
+"""The same for a request that the gate ended in the middle of its answer."""
+
+
+def stop_reason(reason: str, prompt: object) -> str:
+    """Return the `stop_reason` by which the gate gives its `reason` for ending a request of `prompt`.
+
+    It has the prompt's name in it. vLLM reports a client's stop string in the same place, and no client can spell this.
+    """
+    return reason if prompt is None else f"{reason}:{prompt}"
 
 
 class Due(NamedTuple):

@@ -183,12 +183,12 @@ def _fail_to_record() -> None:
             faulty.append((entry, _asked.get()))
         return entry
 
-    def record_others(self: Listener, prompt: Prompt, verdict: Verdict) -> None:
+    def record_others(self: Listener, prompt: Prompt, verdict: Verdict, *known: Verdict | None) -> None:
         fault = next((fault for entry, fault in faulty if entry is prompt), None)
         if fault == "listener" and verdict.unscored is None:
             raise Planted
         with patch.object(self._metrics, "observe", _fail) if fault == "metrics" else ExitStack():
-            record(self, prompt, verdict)
+            record(self, prompt, verdict, *known)
 
     listener.Prompt, Listener._record = entered, record_others
 

@@ -19,7 +19,7 @@ from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe
 from serving.config import GuardConfig
-from serving.engine.wire import EXTRA, PROMPT, STOP_BLOCKED, VERDICT
+from serving.engine.wire import EXTRA, PROMPT, STOP_BLOCKED, VERDICT, stop_reason
 from serving.voice import GuardMiddleware
 
 POLICY = """\
@@ -36,9 +36,13 @@ callers:
 """
 
 
+GATE_BLOCKED = object()
+"""In place of the gate's signal, which has the prompt's name in it."""
+
+
 def completion(index=0, text="hello", *, blocked=False):
     """One completion as vLLM hands it over."""
-    reason = ("stop", STOP_BLOCKED) if blocked else ("length", None)
+    reason = ("stop", GATE_BLOCKED) if blocked else ("length", None)
     return vllm.outputs.CompletionOutput(
         index,
         "" if blocked else text,
@@ -66,9 +70,12 @@ class Processor:
 
     def arrive(self, item, params):
         """Let the engine's output arrive that vLLM makes `item` of."""
-        carried = (item.kv_transfer_params or {}).get(EXTRA)
-        if carried:
-            carried[PROMPT] = (params.extra_args or {}).get(EXTRA, {}).get(PROMPT)
+        name = (params.extra_args or {}).get(EXTRA, {}).get(PROMPT)
+        if carried := (item.kv_transfer_params or {}).get(EXTRA):
+            carried[PROMPT] = name
+        for each in item.outputs:
+            if each.stop_reason is GATE_BLOCKED:
+                each.stop_reason = stop_reason(STOP_BLOCKED, name)
         arriving = SimpleNamespace(kv_transfer_params=item.kv_transfer_params)
         self.process_outputs([arriving])
         item.kv_transfer_params = arriving.kv_transfer_params

@@ -13,14 +13,14 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from guard.verdict import Action, Unscored, Verdict
 from serving.engine.gate import guarded_scheduler
-from serving.engine.wire import EXTRA, ORDERS, SCORES, STOP_BLOCKED, VERDICT
-from serving.engine.wire import PROMPT as PROMPT_NUMBER
+from serving.engine.wire import EXTRA, ORDERS, SCORES, STOP_BLOCKED, VERDICT, stop_reason
+from serving.engine.wire import PROMPT as PROMPT_NAME
 from serving.server import SCHEDULER
 from tests.serving.lab import MODEL
 
 BLOCK, PROMPT = 16, list(range(5, 5 + 64))
 HARMLESS, HARMFUL = [[0.0]], [[3.0]]
-LISTENED = {EXTRA: {PROMPT_NUMBER: 1}}
+LISTENED = {EXTRA: {PROMPT_NAME: "a name that nobody guesses"}}
 
 
 class Gate:
@@ -56,7 +56,9 @@ class Gate:
         [client] = self.scheduler.update_from_output(step, output).values()
         [last] = client.outputs
         verdict = Verdict.from_wire(last.kv_transfer_params[EXTRA][VERDICT])
-        assert (last.stop_reason == STOP_BLOCKED) == (verdict.action is Action.BLOCK)
+        given = (extra or {}).get(EXTRA)
+        signal = stop_reason(STOP_BLOCKED, given.get(PROMPT_NAME) if isinstance(given, dict) else None)
+        assert (last.stop_reason == signal) == (verdict.action is Action.BLOCK)
         return verdict, len(last.new_token_ids), new.num_computed_tokens
 
 

@@ -1,6 +1,8 @@
 """The listener hears each verdict once and leaves no trace of it in vLLM's outputs."""
 
 import asyncio
+import copy
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,8 +16,8 @@ from vllm.sampling_params import SamplingParams
 from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
-from guard.verdict import Action, Unscored
-from serving.engine.wire import CANARY, EXTRA, PROMPT, STOP_BLOCKED, VERDICT
+from guard.verdict import Action, Unscored, Verdict
+from serving.engine.wire import CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
 from serving.exchange import Exchange, current
 from serving.listener import Listener
 
@@ -150,19 +152,66 @@ async def test_a_verdict_on_a_prompt_that_nobody_waits_for_is_not_counted(regist
     assert (aborted(registry), counted(registry, "allow")) == (1, 0)
 
 
-async def test_n_completions_are_one_prompt(hear, exchange, outputs, registry):
-    """Each child brings its own verdict; one is counted, and the most severe stays."""
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+async def test_n_completions_are_one_prompt(hear, exchange, outputs, registry, order):
+    """Each brings its own verdict, in any order: the most severe is what the client is told and what is counted, once."""
     allowed, blocked = BOUND.judge([1.0]), BOUND.judge([3.0])
-    listening, _, _ = hear(
+    produced = [
         outputs.one(outputs.completion(0), verdict=allowed, finished=False),
         outputs.one(outputs.completion(1, blocked=True), verdict=blocked, finished=False),
-        outputs.one(outputs.completion(2), verdict=allowed),
-    )
+        outputs.one(outputs.completion(2), verdict=allowed, finished=False),
+    ]
+    listening, _, _ = hear(*(produced[place] for place in order))
     await drain(listening("p", SamplingParams(n=3), "id"))
     (prompt,) = exchange.prompts
     assert (prompt.n, prompt.blocked, prompt.passed) == (3, {1}, True)
-    assert prompt.verdict.action is Action.BLOCK
-    assert counted(registry, "allow") + counted(registry, "block") == 1
+    assert exchange.decision == "block"
+    assert (counted(registry, "allow"), counted(registry, "block")) == (0, 1)
+
+
+async def test_a_client_that_leaves_before_all_completions_are_decided_is_counted(hear, exchange, outputs, registry):
+    """By the most severe verdict that had come."""
+    listening, _, _ = hear(
+        outputs.one(outputs.completion(0), verdict=BOUND.judge([1.0]), finished=False),
+        outputs.one(outputs.completion(1), verdict=BOUND.judge([1.0]), finished=False),
+    )
+    generator = listening("p", SamplingParams(n=2), "id")
+    await anext(generator)
+    assert counted(registry, "allow") == 0
+    await generator.aclose()
+    assert counted(registry, "allow") == 1
+    assert aborted(registry) == 0
+
+
+async def test_each_input_of_a_session_has_a_verdict_of_its_own(hear, exchange, outputs, registry):
+    """The one on what was said last stands, be it milder, and every one is counted."""
+    verdicts = [
+        replace(BOUND.judge([score]), action=action) for score, action in ((1.0, Action.STEER), (0.0, Action.ALLOW))
+    ]
+    produced = [outputs.one(outputs.completion(), verdict=each, finished=False) for each in verdicts]
+    for item in produced:
+        item.prompt_logprobs = list(LOGPROBS)
+    listening, _, _ = hear(*produced)
+    found = await drain(listening("p", SamplingParams(prompt_logprobs=2), "id"))
+    assert exchange.verdict == verdicts[-1]
+    # vLLM's output may hold the log-probabilities of all inputs so far: what one may not show, the next ones may not.
+    assert [each.prompt_logprobs for each in found] == [[None] * 3] * 2
+    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm"}) == 2
+
+
+async def test_a_later_verdict_that_cannot_be_read_is_none_either(hear, exchange, outputs, registry, monkeypatch):
+    """Of a session's input or of a further completion: what was decided before does not speak for it."""
+    read = Verdict.from_wire
+    broken = iter([False, True])
+    monkeypatch.setattr("serving.listener.Verdict.from_wire", lambda wire: 1 / 0 if next(broken) else read(wire))
+    verdict = BOUND.judge([1.0])
+    listening, _, closed = hear(
+        *(outputs.one(outputs.completion(text=text), verdict=verdict, finished=False) for text in ("one", "two"))
+    )
+    found = await drain(listening("p", SamplingParams(), "id"))
+    assert [each.outputs[0].text for each in found] == ["one", "No."]
+    assert unscored(registry, Unscored.NO_VERDICT) == 1
+    assert closed == ["id"]
 
 
 async def test_blocked_completion_says_the_message(hear, exchange, outputs):
@@ -175,24 +224,50 @@ async def test_blocked_completion_says_the_message(hear, exchange, outputs):
     assert exchange.blocked
 
 
-async def test_a_user_s_stop_string_is_no_block(hear, exchange, outputs):
-    """Only the gate's own stop reason marks a block; others pass as they are."""
+SAID = {
+    "a word": "foreguard",
+    "the reason of a block": STOP_BLOCKED,
+    "the reason of an end": STOP_ANSWER,
+    "the reason of a nameless prompt": stop_reason(STOP_BLOCKED, None),
+    "a guessed name": stop_reason(STOP_BLOCKED, 0),
+    "another guess": stop_reason(STOP_ANSWER, "0" * 32),
+    "a canary's name": stop_reason(STOP_BLOCKED, CANARY),
+    "a finish reason": "content_filter",
+    "vLLM's own": "repetition_detected",
+    "nothing": "",
+    "a token": 7,
+}
+
+
+@pytest.mark.parametrize("has_tokens", [True, False])
+@pytest.mark.parametrize("said", SAID.values(), ids=SAID)
+async def test_no_client_can_say_what_the_gate_says(hear, exchange, outputs, registry, said, has_tokens):
+    """A stop string or stop token is reported as what it is, though spelt as the gate's reasons begin: no block, no end."""
     item = outputs.one(outputs.completion(), verdict=BOUND.judge([0.0]))
-    item.outputs[0].stop_reason, item.outputs[0].finish_reason = "foreguard", "stop"
+    (completion,) = item.outputs
+    completion.stop_reason, completion.finish_reason = said, "stop"
+    if not has_tokens:
+        completion.token_ids, completion.text = [], ""
+    expected = copy.copy(completion)
     listening, _, _ = hear(item)
-    (found,) = await drain(listening("p", SamplingParams(stop=["foreguard"]), "id"))
-    assert (found.outputs[0].text, found.outputs[0].stop_reason) == ("hello", "foreguard")
+    (found,) = await drain(listening("p", SamplingParams(stop=["a"]), "id"))
+    assert found.outputs == [expected]
     assert exchange.prompts[0].passed
-
-
-async def test_a_stop_string_spelt_as_the_gate_s_reason_is_no_block(hear, exchange, outputs):
-    """An answer with tokens was not blocked, whatever ended it: the headers, the body and the books say the same."""
-    item = outputs.one(outputs.completion(), verdict=BOUND.judge([0.0]))
-    item.outputs[0].stop_reason, item.outputs[0].finish_reason = STOP_BLOCKED, "stop"
-    listening, _, _ = hear(item)
-    (found,) = await drain(listening("p", SamplingParams(stop=[STOP_BLOCKED]), "id"))
-    assert (found.outputs[0].text, found.outputs[0].finish_reason) == ("hello", "stop")
     assert not exchange.any_blocked
+    assert (exchange.decision, counted(registry, "block")) == ("allow", 0)
+
+
+async def test_what_the_gate_said_of_another_prompt_says_nothing_of_this(hear, exchange, outputs):
+    """A name that leaked, by whatever way, is of no use for any other prompt, not even of the same client."""
+    first, params, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
+    await drain(first("p", SamplingParams(), "id"))
+    leaked = params().extra_args[EXTRA][PROMPT]
+    item = outputs.one(outputs.completion(), verdict=BOUND.judge([0.0]))
+    item.outputs[0].stop_reason = stop_reason(STOP_BLOCKED, leaked)
+    second, params, _ = hear(item)
+    (found,) = await drain(second("p", SamplingParams(), "id"))
+    assert found.outputs[0].text == "hello"
+    assert params().extra_args[EXTRA][PROMPT] != leaked
 
 
 async def test_a_client_that_leaves_is_counted(hear, exchange, outputs, registry):
@@ -247,9 +322,9 @@ async def test_what_a_client_puts_under_the_guard_s_key_is_thrown_away(hear, exc
     listening, params, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
     forged = SamplingParams(extra_args={EXTRA: {"shadow": True, "caller": "a" * 64}, "mine": 1})
     await drain(listening("p", forged, "id"))
-    assert params().extra_args == {"mine": 1, EXTRA: {PROMPT: 0}}
+    assert params().extra_args == {"mine": 1, EXTRA: {PROMPT: exchange.prompts[0].name}}
     await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True, PROMPT: 7}}), "id"))
-    assert params().extra_args == {EXTRA: {PROMPT: 1}}
+    assert params().extra_args == {EXTRA: {PROMPT: exchange.prompts[1].name}}
 
 
 async def test_what_the_middleware_heard_goes_to_the_gate(hear, exchange, outputs):
@@ -257,7 +332,7 @@ async def test_what_the_middleware_heard_goes_to_the_gate(hear, exchange, output
     exchange.asked = {"tighten": True}
     listening, params, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
     await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
-    assert params().extra_args == {EXTRA: {"tighten": True, PROMPT: 0}}
+    assert params().extra_args == {EXTRA: {"tighten": True, PROMPT: exchange.prompts[0].name}}
 
 
 async def test_routes_without_an_exchange_are_counted_and_scrubbed(hear, outputs, registry):
@@ -265,7 +340,7 @@ async def test_routes_without_an_exchange_are_counted_and_scrubbed(hear, outputs
     listening, params, _ = hear(outputs.one(outputs.completion(blocked=True), verdict=BOUND.judge([3.0])))
     (found,) = await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
     assert found.outputs[0].text == "No."
-    assert params().extra_args == {EXTRA: {PROMPT: 0}}
+    assert params().extra_args[EXTRA].keys() == {PROMPT}
     assert counted(registry, "block") == 1
 
 
