@@ -1,7 +1,7 @@
 """Watching answers: reads each one's token scores in the engine as they come, and finds those that cross a threshold.
 
-All that are watched are read at once, in arrays with a row for each. A token's score is known in the step that takes it in,
-which is the one after it was sampled.
+All that are under way are read at once, in arrays with a row for each. A token's score is known in the step that takes it
+in, which is the one after it was sampled. An answer has a row from its first token on: requests that wait have none.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from guard.answer_rules import BoundAnswerRules
 from guard.verdict import Unscored, Verdict
 from probes.answer_reading import AnswersRead, WatchBank
+from serving.engine.scheduled import scheduled_of
 from serving.engine.wire import AnswerTokens
 
 
@@ -37,32 +38,30 @@ class AnswerWatch:
         self._columns = columns
         self._read = AnswersRead(bank, capacity)
         self._free = list(range(capacity))
+        self._positions: dict[str, int] = {}
+        """Of all that are watched: where the answer begins."""
         self._rows: dict[str, int] = {}
         self._begins = np.zeros(capacity, dtype=np.int64)
         self._decided = np.zeros(capacity, dtype=np.int64)
 
     def __contains__(self, request: str) -> bool:
         """Whether the request's answer is watched."""
-        return request in self._rows
+        return request in self._positions
 
     def begin(self, request: str, position: int) -> None:
-        """Watch the answer whose first token is at `position`."""
-        if not self._free:
-            self._grow()
-        row = self._rows[request] = self._free.pop()
-        self._begins[row], self._decided[row] = position, len(self._rules.rules)
-        self._read.begin(np.array([row]))
+        """Watch the answer whose first token is to be at `position`."""
+        self._positions[request] = position
 
     def end(self, request: str) -> None:
         """Watch the answer no longer."""
+        self._positions.pop(request, None)
         row = self._rows.pop(request, None)
         if row is not None:
             self._free.append(row)
 
     def asked(self, scheduled: Mapping[str, int]) -> dict[str, int]:
         """Return those of the `scheduled` requests that are watched, with the position of their answers' first tokens."""
-        own = {request: row for request, row in self._rows.items() if request in scheduled}
-        return dict(zip(own, self._begins[list(own.values())].tolist(), strict=True)) if own else {}
+        return {request: self._positions[request] for request in scheduled_of(self._positions, scheduled)}
 
     def take_in(
         self, tokens: AnswerTokens, asked: Sequence[str], rejected: Mapping[str, int], judge: Judge
@@ -73,16 +72,17 @@ class AnswerWatch:
         """
         places = {request: place for place, request in enumerate(tokens.requests)}
         yield from self.lose([request for request in asked if request not in places], Unscored.MISSING, judge)
-        own = [places[request] for request in asked if request in places and request in self._rows]
-        if not own:
-            return
-        names = [tokens.requests[place] for place in own]
-        rows = np.array([self._rows[name] for name in names])
+        own = np.array([places[request] for request in asked if request in places and request in self], dtype=np.int64)
         counts = tokens.counts[own]
         if rejected:
             # Where the step's other tokens are the prompt's, all of these are behind them.
-            counts = np.maximum(counts - [rejected.get(name, 0) for name in names], 0)
-        gap = self._follow(rows, tokens, np.array(own), counts)
+            counts = counts - [rejected.get(tokens.requests[place], 0) for place in own]
+        own, counts = own[counts > 0], counts[counts > 0]
+        if not len(own):
+            return
+        names = [tokens.requests[place] for place in own]
+        rows = np.array([self._row(name) for name in names])
+        gap = self._follow(rows, tokens, own, counts)
         scores = self._read.scores(rows)
         lost = gap | np.isnan(scores).any(axis=1)
         number = self._rules.first(scores)
@@ -96,12 +96,22 @@ class AnswerWatch:
     def lose(self, requests: Sequence[str], reason: Unscored, judge: Judge) -> Iterator[tuple[str, Crossing]]:
         """Yield the verdicts on watched answers among `requests` whose tokens could not be read; they are not watched on."""
         for request in requests:
-            if request in self._rows:
+            if request in self:
                 yield request, Crossing(judge(request, reason), self._num_read(request))
                 self.end(request)
 
+    def _row(self, request: str) -> int:
+        """Return the answer's row; one that begins gets a row now."""
+        if request not in self._rows:
+            if not self._free:
+                self._grow()
+            row = self._rows[request] = self._free.pop()
+            self._begins[row], self._decided[row] = self._positions[request], len(self._rules.rules)
+            self._read.begin(np.array([row]))
+        return self._rows[request]
+
     def _num_read(self, request: str) -> int:
-        return int(self._read.counts(np.array([self._rows[request]]))[0])
+        return int(self._read.counts(np.array([self._rows[request]]))[0]) if request in self._rows else 0
 
     def _follow(
         self,
@@ -114,7 +124,7 @@ class AnswerWatch:
         begins = np.cumsum(tokens.counts)[own] - tokens.counts[own]
         # What was read before is read again after a preemption: it is left out.
         old = self._begins[rows] + self._read.counts(rows) - tokens.firsts[own]
-        gap = (old < 0) & (counts > 0)
+        gap = old < 0
         new = np.where(gap, 0, counts - old)
         for turn in range(int(new.max(initial=0))):
             still = np.flatnonzero(new > turn)
@@ -123,7 +133,10 @@ class AnswerWatch:
         return np.asarray(gap)
 
     def _grow(self) -> None:
-        """Make room for as many again: requests that were preempted wait with their answers half read."""
+        """Make room for as many again: requests that were preempted keep the rows of their half read answers.
+
+        The room stays. It is less than twice what the most answers that were ever under way at once needed.
+        """
         more = len(self._begins)
         self._read.grow(more)
         self._free = list(range(more, 2 * more))

@@ -19,6 +19,7 @@ from probes.readout import Readout
 from probes.template import Turn
 from serving.engine.kv_slots import scoring_group
 from serving.engine.loads import Loads
+from serving.engine.scheduled import scheduled_of
 from serving.engine.wire import ORDERS, Due, Orders, Steer
 
 
@@ -52,6 +53,10 @@ class OrderBook:
         """Steer the request from the position `begin` on."""
         self._steered[request.request_id] = Steer(strengths, begin)
 
+    def steer_no_more(self, request: Request) -> None:
+        """Steer the request no longer: it asks for something new, which is yet to be decided."""
+        self._steered.pop(request.request_id, None)
+
     def steers(self, request: Request) -> bool:
         """Whether the request is steered already."""
         return request.request_id in self._steered
@@ -67,8 +72,8 @@ class OrderBook:
             return  # as in most steps, in which everyone is in mid-answer
         scheduled = step.num_scheduled_tokens
         orders = Orders(
-            due={name: due for name in self._open if name in scheduled and (due := self._due(name, step))},
-            steering={name: steer for name, steer in self._steered.items() if name in scheduled},
+            due={name: due for name in scheduled_of(self._open, scheduled) if (due := self._due(name, step))},
+            steering={name: self._steered[name] for name in scheduled_of(self._steered, scheduled)},
             # Before anyone can find these blocks in the prefix cache: their slots hold what was there before.
             unknown=self._loads.take() if self._loads else [],
             copies=[tuple(copy) for copy in step.kv_cache_block_copies or ()],

@@ -162,6 +162,30 @@ def test_rows_are_used_again_and_grow(watch, step):
     assert watch.asked({"r0-0": 1}) == {}
 
 
+def test_what_waits_has_no_row(watch, step):
+    """A queue of a thousand takes no room; answers that begin at once do, and give it back."""
+    for number in range(1000):
+        watch.begin(f"r{number}", PROMPT)
+    assert len(watch._read.counts(np.arange(2))) == len(watch._begins) == 2
+    assert step(r7=(5, []), r8=(5, [])) == {}
+    assert len(watch._begins) == 2
+    for number in range(0, 1000, 2):
+        pair = {f"r{each}": (5, [2.5 * (each == 500)]) for each in (number, number + 1)}
+        assert list(step(**pair)) == ["r500"] * ("r500" in pair)
+        for name in pair:
+            watch.end(name)
+    assert len(watch._begins) == 2
+    assert watch.asked(dict.fromkeys(["r0", "r999"], 1)) == {}
+
+
+def test_an_answer_that_is_lost_before_its_first_token_has_no_tokens(watch, step):
+    """It is told as one of none."""
+    watch.begin("r", PROMPT)
+    found = step(asked=["r"])
+    assert (found["r"].num_tokens, found["r"].verdict.unscored) == (0, Unscored.MISSING)
+    assert "r" not in watch
+
+
 @pytest.mark.parametrize(
     "broken", [Unscored.SENSOR_ERROR.value, "no reason that anyone knows", None, AnswerTokens([], None, None, None)]
 )
