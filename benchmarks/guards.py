@@ -22,7 +22,8 @@ LET_PASS: Mapping[str, Any] = {"shadow": True, "caller": _CALLER}
 BLOCK: Mapping[str, Any] = {"tighten": True}
 """What a request says to be blocked by the acting policy, which steers one that says nothing."""
 
-_STEERING = "steering: {vector: steer, strength: 1.0}"
+# Every request asks for a whole answer (`ignore_eos`), and steering is what is measured.
+_STEERING = "steering: {vector: steer, strength: 1.0, constrained: steer}"
 IDLE = f"""
 name: idle
 version: "1"

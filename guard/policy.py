@@ -77,6 +77,8 @@ class Steering(_Strict):
     vector: Name = "refusal"
     strength: _Number = Field(1.0, gt=0, le=16)
     """In units of the vector's norm."""
+    constrained: Literal[Action.BLOCK, Action.STEER] = Action.BLOCK
+    """What happens where a request's own constraints on its answer may leave no refusal to steer to."""
 
 
 class Response(_Strict):

@@ -1,6 +1,6 @@
 """Verdicts: what the guard decided about one request, and how that travels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Self
 
@@ -78,7 +78,14 @@ class Verdict:
     category: str | None = None
     """What that rule is about, as the policy has it."""
     unscored: Unscored | None = None
+    constraint: str | None = None
+    """What the request asked of its answer that made a steer a block, if anything did: a field of vLLM's `SamplingParams`."""
     decision_seconds: float = 0.0
+
+    def blocked_for(self, constraint: str) -> Self:
+        """Return a block in the place of this steer, which the request's `constraint` would undo."""
+        action = Action.BLOCK if self.mode is Mode.ENFORCE else Action.ALLOW
+        return replace(self, decision=Action.BLOCK, action=action, constraint=constraint)
 
     def to_wire(self) -> dict[str, Any]:
         """Return plain data, fit for msgpack."""
@@ -92,6 +99,7 @@ class Verdict:
             "rule": self.rule,
             "category": self.category,
             "unscored": self.unscored.value if self.unscored else None,
+            "constraint": self.constraint,
             "decision_seconds": self.decision_seconds,
         }
 

@@ -42,6 +42,7 @@ class DecisionLog:
             "rule": verdict.rule,
             "category": verdict.category,
             "unscored": verdict.unscored.value if verdict.unscored else None,
+            "constraint": verdict.constraint,
             "policy": verdict.policy,
             "caller": prompt.caller,
         }

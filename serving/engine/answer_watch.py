@@ -76,7 +76,7 @@ class AnswerWatch:
         counts = tokens.counts[own]
         if rejected:
             # Where the step's other tokens are the prompt's, all of these are behind them.
-            counts = counts - [rejected.get(tokens.requests[place], 0) for place in own]
+            counts = counts - np.array([rejected.get(tokens.requests[place], 0) for place in own], dtype=np.int64)
         own, counts = own[counts > 0], counts[counts > 0]
         if not len(own):
             return

@@ -30,6 +30,7 @@ from probes.template import Ending
 from serving.config import GuardConfig
 from serving.engine.answer_watch import Crossing
 from serving.engine.answer_watches import AnswerWatches
+from serving.engine.constraints import constraint_of
 from serving.engine.orders import OrderBook
 from serving.engine.private_blocks import keep_private
 from serving.engine.prompt_turns import prompt_turns
@@ -93,7 +94,9 @@ class GuardedScheduler(DroppingScheduler):
         super()._update_request_as_session(session, update)
         self._decided.discard(session.request_id)
         self._to_act_on.pop(session.request_id, None)
+        self._crossings.pop(session.request_id, None)
         self._watches.end(session.request_id)
+        self._orders.steer_no_more(session)
         self._ask_for(session)
 
     def _ask_for(self, request: Request) -> None:
@@ -186,7 +189,19 @@ class GuardedScheduler(DroppingScheduler):
         asked = _asked(request)
         rules = self._policies[self._subject(request) or 0].answers
         assert rules is not None  # noqa: S101 - or the answer would not be watched
-        return rules.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
+        verdict = rules.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
+        return self._held_to(request, verdict)
+
+    def _held_to(self, request: Request, verdict: Verdict) -> Verdict:
+        """Return the verdict, or a block in place of a steer that the request's own constraints may undo.
+
+        The policy may have such a request steered all the same.
+        """
+        steering = self._policies[self._subject(request) or 0].policy.steering
+        if verdict.decision is not Action.STEER or steering is None or steering.constrained is Action.STEER:
+            return verdict
+        constraint = constraint_of(request.sampling_params)
+        return verdict.blocked_for(constraint) if constraint else verdict
 
     def _interrupt(self, request: Request, crossing: Crossing) -> bool:
         """Do what was decided on an answer in its middle; return whether it ends here."""
@@ -215,7 +230,7 @@ class GuardedScheduler(DroppingScheduler):
                 given[request_id] = held
 
     def _decide(self, request: Request) -> None:
-        verdict = self._judge(request)
+        verdict = self._held_to(request, self._judge(request))
         if verdict.unscored in _SPOILT:
             self._stop_sharing(request, verdict.unscored)
         self._orders.decided(request)

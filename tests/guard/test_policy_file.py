@@ -151,6 +151,7 @@ def test_unknown_keys_are_refused_at_every_depth(after, indent, line):
         ("name: wrapped", "name: clear-harm", 1, "", "rules: names must be unique"),
         ("strength: 1.5", "strength: 0", 27, "steering.strength", "greater than 0"),
         ("strength: 1.5", "strength: 17", 27, "steering.strength", "16"),
+        ("strength: 1.5", "constrained: allow", 27, "steering.constrained", "block"),
         ("style: error", "style: silent", 29, "response.style", "refusal"),
         ("message: No.", "message: ''", 30, "response.message", "at least 1"),
         ("key_sha256: 9f", "key_sha256: 9F", 33, "callers.0.key_sha256", "pattern"),

@@ -17,6 +17,7 @@ verdicts = st.builds(
     event_id=st.text(),
     rule=st.none() | st.text(),
     unscored=st.none() | st.sampled_from(Unscored),
+    constraint=st.none() | st.text(),
     decision_seconds=st.floats(0, 1),
 )
 
@@ -46,6 +47,17 @@ def test_severity_is_the_order_of_the_glossary():
         Action.STEER,
         Action.BLOCK,
     ]
+
+
+@given(verdict=verdicts, constraint=st.text(min_size=1))
+def test_a_steer_that_a_request_undoes_becomes_a_block(verdict, constraint):
+    """It says so and why, keeps everything else, and in shadow mode nothing is done."""
+    blocked = verdict.blocked_for(constraint)
+    assert (blocked.decision, blocked.constraint) == (Action.BLOCK, constraint)
+    assert blocked.action is (Action.BLOCK if verdict.mode is Mode.ENFORCE else Action.ALLOW)
+    told = {"decision", "action", "constraint"}
+    kept = [{name: value for name, value in each.to_wire().items() if name not in told} for each in (verdict, blocked)]
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize("key", ["decision", "unscored"])

@@ -46,15 +46,20 @@ class Stepped:
         self.scores: dict[str, float] = {}
         self.tokens: dict[str, list[int]] = {}
         self.verdicts: dict[str, dict] = {}
+        self.told: dict[str, dict] = {}
+        """All that the gate told of each request."""
         self.asked: dict[str, int] = {}
         self._hasher = get_request_block_hasher(BLOCK, _digest)
         self._under_way = under_way
         self._pending: deque = deque()
 
-    def add(self, name: str, prompt, max_tokens: int = 8) -> None:
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
-        params.update_from_generation_config({}, 2)
-        self.scheduler.add_request(Request(name, list(prompt), params, None, block_hasher=self._hasher))
+    def add(self, name: str, prompt, max_tokens: int = 8, *, resumable: bool = False, **params) -> None:
+        """Add a request; a `resumable` one is a session, whose next input is added under the same name."""
+        made = SamplingParams(max_tokens=max_tokens, **params)
+        made.update_from_generation_config({}, 2)
+        self.scheduler.add_request(
+            Request(name, list(prompt), made, None, block_hasher=self._hasher, resumable=resumable)
+        )
 
     def step(self):
         """Schedule a step, and process the oldest one's output once enough are under way.
@@ -71,7 +76,9 @@ class Stepped:
             for output in [output for client in outputs.values() for output in client.outputs]:
                 self.tokens.setdefault(output.request_id, []).extend(output.new_token_ids)
                 if output.kv_transfer_params:
-                    self.verdicts[output.request_id] = output.kv_transfer_params[EXTRA][VERDICT]
+                    told = self.told.setdefault(output.request_id, {})
+                    told.update(output.kv_transfer_params[EXTRA])
+                    self.verdicts[output.request_id] = told[VERDICT]
         return step, orders
 
     def _output(self, step, orders) -> ModelRunnerOutput:

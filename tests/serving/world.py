@@ -65,8 +65,11 @@ def _score(reference: Reference, artifact, messages: list[dict], probe: str) -> 
     return naive_score(artifact, reference.read(reference.token_ids(messages)), probe)
 
 
-def policy_text(reference: Reference, artifact) -> str:
-    """Return a policy that blocks harm, steers exactly one benign prompt, and lets an observer see without acting."""
+def policy_text(reference: Reference, artifact, constrained: str = "block") -> str:
+    """Return a policy that blocks harm, steers exactly one benign prompt, and lets an observer see without acting.
+
+    `constrained` is what happens to that one where the request's constraints may undo it.
+    """
     marks = _marks(reference, artifact, steered_prompt(reference, artifact))
     bands = ", ".join(f"{mark}: {{above: {score - BAND}, below: {score + BAND}}}" for mark, score in marks.items())
     limit = block_limit(reference, artifact)
@@ -76,7 +79,7 @@ version: "2"
 rules:
   - {{name: harmful, action: block, when: {{harm: {{above: {limit}}}}}}}
   - {{name: marked, action: steer, when: {{{bands}}}}}
-steering: {{vector: refusal, strength: 1.5}}
+steering: {{vector: refusal, strength: 1.5, constrained: {constrained}}}
 response: {{message: {MESSAGE!r}}}
 callers:
   - {{name: observer, key_sha256: {hashlib.sha256(OBSERVER_KEY.encode()).hexdigest()}, may_shadow: true, sees_scores: true}}

@@ -27,7 +27,7 @@ class Cast:
     @classmethod
     def of(cls, reference: Reference, artifact: Artifact, artifact_folder: Path, folder: Path) -> "Cast":
         policy = folder / "policy.yaml"
-        policy.write_text(policy_text(reference, artifact))
+        policy.write_text(policy_text(reference, artifact, constrained="steer"))
         digest = artifact.manifest.digest
         return cls(reference, artifact, GuardConfig(artifact=artifact_folder, artifact_digest=digest, policy=policy))
 

@@ -66,7 +66,7 @@ def cast(reference, artifact, artifact_folder, tmp_path_factory):
 
 def watching(cast, limits, folder):
     """The usual policy, with rules on answers."""
-    text = policy_text(cast.reference, cast.artifact)
+    text = policy_text(cast.reference, cast.artifact, constrained="steer")
     (folder / "policy.yaml").write_text(
         text
         + f"""

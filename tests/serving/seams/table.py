@@ -53,6 +53,18 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.lora.request LoRARequest.lora_path",
         "vllm.sampling_params SamplingParams.extra_args",
     ),
+    "serving/engine/constraints.py": tuple(
+        f"vllm.sampling_params SamplingParams.{field}"
+        for field in (
+            "structured_outputs",
+            "allowed_token_ids",
+            "bad_words",
+            "logit_bias",
+            "min_tokens",
+            "ignore_eos",
+            "repetition_penalty",
+        )
+    ),
     "serving/engine/interpreter_stack.py": (
         "vllm.v1.engine.core EngineCoreProc.run_busy_loop",
         "vllm.v1.engine.core DPEngineCoreProc.run_busy_loop",

@@ -65,6 +65,7 @@ def test_a_line_has_what_an_operator_looks_for(lines):
         "rule": "harmful",
         "category": "weapons",
         "unscored": None,
+        "constraint": None,
         "policy": "p@1",
         "caller": "red-team",
     }
