@@ -1,5 +1,7 @@
 """The command line: one frame, whose commands are found by entry points, so that no floor imports upwards."""
 
+import hashlib
+import secrets
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -10,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from probes.errors import ForeguardError
+from probes.errors import ForeguardError, PolicyError
 
 if TYPE_CHECKING:  # these import numpy and torch, which `--help` does not need
     from guard.decide import BoundPolicy
@@ -77,6 +79,31 @@ def check(
     console.print(table)
     for idle, before in (bound.idle_rules if bound else {}).items():
         console.print(f"note: rule {idle} never decides: {before} fires wherever it would, and goes before it")
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="What the policy is to call the caller.")],
+) -> None:
+    """Make a token for a caller whom a policy trusts, and print it with the policy's entry for it.
+
+    The token is printed and kept nowhere. The policy has its digest alone.
+
+        foreguard key red-team
+    """
+    from pydantic import ValidationError
+
+    from guard.policy import Caller
+
+    token = f"fgk_{secrets.token_urlsafe(32)}"
+    try:
+        caller = Caller(name=name, key_sha256=hashlib.sha256(token.encode()).hexdigest())
+    except ValidationError as error:
+        raise PolicyError(
+            error.errors()[0]["msg"], field="name", remedy="use letters, digits, '.', '_' and '-', 64 at most"
+        ) from error
+    typer.echo(f"# The caller's token, which is kept nowhere: {token}")
+    typer.echo(f"callers:\n  - name: {caller.name!r}\n    key_sha256: {caller.key_sha256}")
+    typer.echo("    may_shadow: false\n    sees_scores: false")
 
 
 def _bound(policy: "Policy", artifact: Path) -> "BoundPolicy":

@@ -4,14 +4,17 @@ A policy is a YAML file. `Policy` is its validated form; `policy_file.py` reads 
 `decide.py` binds it to an artifact and makes decisions. Format: `docs/policy.md`.
 """
 
+import hmac
 import secrets
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
+from guard.guessable import GUESSABLE
 from guard.verdict import Action, Mode, Unscored, Verdict
 from probes.manifest import Name
 
@@ -109,6 +112,21 @@ class Caller(_Strict):
     may_shadow: bool = False
     """Whether `moderation: {mode: score}` from this caller records without acting."""
     sees_scores: bool = False
+
+    def is_known_by(self, digest: object) -> bool:
+        """Return whether `digest` is that of this caller's token; how long it takes tells nothing of either."""
+        return isinstance(digest, str) and hmac.compare_digest(self.key_sha256.encode(), digest.encode())
+
+    @field_validator("key_sha256")
+    @classmethod
+    def _is_not_guessable(cls, digest: str) -> str:
+        if digest in GUESSABLE:
+            raise PydanticCustomError(
+                "guessable_key",
+                "the digest is that of {word}, which anyone would try",
+                {"word": repr(GUESSABLE[digest])},
+            )
+        return digest
 
 
 class Policy(_Strict):

@@ -12,6 +12,7 @@ from probes.errors import PolicyError
 _REMEDIES = {
     "extra_forbidden": "remove the key, or correct its spelling; docs/policy.md lists them all",
     "string_type": "put the value in quotes: YAML takes bare numbers and dates for something else",
+    "guessable_key": "make a token that nobody guesses: `foreguard key` prints one, and the policy's entry for it",
     "missing": "add the key; docs/policy.md shows an example",
 }
 

@@ -83,7 +83,7 @@ def identify(headers: Iterable[tuple[bytes, bytes]], policy: Policy) -> Caller |
     if scheme.lower() != b"bearer":
         return None
     digest = hashlib.sha256(key.strip()).hexdigest()
-    return next((caller for caller in policy.callers if caller.key_sha256 == digest), None)
+    return next((caller for caller in policy.callers if caller.is_known_by(digest)), None)
 
 
 def asked(moderation: Moderation | None, caller: Caller | None) -> dict[str, Any]:

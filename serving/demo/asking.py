@@ -1,5 +1,6 @@
 """Asking the demo's questions through the official client, and noting what comes back and when."""
 
+import secrets
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ import openai
 from guard.verdict import Action
 from serving.demo.questions import Question
 
-KEY = "demo"
+KEY = secrets.token_urlsafe(16)
+"""Of this run of the demo, which alone sees scores with it."""
 MODEL = "lab"
 MAX_TOKENS = 24
 

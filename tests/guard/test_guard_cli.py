@@ -1,5 +1,7 @@
 """The command line says what is wrong, where, and what to do, and costs nothing to ask for help."""
 
+import hashlib
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from guard import cli
 from guard.cli import main
+from guard.policy_file import parse_policy
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.errors import PolicyError
 from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe
 
@@ -156,7 +161,9 @@ def test_the_installed_command():
 
 HELP = """
 import sys
+from guard import cli
 from guard.cli import main
+from guard.policy_file import parse_policy
 sys.argv = ["foreguard", *sys.argv[1:]]
 try:
     main()
@@ -177,3 +184,40 @@ def test_help_is_quick(arguments):
     if arguments == ["--help"]:
         assert "check" in done.stdout
         assert "serve" in done.stdout
+
+
+@pytest.fixture
+def key(capsys):
+    """A maker of (what `foreguard key` prints, as text) for a name."""
+
+    def key(name):
+        cli.key(name)
+        return capsys.readouterr().out
+
+    return key
+
+
+def test_a_key_is_new_and_its_entry_is_a_policy_s(key):
+    """What is printed can be put under a policy as it is; it knows the bearer of the token, and of no other."""
+    printed = [key("red-team") for _ in range(2)]
+    tokens = [re.search(r"fgk_[\w-]{43}", each)[0] for each in printed]
+    assert tokens[0] != tokens[1]
+    policy = parse_policy(POLICY + printed[0])
+    (caller,) = policy.callers
+    assert (caller.name, caller.may_shadow, caller.sees_scores) == ("red-team", False, False)
+    digests = [hashlib.sha256(token.encode()).hexdigest() for token in tokens]
+    assert [caller.is_known_by(digest) for digest in digests] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["", "red team", "a" * 65, "a\nb", "'"])
+def test_a_key_s_name_is_a_label(name):
+    """As in the policy that it goes into."""
+    with pytest.raises(PolicyError, match="letters") as caught:
+        cli.key(name)
+    assert caught.value.field == "name"
+
+
+@pytest.mark.parametrize("name", ["on", "1.0", "null", "2026-01-01"])
+def test_a_key_s_name_is_text_to_yaml(key, name):
+    """YAML takes bare words for something else."""
+    assert parse_policy(POLICY + key(name)).callers[0].name == name

@@ -1,6 +1,7 @@
 """A policy file is read exactly, or refused with the key, the line and the remedy."""
 
 import contextlib
+import hashlib
 import os
 import subprocess
 import sys
@@ -49,7 +50,7 @@ response:
   message: No.
 callers:
   - name: red-team          # line 32
-    key_sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+    key_sha256: bd838af3457a4b5e2e84d7e3669eaae5871c4e5afe8c12fc180e3e87bce4132e
     may_shadow: true
 """
 
@@ -154,7 +155,7 @@ def test_unknown_keys_are_refused_at_every_depth(after, indent, line):
         ("strength: 1.5", "constrained: allow", 27, "steering.constrained", "block"),
         ("style: error", "style: silent", 29, "response.style", "refusal"),
         ("message: No.", "message: ''", 30, "response.message", "at least 1"),
-        ("key_sha256: 9f", "key_sha256: 9F", 33, "callers.0.key_sha256", "pattern"),
+        ("key_sha256: bd", "key_sha256: BD", 33, "callers.0.key_sha256", "pattern"),
         ("steering:\n  vector: refusal\n  strength: 1.5\n", "", 1, "", "no 'steering' section"),
     ],
 )
@@ -165,6 +166,16 @@ def test_wrong_values_name_their_key_and_line(old, new, line, field, problem):
     assert error.field.startswith(f"policy.yaml:{line}: "), error
     assert field in error.field
     assert problem.lower() in error.problem.lower()
+
+
+@pytest.mark.parametrize("word", ["", "test", "secret", "password", "EMPTY", "token-abc123"])
+def test_a_key_that_anyone_would_try_is_refused(word):
+    """By its line and with a way to a better one. The documented example's is a digest of what nobody has."""
+    digest = hashlib.sha256(word.encode()).hexdigest()
+    error = refusal(GOOD.replace("bd838af3457a4b5e2e84d7e3669eaae5871c4e5afe8c12fc180e3e87bce4132e", digest))
+    assert error.field == "policy.yaml:33: callers.0.key_sha256"
+    assert repr(word) in error.problem
+    assert "foreguard key" in error.remedy
 
 
 @pytest.mark.parametrize("value", ["yes", "true", '"3"', "[1]", "2026-01-01"])
@@ -308,6 +319,15 @@ def test_the_documented_example_is_a_policy():
     policies = [parse_policy(block) for block in blocks if block.startswith("name:")]
     assert policies
     assert any(len(policy.rules) > 1 and policy.combine and policy.callers for policy in policies)
+
+
+def test_a_digest_is_compared_whole():
+    """A part of it, another case, or nothing is no caller's."""
+    (caller,) = parse_policy(GOOD).callers
+    digest = caller.key_sha256
+    assert caller.is_known_by(digest)
+    for other in (digest[:-1], digest + "0", digest.upper(), "", None, 7, digest.encode(), "é"):
+        assert not caller.is_known_by(other)
 
 
 def test_every_key_is_documented():

@@ -29,7 +29,7 @@ def content_of(body):
     return fields_of(body, is_json=True)
 
 
-def caller(key="secret", **grants):
+def caller(key="key-of-ours", **grants):
     """A caller whom the policy names."""
     return Caller(name="team", key_sha256=hashlib.sha256(key.encode()).hexdigest(), **grants)
 
@@ -142,7 +142,7 @@ def test_a_body_of_brackets():
 def test_callers_are_known_by_their_token():
     """Case of the header and of the scheme do not matter; the key does."""
     known, other = caller(may_shadow=True), caller("other").model_copy(update={"name": "other"})
-    for name, value in ((b"authorization", b"Bearer secret"), (b"Authorization", b"bearer  secret ")):
+    for name, value in ((b"authorization", b"Bearer key-of-ours"), (b"Authorization", b"bearer  key-of-ours ")):
         assert identify([(b"host", b"x"), (name, value)], policy(other, known)) == known
 
 
@@ -153,10 +153,10 @@ def test_callers_are_known_by_their_token():
         [(b"authorization", b"")],
         [(b"authorization", b"Bearer")],
         [(b"authorization", b"Bearer wrong")],
-        [(b"authorization", b"Basic secret")],
-        [(b"authorization", b"secret")],
-        [(b"x-authorization", b"Bearer secret")],
-        [(b"authorization", b"Bearer " + hashlib.sha256(b"secret").hexdigest().encode())],
+        [(b"authorization", b"Basic key-of-ours")],
+        [(b"authorization", b"key-of-ours")],
+        [(b"x-authorization", b"Bearer key-of-ours")],
+        [(b"authorization", b"Bearer " + hashlib.sha256(b"key-of-ours").hexdigest().encode())],
         [(b"authorization", b"Bearer \xff\xfe")],
     ],
 )
@@ -167,7 +167,7 @@ def test_everyone_else_is_the_public(headers):
 
 def test_no_callers_no_digest():
     """Without callers in the policy nobody is known."""
-    assert identify([(b"authorization", b"Bearer secret")], policy()) is None
+    assert identify([(b"authorization", b"Bearer key-of-ours")], policy()) is None
 
 
 def test_what_goes_to_the_gate():
