@@ -161,9 +161,7 @@ def test_the_installed_command():
 
 HELP = """
 import sys
-from guard import cli
 from guard.cli import main
-from guard.policy_file import parse_policy
 sys.argv = ["foreguard", *sys.argv[1:]]
 try:
     main()
