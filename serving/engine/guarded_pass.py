@@ -4,7 +4,7 @@ Before it: forget the last one, and set this one's steering. After it: keep the 
 the finished prompts' scores on their way. A runner's adapter (`runner_v1`, `runner_v2`) knows the batch's layout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -12,14 +12,14 @@ import numpy.typing as npt
 import torch
 from vllm.distributed import get_pp_group, get_tp_group, tensor_model_parallel_all_reduce
 from vllm.logger import init_logger
-from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 from probes.errors import ModelError
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.engine.due_answers import DueAnswers
 from serving.engine.due_scores import DuePrompt, DueScores, Reading
-from serving.engine.kv_slots import KVSlots
+from serving.engine.kv_slots import KVSlots, room_for_cache
 from serving.engine.sensor import Sensor
 from serving.engine.tap import note_at_rest, silence
 from serving.engine.transfers import index_on
@@ -88,6 +88,12 @@ class GuardedPass:
     def num_probes(self) -> int:
         """K: how many scores a request has."""
         return len(self._probes.names)
+
+    def room_for_cache(self, available: int, specs: Iterable[KVCacheSpec]) -> int:
+        """Return how many of `available` bytes the KV cache of layers with these `specs` may have beside the scores."""
+        return (
+            room_for_cache(available, specs, self._sensor.parts.shape[1]) if get_pp_group().is_last_rank else available
+        )
 
     def allocate(self, kv_cache: KVCacheConfig) -> None:
         """Make room for the scores of every KV-cache slot, on the pipeline's last stage, where all parts meet."""

@@ -3,16 +3,17 @@
 A cached prefix produces no hidden states, but its slots still hold the scores of the tokens whose keys and values they
 hold, for exactly as long: every readout is exact on a prefix-cache hit, under chunked prefill and after a preemption.
 
-It touches, of `vllm/v1/kv_cache_interface.py`: `KVCacheConfig`, `FullAttentionSpec`, `UniformTypeKVCacheSpecs`.
+It touches, of `vllm/v1/kv_cache_interface.py`: `KVCacheConfig`, `FullAttentionSpec`, `UniformTypeKVCacheSpecs`, and of
+`KVCacheSpec` `page_size_bytes` and `block_size`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheSpec, UniformTypeKVCacheSpecs
 
 from probes.errors import ModelError
 from serving.engine.transfers import index_on
@@ -36,6 +37,25 @@ def scoring_group(kv_cache: KVCacheConfig) -> int:
     )
 
 
+def room_for_cache(available: int, specs: Iterable[KVCacheSpec], channels: int) -> int:
+    """Return how many of `available` bytes the KV cache of layers with these `specs` may have, for scores to fit beside it.
+
+    Scores take `[slots + 1, channels]` float32. Layers of several kinds share one pool of blocks, and a block is at least as
+    large as the smaller kind's layers together, so for such models this is a little less than it could be.
+    """
+    kinds: dict[type[KVCacheSpec], int] = {}
+    block_size = 0
+    for spec in specs:
+        kinds[type(spec)] = kinds.get(type(spec), 0) + spec.page_size_bytes
+        if isinstance(spec, FullAttentionSpec):
+            block_size = max(block_size, spec.block_size)
+    if not block_size:
+        return available
+    beside, block = block_size * channels * _FLOAT32, min(kinds.values())
+    return max((available - channels * _FLOAT32) * block // (block + beside), 0)
+
+
+_FLOAT32 = 4
 _UNTOUCHED = 0x7FC0F0E0
 """Bits of a NaN that no tap reads or leaves."""
 
@@ -61,7 +81,7 @@ class KVSlots:
         self._block_size = kv_cache.kv_cache_groups[self.group].kv_cache_spec.block_size
         self._num_blocks = kv_cache.num_blocks
         num_slots = self._num_blocks * self._block_size
-        # One row more: vLLM's sign for a token without a slot, -1, is the last row to numpy.
+        # One row more, for tokens without a slot: vLLM's sign for them, -1, is the last row to numpy.
         self._rows = torch.empty(num_slots + 1, parts.shape[1], device=parts.device)
         self._values = self._rows[:num_slots]
         self._parts = parts
@@ -70,9 +90,13 @@ class KVSlots:
         self.forget_all()
 
     def keep(self, slots: torch.Tensor, num_tokens: int) -> None:
-        """Keep the first `num_tokens` rows of what the taps wrote at the first of `slots`. Raises where one has no slot."""
+        """Keep the first `num_tokens` rows of what the taps wrote at the first of `slots`.
+
+        Where a token has no slot, what is kept may be another's. On the host that raises. On a device nobody can look
+        without waiting for it, so `take` gives NaN from then on.
+        """
         if self._host is None:
-            self._values.index_copy_(0, slots[:num_tokens], self._parts[:num_tokens])
+            self._rows.index_copy_(0, self._within(slots[:num_tokens]), self._parts[:num_tokens])
             return
         self._host.table[slots.numpy()[:num_tokens]] = self._host.parts[:num_tokens]
         # To look at the slots before would take longer.
@@ -97,7 +121,8 @@ class KVSlots:
     def take(self, slots: npt.NDArray[np.int64]) -> torch.Tensor:
         """Return what is kept at `slots`, `[n, P]`, on the device."""
         if self._host is None:
-            return self._values[self._index(slots)]
+            was_touched = self._rows[-1].view(torch.int32)[-1] != _UNTOUCHED
+            return self._values[self._index(slots)].masked_fill(was_touched, torch.nan)
         return torch.from_numpy(self._host.table.take(slots, axis=0))
 
     def forget(self, blocks: Sequence[int]) -> None:
@@ -117,6 +142,10 @@ class KVSlots:
         """Make every score unknown."""
         self._values.fill_(torch.nan)
         self._rows[-1].view(torch.int32).fill_(_UNTOUCHED)
+
+    def _within(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return slots as rows, the last one for all that are none: an index out of range would end the device's context."""
+        return slots.clamp(-1, len(self._values)) % len(self._rows)
 
     def _blocks(self) -> torch.Tensor:
         return self._values.view(self._num_blocks, self._block_size, self._values.shape[1])

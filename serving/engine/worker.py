@@ -1,7 +1,8 @@
 """vLLM's worker, with the sensor in its model. Named by `--worker-cls`: a class that cannot be imported stops the server.
 
-It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `initialize_from_config`, `execute_model`, `sample_tokens`,
-`discard` and `sleep`, and `reload_weights`, `reset_weights`, `start_weight_update` and `update_weights`, which it refuses.
+It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `determine_available_memory`, `initialize_from_config`,
+`execute_model`, `sample_tokens`, `discard` and `sleep`, and `reload_weights`, `reset_weights`, `start_weight_update` and
+`update_weights`, which it refuses; and calls `get_kv_cache_spec`.
 """
 
 from collections.abc import Sequence
@@ -65,6 +66,15 @@ class GuardedWorker(PlatformWorker):
         attach(self.model_runner, self.foreguard)
         if self.vllm_config.parallel_config.pipeline_parallel_size > 1:
             relay(self.model_runner, self.foreguard)
+
+    def determine_available_memory(self) -> int:
+        """Return what of the memory that vLLM found free its KV cache may have: the scores beside it need some.
+
+        A size that somebody gave is the cache's own, and the scores come on top.
+        """
+        given = self.cache_config.kv_cache_memory_bytes is not None
+        available = int(super().determine_available_memory())
+        return available if given else self.foreguard.room_for_cache(available, self.get_kv_cache_spec().values())
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the KV cache, and the scores beside it."""

@@ -105,6 +105,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_KV} KVCacheConfig.kv_cache_groups",
         f"{_KV} KVCacheGroupSpec.kv_cache_spec",
         f"{_KV} FullAttentionSpec.block_size",
+        f"{_KV} KVCacheSpec.page_size_bytes",
         f"{_KV} UniformTypeKVCacheSpecs.kv_cache_specs",
     ),
     "serving/engine/runner_v1.py": (
@@ -136,6 +137,9 @@ SEAMS: dict[str, tuple[str, ...]] = {
             for worker in (_WORKER, _CPU_WORKER)
             for method in (
                 "load_model(load_dummy_weights)",
+                "determine_available_memory",
+                "get_kv_cache_spec",
+                "cache_config",
                 "initialize_from_config(kv_cache_config)",
                 "execute_model(scheduler_output)",
                 "sample_tokens(grammar_output)",
@@ -155,6 +159,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.config.scheduler SchedulerConfig.max_num_batched_tokens",
         "vllm.config.scheduler SchedulerConfig.async_scheduling",
         "vllm.config.parallel ParallelConfig.pipeline_parallel_size",
+        "vllm.config.cache CacheConfig.kv_cache_memory_bytes",
         "vllm.config.vllm VllmConfig.additional_config",
     ),
     "serving/engine/guarded_pass.py": (

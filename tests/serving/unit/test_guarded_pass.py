@@ -246,6 +246,25 @@ def test_a_token_without_a_slot_scores_nothing(guard, sensor, tokens, slot):
     assert np.isnan(due.resolve()["b"][0][0])
 
 
+@pytest.mark.parametrize("slot", [-1, BLOCKS * BLOCK, BLOCKS * BLOCK + 1])
+def test_a_token_without_a_slot_on_a_device_scores_nothing(guard, sensor, tokens, slot):
+    """There an index out of range would end the engine, and to look costs a wait; no score is taken till all are forgotten."""
+    kept = guard._slots
+    kept._host = None  # as on a device
+    forward(guard, sensor, Batch(("a", list(range(4)), [5])), tokens[:4])
+    before = kept._values.clone()
+    batch = Batch(("b", list(range(4)), [6]))
+    astray = SimpleNamespace(places=batch.places, slots=lambda group: torch.tensor([24, 25, slot, 27]))
+    due = forward(guard, sensor, astray, tokens[4:8], Orders(due={"b": Due(4, [6])}))
+    assert np.isnan(due.resolve()["b"]).all()
+    assert torch.equal(kept._values[:24].nan_to_num(7.0), before[:24].nan_to_num(7.0)), "another's slot was written"
+    orders = Orders(due={"c": Due(5, [5, 2])})
+    assert np.isnan(forward(guard, sensor, Batch(("c", [4], [5, 2])), tokens[4:5], orders).resolve()["c"]).all()
+    guard.forget_all()
+    forward(guard, sensor, Batch(("a", list(range(4)), [5])), tokens[:4])
+    assert np.isfinite(forward(guard, sensor, Batch(("c", [4], [5, 2])), tokens[4:5], orders).resolve()["c"]).all()
+
+
 def test_a_step_without_tokens_makes_no_pass(guard, sensor, tokens):
     """What the last pass left stays: the self-test looks at it after the engine has tidied up."""
     forward(guard, sensor, Batch(("a", list(range(8)), [5, 2])), tokens[:8])
@@ -318,6 +337,13 @@ def test_scores_are_kept_beside_the_first_group_that_holds_whole_contexts():
     assert scoring_group(cache(window, window, uniform)) == 2
     with pytest.raises(ModelError, match="disable-sliding-window"):
         scoring_group(cache(window))
+
+
+def test_only_the_stage_that_keeps_scores_leaves_room_for_them(guard, monkeypatch):
+    """In a pipeline the last one; the others' caches are as without a guard."""
+    assert guard.room_for_cache(10_000, [attention()]) < 10_000
+    monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=False))
+    assert guard.room_for_cache(10_000, [attention()]) == 10_000
 
 
 def test_a_slot_never_written_reads_as_unknown():

@@ -1,5 +1,7 @@
 """What an operator may have a guarded worker do while it serves."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from probes.errors import ModelError
@@ -15,6 +17,9 @@ class Scores:
 
     def forget_all(self):
         self.known = False
+
+    def room_for_cache(self, available, specs):
+        return available - 10 * len(list(specs))
 
 
 @pytest.fixture
@@ -49,3 +54,18 @@ def test_weights_are_not_changed(worker, method):
     assert hasattr(PlatformWorker, method)
     with pytest.raises(ModelError, match="calibrated on these"):
         getattr(worker, method)()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 980), (2000, 1000)])
+def test_scores_have_their_part_of_the_memory_that_was_found(worker, monkeypatch, given, expected):
+    """Where vLLM measures, the cache gets what is left beside them; where somebody gave a size, the cache gets it."""
+    worker.cache_config = SimpleNamespace(kv_cache_memory_bytes=given)
+
+    def measure(self):
+        # As vLLM's start-up plan does: a size that was measured once before.
+        self.cache_config.kv_cache_memory_bytes = 1000
+        return 1000
+
+    monkeypatch.setattr(PlatformWorker, "determine_available_memory", measure)
+    monkeypatch.setattr(PlatformWorker, "get_kv_cache_spec", lambda self: {"a": 1, "b": 2})
+    assert worker.determine_available_memory() == expected
