@@ -3,9 +3,10 @@
 It touches, of `vllm/v1/outputs.py`: `AsyncModelRunnerOutput`, which it wraps.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ from probes.scoring import ProbeBank
 from probes.template import Turn
 from serving.engine.tap import SILENT
 from serving.engine.transfers import to_host
-from serving.engine.wire import SCORES
+from serving.engine.wire import GAPS, SCORES
 
 logger = init_logger("vllm.foreguard.worker")
 
@@ -92,6 +93,18 @@ class DueScores:
             logger.exception("scoring failed; the prompts of this step are unscored")
             return dict.fromkeys(self.prompts, Unscored.SENSOR_ERROR.value)
 
+    def gaps(self, found: RequestScores) -> dict[str, int]:
+        """Return where the first token without a score is, by position, in each prompt that has none in `found` for it."""
+        unscored = [name for name, own in found.items() if isinstance(own, str) or not all(map(math.isfinite, chain(*own)))]
+        if self.failed or not unscored:
+            return {}
+        lacking = dict(zip(self.prompts, self._by_prompt(~np.isfinite(self.parts.numpy()).all(axis=1)), strict=True))
+        return {
+            name: int([*chain(*self.prompts[name].positions)][int(lacking[name].argmax())])
+            for name in unscored
+            if lacking[name].any()
+        }
+
     def _reduced(self) -> RequestScores:
         positions = [own for prompt in self.prompts.values() for own in prompt.positions]
         turns = [turn for prompt in self.prompts.values() for turn in prompt.turns]
@@ -108,9 +121,13 @@ class DueScores:
 
     def _unread(self, parts: npt.NDArray[np.float32]) -> list[str]:
         """Return the prompts of which a tap left a token out."""
-        ends = list(accumulate(sum(map(len, prompt.positions)) for prompt in self.prompts.values()))[:-1]
         silent = (parts.view(np.int32) == SILENT).any(1)
-        return [request for request, own in zip(self.prompts, np.split(silent, ends), strict=True) if own.any()]
+        return [request for request, own in zip(self.prompts, self._by_prompt(silent), strict=True) if own.any()]
+
+    def _by_prompt(self, marks: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
+        """Return what `marks` `[n]` says of each prompt's own tokens."""
+        ends = list(accumulate(sum(map(len, prompt.positions)) for prompt in self.prompts.values()))[:-1]
+        return np.split(marks, ends)
 
 
 class ScoredOutput(AsyncModelRunnerOutput):
@@ -138,5 +155,8 @@ def with_scores(output: Any, readings: Sequence[Reading]) -> Any:
 
 def _attached(output: ModelRunnerOutput, readings: Sequence[Reading]) -> ModelRunnerOutput:
     for reading in readings:
-        setattr(output, reading.attribute, reading.resolve())
+        found = reading.resolve()
+        setattr(output, reading.attribute, found)
+        if isinstance(reading, DueScores) and (gaps := reading.gaps(found)):
+            setattr(output, GAPS, gaps)
     return output

@@ -38,6 +38,7 @@ from serving.engine.versions import DroppingScheduler, prompt_logprobs
 from serving.engine.wire import (
     ANSWER,
     EXTRA,
+    GAPS,
     PROMPT,
     SCORES,
     STOP_ANSWER,
@@ -54,6 +55,8 @@ class _Step:
     """What the gate needs to know about the output being processed."""
 
     scores: dict[str, list[list[float]] | str]
+    gaps: dict[str, int]
+    """Where the first token without a score is, in prompts that are not scored for want of it."""
     prompt_logprobs: tuple[dict[str, Any], ...]
     """Log-probabilities of prompts: of their own tokens, and of tokens that were asked for."""
 
@@ -81,7 +84,7 @@ class GuardedScheduler(DroppingScheduler):
         self._crossings: dict[str, Crossing] = {}
         self._to_act_on: dict[str, Verdict] = {}
         self._is_asked = False
-        self._step = _Step({}, ())
+        self._step = _Step({}, {}, ())
 
     def add_request(self, request: Request) -> None:
         """Take a request in, whose prompt is to be scored."""
@@ -122,7 +125,7 @@ class GuardedScheduler(DroppingScheduler):
         output = model_runner_output
         # Kept until they are acted on, which is when their request has its next token.
         self._crossings.update(self._watches.take_in(scheduler_output, output, self._live, self._judge_answer))
-        self._step = _Step(getattr(output, SCORES, {}), prompt_logprobs(output))
+        self._step = _Step(getattr(output, SCORES, {}), getattr(output, GAPS, {}), prompt_logprobs(output))
         self._decide_ahead(output)
         if self._all_pass(scheduler_output):
             # As vLLM's: a call for each request would be most of what the guard costs in such a step.
@@ -264,13 +267,22 @@ class GuardedScheduler(DroppingScheduler):
         return _bypassing(verdict, policy) if self._behind_voice and PROMPT not in asked else verdict
 
     def _stop_sharing(self, request: Request, reason: Unscored) -> None:
-        """Take blocks whose tokens have no scores out of the prefix cache: a prompt that began with them would have none."""
+        """Take blocks whose tokens have no scores out of the prefix cache: a prompt that began with them would have none.
+
+        Those before the first such token stay. They are often a system prompt that many share.
+        """
         if reason is Unscored.SENSOR_ERROR:
             # The workers forgot all that they had kept.
             blocks = set(range(self.kv_cache_config.num_blocks))
         else:
-            groups = self.kv_cache_manager.get_block_ids(request.request_id)
-            blocks = {block for own in groups for block in own}
+            first = self._step.gaps.get(request.request_id, 0)
+            groups = self.kv_cache_config.kv_cache_groups
+            owned = self.kv_cache_manager.get_block_ids(request.request_id)
+            blocks = {
+                block
+                for group, own in zip(groups, owned, strict=True)
+                for block in own[first // group.kv_cache_spec.block_size :]
+            }
         self.kv_cache_manager.evict_blocks(blocks)
 
     def _may_shadow(self, asked: dict[str, Any]) -> bool:

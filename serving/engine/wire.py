@@ -17,6 +17,10 @@ SCORES = "foreguard_scores"
 """Attribute of `ModelRunnerOutput`: `{request_id: [turns][K] floats, or an Unscored reason}` for prompts finished in the
 step."""
 
+GAPS = "foreguard_gaps"
+"""Attribute of `ModelRunnerOutput`: `{request_id: position}` of the first token without a score, for prompts finished in the
+step that are not scored because of one."""
+
 ANSWERS = "foreguard_answers"
 """Attribute of `ModelRunnerOutput`: the `AnswerTokens` of the step, or an Unscored reason, where answers are watched."""
 

@@ -13,7 +13,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from guard.verdict import Action, Unscored, Verdict
 from serving.engine.gate import guarded_scheduler
-from serving.engine.wire import EXTRA, ORDERS, SCORES, STOP_BLOCKED, VERDICT, stop_reason
+from serving.engine.wire import EXTRA, GAPS, ORDERS, SCORES, STOP_BLOCKED, VERDICT, stop_reason
 from serving.engine.wire import PROMPT as PROMPT_NAME
 from serving.server import SCHEDULER
 from tests.serving.lab import MODEL
@@ -41,8 +41,10 @@ class Gate:
             block_size=BLOCK,
         )
 
-    def ask(self, name, scores, *, extra=None, prompt=PROMPT):
+    def ask(self, name, scores, *, extra=None, prompt=PROMPT, gap=None):
         """Run a prompt to its first token, with these scores or reason from its worker; None if they never arrive.
+
+        `gap` is where its worker found the first token without a score.
 
         Returns (verdict, how many tokens left, how many of the prompt came from the prefix cache).
         """
@@ -53,6 +55,8 @@ class Gate:
         [new] = step.scheduled_new_reqs
         output = ModelRunnerOutput([name], {name: 0}, sampled_token_ids=[[7]])
         setattr(output, SCORES, {} if scores is None else {name: scores})
+        if gap is not None:
+            setattr(output, GAPS, {name: gap})
         [client] = self.scheduler.update_from_output(step, output).values()
         [last] = client.outputs
         verdict = Verdict.from_wire(last.kv_transfer_params[EXTRA][VERDICT])
@@ -112,6 +116,16 @@ def test_blocks_without_scores_are_not_shared(gate, scores, reason, on_unscored)
     assert shared[1][0].unscored is reason
     again = [made.ask(name, HARMLESS, extra=LISTENED) for name in "cd"]
     assert [cached for _, _, cached in again] == [0, 48]
+
+
+@pytest.mark.parametrize(("gap", "cached"), [(0, 0), (15, 0), (16, 16), (40, 32), (63, 48), (None, 0)])
+@pytest.mark.parametrize("scores", [[float("nan")], Unscored.TAP_SILENT.value])
+def test_blocks_before_the_first_token_without_a_score_stay_shared(gate, scores, gap, cached):
+    """A prompt that overflows behind a system prompt does not take the system prompt out of everyone's cache."""
+    made = gate()
+    made.ask("a", HARMLESS, extra=LISTENED)
+    made.ask("b", scores, extra=LISTENED, gap=gap)
+    assert made.ask("c", HARMLESS, extra=LISTENED)[2] == cached
 
 
 @pytest.mark.parametrize(("reason", "cached"), [(Unscored.SENSOR_ERROR, 0), (Unscored.TAP_SILENT, 48)])

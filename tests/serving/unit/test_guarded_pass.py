@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, UniformTypeKVCacheSpecs
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from guard.verdict import Unscored
 from probes.errors import ModelError
@@ -19,7 +20,7 @@ from serving.engine.due_scores import DuePrompt, DueScores, with_scores
 from serving.engine.guarded_pass import GuardedPass, Places
 from serving.engine.kv_slots import KVSlots, scoring_group
 from serving.engine.sensor import Sensor
-from serving.engine.wire import NO_ORDERS, SCORES, Due, Orders, Steer
+from serving.engine.wire import GAPS, NO_ORDERS, SCORES, Due, Orders, Steer
 
 HIDDEN, BLOCK, BLOCKS, MAX_TOKENS = 4, 4, 8, 16
 NOWHERE = torch.zeros(0, dtype=torch.int64)
@@ -235,6 +236,36 @@ def test_a_pass_that_was_never_laid_out_scores_nothing(guard, sensor, probes, to
     assert np.isnan(due.resolve()["b"][0][0])
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, None])
+@pytest.mark.parametrize("gap", [0, 3, 9])
+def test_the_first_token_without_a_score_is_named(guard, sensor, tokens, gap, value):
+    """Of each prompt that has none for want of it, at its position: not read, or not finite. Others are not named."""
+    spoilt, blocks = tokens.clone(), [5, 2, 7]
+    if value is not None:
+        spoilt[gap:, 0] = value
+    orders = Orders(due={"fine": Due(10, [0, 1, 3]), "spoilt": Due(10, blocks)})
+    forward(guard, sensor, Batch(("fine", list(range(10)), [0, 1, 3])), tokens)
+    if gap:
+        forward(guard, sensor, Batch(("spoilt", list(range(gap)), blocks)), tokens[:gap])
+    late = Batch(("fine", [9], [0, 1, 3]), ("spoilt", list(range(gap, 10)), blocks))
+    silent = () if value is not None else {0}
+    due = forward(guard, sensor, late, torch.cat([tokens[9:], spoilt[gap:]]), orders, silent=silent)
+    output = with_scores(ModelRunnerOutput(req_ids=[], req_id_to_index={}), [due])
+    expected = {"spoilt": gap} | ({"fine": 9} if silent else {})
+    assert getattr(output, GAPS) == expected
+    assert silent or np.isfinite(getattr(output, SCORES)["fine"]).all()
+
+
+def test_where_all_is_scored_there_is_no_gap(guard, sensor, tokens):
+    """Nor where a step's scores were lost: all of them were."""
+    due = forward(
+        guard, sensor, Batch(("a", list(range(10)), [5, 2, 1])), tokens, Orders(due={"a": Due(10, [5, 2, 1])})
+    )
+    lost = DueScores.lost(due.probes, ["a"])
+    for each in (due, lost):
+        assert not hasattr(with_scores(ModelRunnerOutput(req_ids=[], req_id_to_index={}), [each]), GAPS)
+
+
 @pytest.mark.parametrize("slot", [-1, BLOCKS * BLOCK])
 def test_a_token_without_a_slot_scores_nothing(guard, sensor, tokens, slot):
     """It is nobody else's slot that is written: unscored, and nothing that was known before is known any more."""
@@ -248,7 +279,7 @@ def test_a_token_without_a_slot_scores_nothing(guard, sensor, tokens, slot):
 
 @pytest.mark.parametrize("slot", [-1, BLOCKS * BLOCK, BLOCKS * BLOCK + 1])
 def test_a_token_without_a_slot_on_a_device_scores_nothing(guard, sensor, tokens, slot):
-    """There an index out of range would end the engine, and to look costs a wait; no score is taken till all are forgotten."""
+    """There an index out of range would end the engine, and to look costs a wait; none is taken till all are forgotten."""
     kept = guard._slots
     kept._host = None  # as on a device
     forward(guard, sensor, Batch(("a", list(range(4)), [5])), tokens[:4])
@@ -354,7 +385,6 @@ def test_a_slot_never_written_reads_as_unknown():
 
 def test_scores_ride_on_whichever_output_the_runner_gave(guard, sensor, tokens):
     """On vLLM's own, at once; on one that is still to come, when it comes; on none, nowhere."""
-    from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
     class Later(AsyncModelRunnerOutput):
         def get_output(self):
