@@ -12,6 +12,7 @@ It touches, of `vllm/v1/engine/async_llm.py`: `generate` and `output_processor.p
 import copy
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -95,8 +96,10 @@ class Listener:
         if verdict.unscored is None:
             self._on_scored()
         prompt.num_verdicts += 1
-        if known and prompt.num_verdicts <= prompt.n and known.action.severity >= verdict.action.severity:
-            verdict = known
+        if known and prompt.num_verdicts <= prompt.n:
+            # The first one's id may be in the headers already.
+            milder = verdict.action.severity <= known.action.severity
+            verdict = known if milder else replace(verdict, event_id=known.event_id)
         prompt.verdict = verdict
         if prompt.num_verdicts >= prompt.n:
             self._settle(prompt, verdict)

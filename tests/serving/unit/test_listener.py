@@ -166,6 +166,9 @@ async def test_n_completions_are_one_prompt(hear, exchange, outputs, registry, o
     (prompt,) = exchange.prompts
     assert (prompt.n, prompt.blocked, prompt.passed) == (3, {1}, True)
     assert exchange.decision == "block"
+    assert exchange.verdict.event_id == (blocked if order[0] == 1 else allowed).event_id, (
+        "the id in the headers changed"
+    )
     assert (counted(registry, "allow"), counted(registry, "block")) == (0, 1)
 
 
