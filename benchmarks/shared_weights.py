@@ -7,11 +7,13 @@ It touches, of `vllm/v1/worker/cpu_worker.py`: `load_model`; of vLLM's linear la
 weights in the layout of their kernel.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from probes.artifact import Artifact
 from serving.engine.worker import GuardedWorker
 
 _FIRST: dict[str, nn.Module] = {}
@@ -27,7 +29,10 @@ class Unguarded(CPUWorker):  # type: ignore[misc]  # vLLM's classes are Any
 
 
 class Guarded(GuardedWorker):
-    """The guard's worker."""
+    """The guard's worker, of a model that no artifact was calibrated on."""
+
+    def foreguard_require_calibrated(self, artifacts: Sequence[Artifact]) -> None:
+        """Take any: subjects are measured with longer contexts than their files say."""
 
     def load_model(self, **options: Any) -> None:
         """Load the weights, or take those that are there: before anything is compiled."""

@@ -1,6 +1,6 @@
 """Ways of running vLLM that are not guarded: each is refused at the start rather than hoped for.
 
-What is not in this list runs guarded, and a test shows it (docs/compatibility.md says which).
+`vllm_arguments` says which arguments may be given at all; here is what of some of them may not.
 """
 
 from argparse import Namespace
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from probes.errors import ServingError
+from serving.vllm_arguments import ALLOWED, REFUSED
 
 SPECULATION_TESTED = ("ngram", "draft_model")
 """Speculative methods under which scores and steering were compared with a plain forward pass."""
@@ -16,10 +17,16 @@ SPECULATION_TESTED = ("ngram", "draft_model")
 CONNECTORS_TESTED = ("ExampleConnector",)
 """KV connectors that store nothing of what is computed under steering under a name that another prompt can ask for."""
 
+FORMATS_READ = ("auto", "hf", "safetensors", "mistral", "fastsafetensors", "runai_streamer", "instanttensor")
+"""Load formats that read the safetensors files that the fingerprint is of."""
+
+HASHES_TRUSTED = ("sha256", "sha256_cbor")
+"""Hashes under which nobody finds two prompts whose cached blocks, and so their scores, have one name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unguarded:
-    """A setting under which the guard would not see, or not stop, what it must."""
+    """A value under which the guard would not see, or not stop, what it must."""
 
     flag: str
     applies: Callable[[Namespace], object]
@@ -27,16 +34,8 @@ class Unguarded:
     remedy: str
 
 
-def _given(name: str) -> Callable[[Namespace], object]:
-    return lambda args: getattr(args, name, None)
-
-
-def _several(name: str) -> Callable[[Namespace], object]:
-    return lambda args: (getattr(args, name, 1) or 1) > 1
-
-
-def _chosen(name: str) -> Callable[[Namespace], object]:
-    return lambda args: getattr(args, name, None) not in (None, "auto")
+def _none_of(name: str, *tested: str) -> Callable[[Namespace], object]:
+    return lambda args: getattr(args, name, tested[0]) not in tested
 
 
 def _speculates_untested(args: Namespace) -> object:
@@ -61,9 +60,6 @@ def _compiles_in_sequence_parallel(args: Namespace) -> object:
 
 
 UNGUARDED = (
-    Unguarded("--worker-cls", _chosen("worker_cls"), "the guard sets this itself", "leave --worker-cls out"),
-    Unguarded("--scheduler-cls", _chosen("scheduler_cls"), "the guard sets this itself", "leave --scheduler-cls out"),
-    Unguarded("--grpc", _given("grpc"), "the gRPC server does not run the guard's middleware", "leave --grpc out"),
     Unguarded(
         "--runner",
         lambda args: args.runner == "pooling",
@@ -72,7 +68,7 @@ UNGUARDED = (
     ),
     Unguarded(
         "--convert",
-        lambda args: args.convert not in ("auto", "none"),
+        _none_of("convert", "auto", "none"),
         "a model that is converted to pooling generates nothing that the guard could stop",
         "serve it with `vllm serve`",
     ),
@@ -89,48 +85,10 @@ UNGUARDED = (
         "use --tensor-parallel-size",
     ),
     Unguarded(
-        "--decode-context-parallel-size",
-        _several("decode_context_parallel_size"),
-        "the guard keeps scores by KV-cache slot, and ranks would hold slots of their own",
-        "use --tensor-parallel-size",
-    ),
-    Unguarded(
-        "--prefill-context-parallel-size",
-        _several("prefill_context_parallel_size"),
-        "the guard would see one rank's part of each prompt",
-        "use --tensor-parallel-size",
-    ),
-    Unguarded(
-        "--enable-elastic-ep",
-        _given("enable_elastic_ep"),
-        "an engine that joins while the server runs would answer before a self-test has asked it",
-        "leave it out",
-    ),
-    Unguarded("--enable-dbo", _given("enable_dbo"), "the guard would see half of each batch at a time", "leave it out"),
-    Unguarded("--ubatch-size", _several("ubatch_size"), "the guard would see a part of each batch", "leave it out"),
-    Unguarded(
-        "--kv-sharing-fast-prefill",
-        _given("kv_sharing_fast_prefill"),
-        "later blocks skip the prompt's tokens, which the guard reads there",
-        "leave it out",
-    ),
-    Unguarded(
         "--compilation-config",
         _compiles_in_sequence_parallel,
         "sequence parallelism (pass_config.enable_sp, fuse_gemm_comms) leaves the guard's taps a part of the rows",
         "leave both out",
-    ),
-    Unguarded(
-        "--enable-hc-sp",
-        _given("enable_hc_sp"),
-        "sequence parallelism leaves the guard's taps a part of the rows",
-        "leave it out",
-    ),
-    Unguarded(
-        "--monokernel",
-        _given("monokernel"),
-        "a kernel that computes whole blocks passes the guard's taps by",
-        "leave it out",
     ),
     Unguarded(
         "--kv-transfer-config",
@@ -140,22 +98,32 @@ UNGUARDED = (
         "leave it out",
     ),
     Unguarded(
-        "--kv-offloading-size",
-        _given("kv_offloading_size"),
-        "the guard was not tried with KV offloading: what is computed under steering could reach others through it",
-        "leave it out",
+        "--load-format",
+        _none_of("load_format", *FORMATS_READ),
+        "the weights would not come from the safetensors files that the guard's artifact was compared with",
+        f"use one of: {', '.join(FORMATS_READ)}",
     ),
     Unguarded(
-        "--diffusion-config",
-        _given("diffusion_config"),
-        "a diffusion model has no first token for the guard to wait at",
-        "serve an autoregressive model",
+        "--prefix-caching-hash-algo",
+        _none_of("prefix_caching_hash_algo", *HASHES_TRUSTED),
+        "whoever finds two prompts of one hash has the guard read one's scores for the other",
+        f"use one of: {', '.join(HASHES_TRUSTED)}",
     ),
 )
 
 
-def require_guardable(args: Namespace) -> None:
-    """Raise `ServingError` for the first of vLLM's arguments under which requests would not be guarded."""
+def require_guardable(args: Namespace, defaults: Namespace) -> None:
+    """Raise `ServingError` for the first of vLLM's arguments under which requests would not be guarded.
+
+    `defaults` are the same parser's, of a command line that has nothing but the model.
+    """
+    for name, value in vars(args).items():
+        if value != getattr(defaults, name, None) and name not in ALLOWED:
+            raise ServingError(
+                REFUSED.get(name, "the guard was not tried with it: it is not in its list of vLLM's arguments"),
+                field=f"--{name.replace('_', '-')}",
+                remedy="leave it out",
+            )
     for each in UNGUARDED:
         if each.applies(args):
             raise ServingError(each.problem, field=each.flag, remedy=each.remedy)

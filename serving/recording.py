@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from probes.artifact import Artifact
-from probes.errors import ServingError
+from probes.errors import ForeguardError, ServingError
 from serving.config import GuardConfig
 from serving.engine.wire import EXTRA
+from serving.guardable import require_guardable
 from serving.process import SMALL
 from serving.supported import require_supported_vllm
 
@@ -107,11 +108,13 @@ def _engine(arguments: Sequence[str]) -> Any:
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
     parser.add_argument(_SCORE_BY, type=Path)
     args: Namespace = parser.parse_args(["--model", *arguments])
+    score_by = vars(args).pop("score_by")
+    require_guardable(args, parser.parse_args(["--model", arguments[0]]))
     args.async_scheduling = False
     # The key keeps untapped graphs out of vLLM's compile cache.
-    if args.score_by:
+    if score_by:
         args.worker_cls, args.scheduler_cls = SCORER, ASKER
-        args.additional_config = _guarded_by(args.score_by).to_vllm()
+        args.additional_config = _guarded_by(score_by).to_vllm()
     else:
         args.worker_cls, args.additional_config = RECORDER, {EXTRA: "recorder"}
     args.enable_prefix_caching = False  # a cached prefix would not pass through the model
@@ -139,4 +142,7 @@ if __name__ == "__main__":
     # Everything that prints goes to the log; the answers have the pipe to themselves.
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    _serve_orders(sys.stdin, pipe, sys.argv[1:])
+    try:
+        _serve_orders(sys.stdin, pipe, sys.argv[1:])
+    except ForeguardError as error:
+        sys.exit(str(error))

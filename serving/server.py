@@ -4,7 +4,6 @@ The guard enters vLLM by four of its own flags (`--worker-cls`, `--scheduler-cls
 and not by an entry point: vLLM only logs a plugin that fails to load, while a class that it cannot import stops it.
 """
 
-import os
 import socket
 import sys
 from argparse import Namespace
@@ -18,6 +17,7 @@ from probes.fingerprint import fingerprint
 from probes.steering import require_servable_steering
 from serving.config import AdapterConfig, GuardConfig
 from serving.cpu_memory import choose_kv_cache
+from serving.environment import prepare_environment
 from serving.guardable import require_guardable
 from serving.keys import Keys
 from serving.model_folder import model_folder
@@ -27,17 +27,6 @@ from serving.supported import require_supported_vllm
 WORKER = "serving.engine.worker.GuardedWorker"
 SCHEDULER = "serving.engine.gate.guarded_scheduler"
 MIDDLEWARE = "serving.voice.GuardMiddleware"
-
-_ENVIRONMENT = {
-    # No usage statistics leave an on-box server.
-    "VLLM_NO_USAGE_STATS": "1",
-}
-_REQUIRED = {
-    "VLLM_USE_RUST_FRONTEND": ("0", "the Rust front end does not run the guard's middleware"),
-    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": ("0", "it writes responses to the log"),
-    "VLLM_USE_RAY_V2_EXECUTOR_BACKEND": ("1", "Ray's older executor calls the model runner past the guard's worker"),
-}
-"""What these must be if they are set, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +47,20 @@ class Launch:
 def serve(launch: Launch) -> None:
     """Check everything, then serve until stopped. Raises `ForeguardError` before a port is opened."""
     require_supported_vllm()
-    _require_environment()
-    os.environ.update(_ENVIRONMENT)
+    prepare_environment()
+    require_settings()
     args = _parse([*_base_arguments(launch), *launch.vllm])
-    require_guardable(args)
+    require_guardable(args, _parse(_base_arguments(launch)))
     Keys.of(args)
     config = _check_files(launch, args)
-    _require_free_port(launch.host, launch.port)
+    if args.uds is None:
+        _require_free_port(args.host, args.port)
     if chosen := choose_kv_cache(args, model_folder(launch.model, args.revision)):
         print(f"foreguard: {chosen}", file=sys.stderr, flush=True)
     args.worker_cls, args.scheduler_cls = WORKER, SCHEDULER
     args.middleware = [*args.middleware, MIDDLEWARE]
     args.additional_config = {**(args.additional_config or {}), **config.to_vllm()}
     _run(args)
-
-
-def _require_environment() -> None:
-    for name, (needed, reason) in _REQUIRED.items():
-        if (found := os.environ.get(name, "")) not in ("", needed):
-            raise ServingError(f"is {found}, but {reason}", field=name, remedy=f"unset {name}")
-    require_settings()
 
 
 def _base_arguments(launch: Launch) -> list[str]:
@@ -136,10 +119,12 @@ def _check_adapter(
 
 
 def _chat_template(args: Namespace) -> str | None:
+    """Return the text of `--chat-template`, which names a file or is the template itself."""
     template: str | None = args.chat_template
-    if template is None:
-        return None
-    return Path(template).read_text() if Path(template).is_file() else template
+    try:
+        return template and Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError):  # such as a template that is too long for a name
+        return template
 
 
 def _require_free_port(host: str, port: int) -> None:

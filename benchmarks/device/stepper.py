@@ -31,9 +31,9 @@ def _engine(settings: dict[str, Any]) -> Any:
     args: Namespace = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(settings["arguments"])
     if settings["guard"]:
         from serving.config import GuardConfig
-        from serving.server import SCHEDULER, WORKER
+        from serving.server import SCHEDULER
 
-        args.worker_cls, args.scheduler_cls = WORKER, SCHEDULER
+        args.worker_cls, args.scheduler_cls = "benchmarks.device.made_up.MadeUp", SCHEDULER
         args.additional_config = GuardConfig.model_validate(settings["guard"]).to_vllm()
     return LLMEngine.from_engine_args(EngineArgs.from_cli_args(args))
 

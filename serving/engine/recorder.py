@@ -20,6 +20,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from probes.errors import ModelError
 from serving.engine.decoder import Decoder, DryRun, find_decoder
 from serving.engine.dry_run import dry_run_of
+from serving.engine.resolved_config import require_own_files
 from serving.engine.tap import silence, silent, write
 from serving.engine.wire import EXTRA
 
@@ -101,8 +102,9 @@ class RecordingWorker(PlatformWorker):
 
     def load_model(self, **options: Any) -> None:
         """Load the weights and tap the model, before anything is compiled."""
-        super().load_model(**options)
         config = self.vllm_config
+        require_own_files(config)
+        super().load_model(**options)
         self.foreguard_size = (
             config.model_config.get_total_num_hidden_layers(),
             config.model_config.get_hidden_size(),

@@ -8,12 +8,12 @@ It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `determine_availa
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from probes.errors import ArtifactMismatch, ModelError
+from probes.artifact import Artifact
+from probes.errors import ModelError
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.config import GuardConfig
@@ -22,6 +22,7 @@ from serving.engine.due_scores import Reading, with_scores
 from serving.engine.guarded_pass import GuardedPass
 from serving.engine.interpreter_stack import make_room
 from serving.engine.pipeline_stages import relay
+from serving.engine.resolved_config import require_calibrated
 from serving.engine.runner_v1 import attach_v1
 from serving.engine.runner_v2 import attach_v2
 from serving.engine.sensor import install
@@ -42,10 +43,9 @@ class GuardedWorker(PlatformWorker):
     def load_model(self, **options: Any) -> None:
         """Load the weights and tap the model, before anything is compiled."""
         make_room()
-        super().load_model(**options)
         artifacts = GuardConfig.from_vllm(self.vllm_config.additional_config).load_artifacts()
-        for artifact in artifacts:
-            _require_precision(artifact.manifest.fingerprint.dtype, self.vllm_config.model_config.dtype)
+        self.foreguard_require_calibrated(artifacts)
+        super().load_model(**options)
         (probes, subjects), steering = ProbeBank.side_by_side(artifacts), SteeringBank.side_by_side(artifacts)
         sensor = install(
             self.model_runner.get_model(),
@@ -75,6 +75,11 @@ class GuardedWorker(PlatformWorker):
         given = self.cache_config.kv_cache_memory_bytes is not None
         available = int(super().determine_available_memory())
         return available if given else self.foreguard.room_for_cache(available, self.get_kv_cache_spec().values())
+
+    def foreguard_require_calibrated(self, artifacts: Sequence[Artifact]) -> None:
+        """Raise `ArtifactMismatch` unless vLLM is about to load what the artifacts were calibrated on."""
+        for artifact in artifacts:
+            require_calibrated(self.vllm_config, artifact.manifest.fingerprint)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the KV cache, and the scores beside it."""
@@ -134,14 +139,3 @@ def _other_weights() -> ModelError:
         field="weights",
         remedy="calibrate the new weights, and start a server with them and their artifact",
     )
-
-
-def _require_precision(calibrated: str, served: torch.dtype) -> None:
-    """Raise `ArtifactMismatch` unless the model is served in the precision that it was calibrated in."""
-    name = str(served).removeprefix("torch.")
-    if name != calibrated:
-        raise ArtifactMismatch(
-            f"the artifact was calibrated in {calibrated}, the model is served in {name}",
-            field="fingerprint.dtype",
-            remedy=f"add `-- --dtype {calibrated}`, or calibrate in {name}",
-        )

@@ -18,12 +18,13 @@ def parser():
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_a_mode_is_what_its_flags_say(parser, mode):
     """Its own parser makes the CUDA graphs, scheduling and cache of it that the table means; and it is not refused."""
-    args = EngineArgs.from_cli_args(parser.parse_args(["--model", str(MODEL), *mode.flags]))
+    parsed, defaults = (parser.parse_args(["--model", str(MODEL), *flags]) for flags in (mode.flags, ()))
+    args = EngineArgs.from_cli_args(parsed)
     assert args.compilation_config.cudagraph_mode is CUDAGraphMode[graphs_of(mode)]
     assert args.async_scheduling is mode.asynchronous
     assert args.enforce_eager is ("eager" in mode.name)
     assert args.num_gpu_blocks_override == (36 if "starved" in mode.name else 1024)
-    require_guardable(args)
+    require_guardable(parsed, defaults)
 
 
 def test_every_kind_of_graph_is_there_on_both_runners():

@@ -7,7 +7,7 @@ import pytest
 from serving.process import free_port, guarded_command, unguarded_command
 from tests.serving.lab import MODEL, Reference
 from tests.serving.planted import planted_artifact
-from tests.serving.server import FLAGS, served
+from tests.serving.server import FLAGS, permitting, served
 from tests.serving.world import world
 
 
@@ -34,16 +34,19 @@ def cache_root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def start(artifact, artifact_folder, cache_root, tmp_path_factory):
-    """Return a function that starts a guarded server with a policy's text, or an unguarded one with none."""
+    """Return a function that starts a guarded server with a policy's text, or an unguarded one with none.
 
-    def start(policy: str | None, *vllm: str, **environment: str):
+    It permits the variables `permit`, which a server otherwise refuses.
+    """
+
+    def start(policy: str | None, *vllm: str, permit: tuple[str, ...] = (), **environment: str):
         folder, port = tmp_path_factory.mktemp("server"), free_port()
         environment.setdefault("VLLM_CACHE_ROOT", str(cache_root))
         if policy is None:
             return served(unguarded_command(MODEL, port, [*FLAGS, *vllm]), port, folder / "log", environment)
         (folder / "policy.yaml").write_text(policy)
         command = guarded_command(MODEL, artifact_folder, folder / "policy.yaml", port, [*FLAGS, *vllm])
-        return served(command, port, folder / "log", environment)
+        return served(permitting(command, *permit) if permit else command, port, folder / "log", environment)
 
     return start
 

@@ -46,7 +46,7 @@ def both(start, reference, artifact):
     """The guarded one's world, and the unguarded server."""
     dev = {"VLLM_SERVER_DEV_MODE": "1"}
     policy = policy_text(reference, artifact, constrained="steer")
-    with start(None, *FLAGS, **dev) as plain, start(policy, *FLAGS, **dev) as guarded:
+    with start(None, *FLAGS, **dev) as plain, start(policy, *FLAGS, permit=tuple(dev), **dev) as guarded:
         harmful, steered = clearly_harmful(reference, artifact, 4), steered_prompt(reference, artifact)
         yield World(guarded, reference, harmful, steered), plain
 

@@ -238,6 +238,17 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.entrypoints.serve.middleware.register init_entrypoints_middleware -> add_middleware or "
         "vllm.entrypoints.openai.api_server build_app -> add_middleware",
     ),
+    "serving/engine/resolved_config.py": (
+        *(
+            f"vllm.config.model ModelConfig.{name}"
+            for name in ("model", "tokenizer", "dtype", "quantization", "hf_config", "hf_overrides", "hf_config_path")
+        ),
+        "vllm.config.model ModelConfig.trust_remote_code",
+        "vllm.config.model ModelConfig.enable_prompt_embeds",
+        "vllm.config.model ModelConfig.logits_processors",
+        "vllm.config.load LoadConfig.load_format",
+        "vllm.config.cache CacheConfig.cache_dtype",
+    ),
     "serving/guardable.py": (
         *(
             f"vllm.engine.arg_utils EngineArgs.{name}"
@@ -245,15 +256,10 @@ SEAMS: dict[str, tuple[str, ...]] = {
                 "runner",
                 "speculative_config",
                 "pipeline_parallel_size",
-                "decode_context_parallel_size",
-                "prefill_context_parallel_size",
-                "enable_dbo",
-                "ubatch_size",
-                "kv_sharing_fast_prefill",
                 "compilation_config",
                 "kv_transfer_config",
-                "kv_offloading_size",
-                "diffusion_config",
+                "load_format",
+                "prefix_caching_hash_algo",
             )
         ),
         "vllm.config.parallel ParallelConfig.enable_hc_sp or vllm.config.compilation PassConfig.enable_sp",

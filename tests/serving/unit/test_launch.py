@@ -2,7 +2,9 @@
 
 import socket
 import tomllib
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,25 +92,6 @@ def test_the_extras_are_supported_versions():
     assert gpu == f"vllm>={FIRST[0]}.{FIRST[1]},<{LAST[0]}.{LAST[1] + 1}"
 
 
-@pytest.mark.parametrize(
-    ("name", "safe", "unsafe"),
-    [
-        ("VLLM_USE_RUST_FRONTEND", "0", "1"),
-        ("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", "0", "1"),
-        ("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "1", "0"),
-    ],
-)
-def test_environments_that_lead_around_the_guard(monkeypatch, name, safe, unsafe):
-    """Set to anything but nothing or what the guard needs, the variable is named with the reason."""
-    for harmless in ("", safe):
-        monkeypatch.setenv(name, harmless)
-        server._require_environment()
-    monkeypatch.setenv(name, unsafe)
-    with pytest.raises(ServingError) as caught:
-        server._require_environment()
-    assert caught.value.field == name
-
-
 def test_a_taken_port():
     """A port that someone listens on is refused before a model is loaded; a free one is not."""
     with socket.socket() as other:
@@ -119,6 +102,31 @@ def test_a_taken_port():
             server._require_free_port("127.0.0.1", port)
         assert caught.value.field == "--port"
     server._require_free_port("127.0.0.1", port)
+
+
+def test_the_port_that_is_asked_for_last_is_the_one_that_is_tried(monkeypatch, tmp_path):
+    """One behind `--` goes before the launcher's own, and a socket file is no port."""
+    tried = []
+    for name in ("prepare_environment", "require_supported_vllm", "_check_files", "_run", "choose_kv_cache"):
+        monkeypatch.setattr(server, name, lambda *_: SimpleNamespace(to_vllm=dict))
+    monkeypatch.setattr(server, "model_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(server, "_require_free_port", lambda *where: tried.append(where))
+    for vllm in ((), ("--port", "7"), ("--host", "::1"), ("--uds", "/somewhere")):
+        server.serve(server.Launch("model", Path("artifact"), Path("policy"), "127.0.0.1", 8, vllm=vllm))
+    assert tried == [("127.0.0.1", 8), ("127.0.0.1", 7), ("::1", 8)]
+
+
+def test_a_chat_template_is_a_file_or_the_text_itself(tmp_path):
+    """A text that is too long for a file's name, or no name at all, among them."""
+    (tmp_path / "given.jinja").write_text("{{ messages }} é", encoding="utf-8")
+    for given, text in (
+        (None, None),
+        (str(tmp_path / "given.jinja"), "{{ messages }} é"),
+        ("{{ messages }}", "{{ messages }}"),
+        (long := "{{ messages }}" * 500, long),
+        (odd := "{{ messages }}\0", odd),
+    ):
+        assert server._chat_template(Namespace(chat_template=given)) == text
 
 
 def test_a_port_for_a_server_to_come_is_none_that_the_system_gives_away(monkeypatch):
