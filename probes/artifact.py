@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ BENIGN_SCORES = "scores.harmless"
 HARMFUL_SCORES = "scores.harmful"
 BENIGN_ANSWERS = "answers.harmless"
 HARMFUL_ANSWERS = "answers.harmful"
+_LARGEST = {MANIFEST: 64 << 20, TENSORS: 4 << 30}
+"""Bytes that a file may have; an attachment may have 1 GiB. A hundred probes on all blocks of the largest models need 1."""
 _RECALIBRATE = "fetch the artifact again, or run `foreguard calibrate`"
 
 
@@ -176,14 +179,31 @@ def _read_described(path: Path, sha256: str, field: str) -> bytes:
 
 
 def _read(path: Path) -> bytes:
+    """Return the content of a file of the artifact. Raises `ArtifactCorrupt` for one that could be endless or anyone's."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ArtifactCorrupt(
-            f"cannot read {path.name}: {error.strerror}",
-            field=path.name,
-            remedy="name a folder that `foreguard calibrate` wrote",
-        ) from error
+        found = path.resolve(strict=True)
+        if not found.is_relative_to(path.parent.resolve(strict=True)):
+            raise _unusable(path.name, "it is a link out of the artifact's folder")
+        return _read_regular(found, path.name, _LARGEST.get(path.name, 1 << 30))
+    except (OSError, RuntimeError) as error:  # a link to itself is either
+        raise _unusable(path.name, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _read_regular(path: Path, name: str, limit: int) -> bytes:
+    # Opened once and asked about what was opened; not blocking, or a pipe would wait for its other end.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise _unusable(name, "it is no regular file")
+        if status.st_size > limit:
+            raise _unusable(name, f"it has {status.st_size} bytes, and may have {limit}")
+        return file.read(limit)
+
+
+def _unusable(name: str, why: str) -> ArtifactCorrupt:
+    return ArtifactCorrupt(
+        f"cannot read {name}: {why}", field=name, remedy="name a folder that `foreguard calibrate` wrote"
+    )
 
 
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor]) -> None:

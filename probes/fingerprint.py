@@ -17,6 +17,18 @@ from probes.errors import ArtifactMismatch, ModelError
 
 _VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tekken.json")
+_SETTINGS_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "params.json",
+    "hf_quant_config.json",
+)
+"""Smaller files that change token ids, rendered prompts or numbers where a model has them. `generation_config.json` is
+not one: it says how answers are sampled."""
+_UNREAD = {"name_or_path", "tokenizer_file", "special_tokens_map_file"}
+"""Keys of these files that change nothing."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
@@ -41,10 +53,14 @@ class Fingerprint(BaseModel):
     """The precision that the model computes in: `bfloat16`, `float16` or `float32`."""
     quantization: str | None = None
     lora: str | None = None
+    settings: str | None = None
+    """Of the tokenizer's and the checkpoint's smaller files. None in an artifact from before it was kept: not compared."""
 
     def require(self, model: "Fingerprint") -> None:
         """Raise `ArtifactMismatch`, naming each field that differs, unless `model` is the model of this artifact."""
         expected, found = self.model_dump(), model.model_dump()
+        if self.settings is None:
+            found["settings"] = None
         differing = [name for name in expected if expected[name] != found[name]]
         if not differing:
             return
@@ -83,6 +99,7 @@ def fingerprint(
         dtype=dtype or str(text.get("dtype") or text.get("torch_dtype") or config.get("dtype") or "float32"),
         quantization=(config.get("quantization_config") or {}).get("quant_method"),
         lora=_digest_adapter(adapter) if adapter else None,
+        settings=_digest_settings(model),
     )
 
 
@@ -129,6 +146,18 @@ def _positive(config: dict[str, Any], keys: Sequence[str], model: Path) -> int:
 
 def _digest_json(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _digest_settings(model: Path) -> str:
+    content: dict[str, Any] = {
+        name: {key: value for key, value in _read_json(model / name).items() if key not in _UNREAD}
+        for name in _SETTINGS_FILES
+        if (model / name).exists()
+    }
+    content.get("tokenizer_config.json", {}).pop("chat_template", None)  # which has a digest of its own
+    for template in sorted(model.glob("additional_chat_templates/*.jinja")):
+        content[template.name] = _read_text(template)
+    return _digest_json(content)
 
 
 def _digest_weights(model: Path) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -508,3 +509,62 @@ def test_an_attachment_cannot_lie_outside_the_folder(make, name):
     """Names are plain file names, so that a manifest cannot make anyone read elsewhere."""
     with pytest.raises(ValidationError):
         Manifest.model_validate(make().manifest.model_dump() | {"attachments": {name: "0"}})
+
+
+def fifo(file, _tmp_path):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def link(file, target):
+    file.unlink()
+    file.symlink_to(target)
+
+
+def link_out(file, tmp_path):
+    """The right bytes, and somebody else's file."""
+    shutil.copy(file, tmp_path / "copy")
+    link(file, tmp_path / "copy")
+
+
+def huge(file, _tmp_path):
+    os.truncate(file, 5 << 30)  # a hole: it takes no space
+
+
+NO_FILES = {
+    "a pipe that nobody writes to": (fifo, "no regular file"),
+    "a device without an end": (lambda file, _: link(file, "/dev/zero"), "link out"),
+    "a link out of the folder": (link_out, "link out"),
+    "a link to itself": (lambda file, _: link(file, file), "cannot read"),
+    "a folder": (lambda file, _: (file.unlink(), file.mkdir()), "no regular file|cannot read"),
+    "more than fits into memory": (huge, "and may have"),
+    "a pipe behind a link": (
+        lambda file, _: (os.mkfifo(file.with_name("pipe")), link(file, "pipe")),
+        "no regular file",
+    ),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", [MANIFEST, TENSORS, "evidence.json"])
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_what_is_no_file_of_the_folder_is_refused_unread(make, tmp_path, name, kind):
+    """No file of an artifact can make a start hang, take all memory, or come from outside."""
+    folder = tmp_path / "artifact"
+    replace(make(), attachments={"evidence.json": b"{}"}).save(folder)
+    spoil, says = NO_FILES[kind]
+    spoil(folder / name, tmp_path)
+    with pytest.raises(ArtifactCorrupt, match=says) as caught:
+        Artifact.load(folder)
+    assert caught.value.field == name
+
+
+def test_links_within_the_folder_are_followed(saved, tmp_path):
+    """As Kubernetes mounts a volume: each file a link to one behind `..data`. The folder may be a link itself."""
+    (saved / "..1").mkdir()
+    (saved / "..data").symlink_to("..1")
+    for name in (MANIFEST, TENSORS):
+        (saved / name).rename(saved / "..1" / name)
+        (saved / name).symlink_to(f"..data/{name}")
+    (tmp_path / "link").symlink_to(saved)
+    assert Artifact.load(tmp_path / "link").manifest == Artifact.load(saved).manifest

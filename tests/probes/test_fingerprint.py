@@ -70,6 +70,7 @@ CHANGES = {
     "hidden_size": lambda model: edit_config(model, hidden_size=32),
     "architecture": lambda model: edit_config(model, architectures=["MistralForCausalLM"]),
     "quantization": lambda model: edit_config(model, quantization_config={"quant_method": "fp8"}),
+    "settings": lambda model: (model / "added_tokens.json").write_text('{"<extra>": 9}'),
 }
 
 
@@ -101,6 +102,56 @@ def test_what_changes_no_activation_changes_no_print(model):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(dict(reversed(config.items())), indent=4))
     assert fingerprint(model) == before
+
+
+SETTINGS = {
+    "tokenizer_config.json": {"add_bos_token": True},
+    "special_tokens_map.json": {"bos_token": "<s>"},
+    "added_tokens.json": {"<extra>": 9},
+    "chat_template.json": {"chat_template": "{{ other }}"},
+    "params.json": {"norm_eps": 0.1},
+    "hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_smaller_files_count_too(model, name):
+    """What they say changes token ids, prompts or numbers: it has a digest, whatever order their keys are in."""
+    before = fingerprint(model)
+    (model / name).write_text(json.dumps(SETTINGS[name]))
+    changed = fingerprint(model)
+    assert [key for key, found in changed.model_dump().items() if found != before.model_dump()[key]] in (
+        ["settings"],
+        ["chat_template", "settings"],  # where the folder's own template was in the file
+    )
+    (model / name).write_text(json.dumps(SETTINGS[name], indent=4))
+    assert fingerprint(model) == changed
+
+
+def test_templates_for_tools_count_too(model):
+    """Transformers takes one of several templates by what a request has."""
+    before = fingerprint(model)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
+    assert fingerprint(model).settings != before.settings
+
+
+def test_how_answers_are_sampled_does_not_count(model):
+    """It changes no prompt and no number that is read off one; neither does where a tokenizer once lay."""
+    before = fingerprint(model)
+    (model / "generation_config.json").write_text('{"temperature": 0.1}')
+    (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}", "name_or_path": "x"}))
+    assert fingerprint(model) == before
+
+
+def test_an_artifact_from_before_they_counted_fits(model):
+    """Its fingerprint has no digest of them: they are not compared, and all else is."""
+    older = fingerprint(model).model_copy(update={"settings": None})
+    (model / "added_tokens.json").write_text('{"<extra>": 9}')
+    older.require(fingerprint(model))
+    CHANGES["weights"](model)
+    with pytest.raises(ArtifactMismatch, match="weights"):
+        older.require(fingerprint(model))
 
 
 def test_swapped_shards_are_noticed(model):
@@ -175,6 +226,7 @@ BROKEN = {
     "text_config is a list": lambda model: edit_config(model, text_config=[1]),
     "no weights": lambda model: [path.unlink() for path in model.glob("*.safetensors")],
     "no tokenizer": lambda model: (model / "tokenizer.json").unlink(),
+    "settings are not JSON": lambda model: (model / "added_tokens.json").write_text("{"),
     "template is not text": lambda model: (model / "chat_template.jinja").write_bytes(b"\xff\xfe"),
     "no folder": shutil.rmtree,
 }
