@@ -210,6 +210,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     "serving/hidden_logprobs.py": (
         "vllm.outputs RequestOutput.prompt_logprobs",
         "vllm.outputs RequestOutput.prompt_token_ids",
+        "vllm.outputs CompletionOutput.routed_experts",
         "vllm.sampling_params SamplingParams.logprobs",
         "vllm.logprobs Logprob.logprob",
     ),

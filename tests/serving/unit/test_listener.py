@@ -467,6 +467,18 @@ async def test_a_blocked_prompt_shows_no_number_of_the_model_s(hear, exchange, o
     assert set(found.prompt_token_id_logprobs.tolist()) == {-9999.0}
 
 
+@pytest.mark.parametrize("action", [Action.BLOCK, Action.STEER, Action.ALLOW])
+async def test_a_stopped_prompt_shows_no_routing_either(hear, exchange, outputs, action):
+    """Which experts its tokens went to is the model's, too; of a prompt that passes it is vLLM's to return."""
+    item = outputs.one(
+        outputs.completion(blocked=action is Action.BLOCK), verdict=replace(BOUND.judge([1.0]), action=action)
+    )
+    item.outputs[0].routed_experts = np.ones((3, 2, 1), dtype=np.int32)
+    listening, _, _ = hear(item)
+    (found,) = await drain(listening("p", SamplingParams(), "id"))
+    assert (found.outputs[0].routed_experts is None) is (action is not Action.ALLOW)
+
+
 async def test_a_steered_prompt_shows_none_either(hear, exchange, outputs):
     """The pass that gave them was not steered: they would tell what the model had said otherwise."""
     item = outputs.one(outputs.completion(), verdict=replace(BOUND.judge([1.0]), action=Action.STEER))
