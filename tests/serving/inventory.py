@@ -20,6 +20,8 @@ class Inventory:
     """Heading -> `METHOD /path` -> the classes that its body may be read as."""
     fields: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     """Heading -> class -> its fields."""
+    undeclared: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Heading -> a key or header -> others of its kind."""
     tests: list[tuple[str, str | None]] = field(default_factory=list)
     """Files, and functions in them, that the page says show something."""
 
@@ -27,6 +29,11 @@ class Inventory:
     def generating(self) -> dict[str, tuple[str, ...]]:
         """The routes that a prompt can be sent to and generated from."""
         return {route: kinds for routes in self.routes.values() for route, kinds in routes.items() if kinds}
+
+    def read(self, heading: str) -> set[str]:
+        """Return the keys or headers under a heading that begins so."""
+        kinds = next(each for name, each in self.undeclared.items() if name.startswith(heading))
+        return {name for first, others in kinds.items() for name in (first, *others)}
 
     def decided(self, kind: str) -> dict[str, str]:
         """Return a class's fields, each with the heading it stands under."""
@@ -38,7 +45,7 @@ def inventory() -> Inventory:
     text, found = PAGE.read_text(), Inventory()
     found.tests = [(match[1], match[2]) for match in _TEST.finditer(text)]
     for chapter in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
-        into = found.routes if chapter.startswith("Routes") else found.fields
+        into = {"Routes": found.routes, "Fields": found.fields}.get(chapter.split("\n")[0], found.undeclared)
         for section in re.split(r"^### ", chapter, flags=re.MULTILINE)[1:]:
             heading, _, body = section.partition("\n")
             for name, others in _entries(body):

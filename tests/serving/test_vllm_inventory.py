@@ -60,6 +60,13 @@ def test_every_field_is_decided_about(vllm):
     assert {kind: names for kind, names in gone.items() if names} == {}
 
 
+@pytest.mark.parametrize(("what", "heading"), [("keys", "Keys"), ("headers", "Headers")])
+def test_every_key_and_header_that_no_class_declares_is_decided_about(vllm, what, heading):
+    """Read off vLLM's sources: the one that stands in for a chat's messages is declared nowhere."""
+    found, decided = set(vllm[what]), DECIDED.read(heading)
+    assert (found - decided, decided - found) == (set(), set())
+
+
 def test_a_new_route_and_a_new_field_are_noticed(vllm):
     """The comparison itself: with one more of each, it fails."""
     assert "POST /v1/new" not in {route for routes in DECIDED.routes.values() for route in routes}

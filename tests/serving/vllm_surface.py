@@ -9,10 +9,12 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import sys
 import typing
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 VARIABLES = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_ENABLE_COHERE_API")
@@ -22,6 +24,12 @@ FLAGS = (
 )
 """What adds routes, all at once. Routers that nothing here adds are found in vLLM's package."""
 TASKS = ("generate", "transcription", "realtime")
+READING = ("entrypoints", "renderers", "tracing", "v1/engine", "v1/core/sched", "v1/request.py")
+"""Where vLLM reads what a client may put into a dictionary without a class, or into a header."""
+_KEY = re.compile(r"""(?:\w*transfer_params|extra_args|xargs|\bkv|\bextra)\b(?:\.get|\.pop)?[(\[]\s*["'](\w+)""")
+_HEADER = re.compile(r"""headers(?:\.get\(|\[)\s*["']([\w-]+)""")
+_HEADER_NAMES = re.compile(r"""^[A-Z]\w*HEADER\w*(?::[^=\n]+)?\s*=\s*(\[.*\]|".*")$""", re.MULTILINE)
+_SAGEMAKER = re.compile(r'"(X-Amzn-[\w-]*\w)"')
 REALTIME = ("InputAudioBufferAppend", "InputAudioBufferCommit", "SessionUpdate")
 """What a client sends on the websocket, which no route names."""
 
@@ -30,7 +38,8 @@ def main() -> None:
     """Print as one line of JSON what vLLM offers.
 
     `default` and `all`: routes, as `METHOD /path`. `bodies`: the classes that a route's body is read as; `inner`: those
-    that each of these, or of a websocket's messages, holds, itself among them; `fields`: their fields.
+    that each of these, or of a websocket's messages, holds, itself among them; `fields`: their fields. `keys` and `headers`:
+    what vLLM's sources read out of a dictionary that has no class, and of a request's headers.
     """
     import vllm
 
@@ -47,6 +56,8 @@ def main() -> None:
         "bodies": {name: [kind.__name__ for kind in each] for name, each in bodies.items()},
         "inner": {name: [kind.__name__ for kind in each] for name, each in held.items()},
         "fields": {kind.__name__: sorted(_fields(kind)) for each in held.values() for kind in each},
+        "keys": sorted(_found(_KEY, _sources())),
+        "headers": sorted({*_headers(_sources()), *_found(_SAGEMAKER, _package("model_hosting_container_standards"))}),
     }
     json.dump(found, sys.stdout)
 
@@ -121,6 +132,26 @@ def _fields(kind: type) -> dict[str, Any]:
         hints = typing.get_type_hints(kind, include_extras=True)
         return {name: hints[name] for name in names if not name.startswith("_")}
     return {}
+
+
+def _sources() -> list[str]:
+    return [text for place in READING for text in _package("vllm", place)]
+
+
+def _package(name: str, place: str = "") -> list[str]:
+    """Return the sources of a package, or of one place in it; those of pooling models left out."""
+    package = Path(importlib.import_module(name).__path__[0]) / place
+    files = [package] if package.is_file() else package.rglob("*.py")
+    return [file.read_text() for file in files if "pooling" not in file.parts]
+
+
+def _found(pattern: re.Pattern[str], sources: list[str]) -> set[str]:
+    return {name for text in sources for name in pattern.findall(text)}
+
+
+def _headers(sources: list[str]) -> set[str]:
+    named = {name for each in _found(_HEADER_NAMES, sources) for name in re.findall(r'"([\w-]+)"', each)}
+    return named | _found(_HEADER, sources)
 
 
 if __name__ == "__main__":
