@@ -4,12 +4,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "inventory.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "inventory.md"
 UNREACHED = "Not reached in any test"
 OPTIONAL = "Only where a flag or a variable adds it: for operators"
 
 _NAMES = re.compile(r"`([^`]+)`")
-_TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+_TEST = re.compile(r"`(tests/)?([\w/]*test_\w+\.py)(?:::(\w+))?`")
 
 
 @dataclass
@@ -22,8 +23,6 @@ class Inventory:
     """Heading -> class -> its fields."""
     undeclared: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     """Heading -> a key or header -> others of its kind."""
-    tests: list[tuple[str, str | None]] = field(default_factory=list)
-    """Files, and functions in them, that the page says show something."""
 
     @property
     def generating(self) -> dict[str, tuple[str, ...]]:
@@ -43,7 +42,6 @@ class Inventory:
 def inventory() -> Inventory:
     """Read the page. Raises `ValueError` for what stands on it twice."""
     text, found = PAGE.read_text(), Inventory()
-    found.tests = [(match[1], match[2]) for match in _TEST.finditer(text)]
     for chapter in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         into = {"Routes": found.routes, "Fields": found.fields}.get(chapter.split("\n")[0], found.undeclared)
         for section in re.split(r"^### ", chapter, flags=re.MULTILINE)[1:]:
@@ -53,6 +51,15 @@ def inventory() -> Inventory:
     _require_once([route for routes in found.routes.values() for route in routes])
     _require_once([(k, name) for kinds in found.fields.values() for k, names in kinds.items() for name in names])
     return found
+
+
+def tests_on(page: str) -> set[tuple[str, str]]:
+    """Return the files, and the functions in them, that a page of docs/ says show something.
+
+    A file that does not begin with `tests/` is one below `tests/serving/`.
+    """
+    text = (ROOT / "docs" / page).read_text()
+    return {(f"{match[1] or 'tests/serving/'}{match[2]}", match[3] or "") for match in _TEST.finditer(text)}
 
 
 def _entries(body: str) -> list[tuple[str, tuple[str, ...]]]:
