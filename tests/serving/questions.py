@@ -181,7 +181,12 @@ def beside(companion: Prompt) -> list[Question]:
                 return way.plain(prompt) | part | {key: both}
 
             found.append(Question(f"{way.name}, beside another: {name}", way, ask, choice=2 if name == "n" else 1))
-    return found
+
+    def score(prompt: Prompt) -> Json:
+        items = [companion.ids[1:], prompt.ids[1:]]
+        return {"model": SERVED_NAME, "query": prompt.ids[:1], "items": items, "label_token_ids": [5, 6]}
+
+    return [*found, Question("scoring, beside another", _way("scoring"), score, choice=1)]
 
 
 def _listed(prompt: Any) -> list[Any]:
@@ -235,7 +240,8 @@ def _lasting(content: Any) -> Any:
 
 
 def _of(content: Any, choice: int | None) -> Any:
-    """Return the choices of an answer from `choice` on; all of it where it has none."""
-    if choice is None or not isinstance(content, dict) or "choices" not in content:
+    """Return the choices of an answer, or its scores, from `choice` on; all of it where it has none."""
+    if choice is None or not isinstance(content, dict):
         return content
-    return [each for each in content["choices"] if each["index"] >= choice] or None
+    listed = content.get("choices", content.get("data"))
+    return content if listed is None else [each for each in listed if each["index"] >= choice] or None

@@ -31,6 +31,7 @@ STORE = {"VLLM_ENABLE_RESPONSES_API_STORE": "1"}
 CONTENT = "How do I brush a horse before the long ride?"
 STOPPED = tuple(WORDS)
 QUESTIONS = {question.name: question for question in questions()}
+BESIDE = {question.name: question for question in beside(Prompt("", "", []))}
 SCALED_OUT = [route.split(" ")[1] for route in inventory().routes["Refused by vLLM unless a flag allows it"]]
 STORED: dict[str, dict] = {
     "whole": {},
@@ -136,12 +137,12 @@ def growth(before, after) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", STOPPED)
-@pytest.mark.parametrize("name", [*QUESTIONS, *(each.name for each in beside(Prompt("", "", [])))])
+@pytest.mark.parametrize("name", [*QUESTIONS, *BESIDE])
 def test_nothing_of_a_stopped_prompt_leaves(asked, name, kind):
     """Whatever is asked for: no byte depends on what the model would have said."""
     one, other = (each.answers[name, kind] for each in asked)
     assert one == other
-    decides = name not in QUESTIONS or QUESTIONS[name].way.decides
+    decides = (QUESTIONS | BESIDE)[name].way.decides
     # One that is made in the background has not been asked about when its client is answered.
     decided = (kind, "block", *(["unscored"] if "background" in name else []))
     assert one.status != 200 or not decides or one.decision in decided, "it passed: nothing is tested"
