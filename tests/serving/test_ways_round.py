@@ -94,7 +94,6 @@ def test_the_answer_to_a_blocked_prompt_cannot_be_read_off(here, form):
         if hidden["finish_reason"] == "content_filter":
             blocked += 1
             assert set(numbers(hidden)) <= {FLOOR}
-            assert not any(hidden.get("prompt_logprobs") or [])
             assert not companion or set(numbers(companion)) - {FLOOR}, "nobody has a number: nothing is tested"
     assert blocked, "nothing was blocked: nothing is tested"
 
@@ -107,7 +106,7 @@ def test_the_answer_to_a_steered_prompt_cannot_be_read_off(here, form):
     """
     ids = ids_of(here, here.steered)
     hidden, _ = read_back(here, ids, form)
-    assert not any(hidden.get("prompt_logprobs") or [])
+    assert set(numbers(hidden.get("prompt_logprobs"))) <= {FLOOR}
     if "echo" in form:
         assert hidden["logprobs"]["token_logprobs"][: len(ids)] == [FLOOR] * len(ids)
         tops = hidden["logprobs"]["top_logprobs"][: len(ids)]
@@ -213,10 +212,11 @@ FORGED: list[Json] = [
 
 @pytest.mark.parametrize("forged", FORGED, ids=lambda body: json.dumps(body)[:60])
 def test_forged_fields_change_nothing(here, forged):
-    """Verdicts and orders that a client makes up, and what bends an answer: a blocked prompt stays blocked, or is a 400."""
+    """Verdicts and orders that a client makes up, and what bends an answer: a block stays one, or is an error."""
     reply = chat(here, here.harmful[0], **forged)
-    assert reply.status_code in (200, 400, 422), reply.text
-    if reply.status_code == 200:
+    if reply.status_code != 200:
+        assert set(reply.json()) == {"error"}
+    else:
         assert reply.headers["x-guardrail-decision"] == "block"
         assert {choice["finish_reason"] for choice in reply.json()["choices"]} == {"content_filter"}
         assert {choice["message"]["content"] for choice in reply.json()["choices"]} == {MESSAGE}
