@@ -91,26 +91,37 @@ def _with_answer(prompt: Prompt) -> list[int]:
     return [*prompt.ids, 26, 94, 311, prompt.ids[-1]]
 
 
+def _read_back(prompt: Prompt) -> Json:
+    return _greedy(prompt=_with_answer(prompt), echo=True, logprobs=5)
+
+
+_ALL = {"return_token_ids": True, "return_tokens_as_token_ids": True, "n": 2, "seed": 3, "temperature": 1}
+_CONTINUED = {"continue_final_message": True, "add_generation_prompt": False}
 READ_BACK: dict[str, Ask] = {
-    "completions, an answer read back": lambda p: _greedy(prompt=_with_answer(p), echo=True, logprobs=5),
+    "completions, an answer read back": _read_back,
     "completions, an answer read back by prompt_logprobs": lambda p: _greedy(
         prompt=_with_answer(p), prompt_logprobs=5, max_tokens=1
     ),
-    "completions, no token but the prompt's": lambda p: _greedy(
-        prompt=_with_answer(p), echo=True, logprobs=5, max_tokens=0
+    "completions, no token but the prompt's": lambda p: _read_back(p) | {"max_tokens": 0},
+    "completions, all that tells": lambda p: _read_back(p) | _ALL | {"prompt_logprobs": 5, "logprob_token_ids": [5, 6]},
+    "completions, all that tells, streamed": lambda p: (
+        _read_back(p)
+        | {"return_token_ids": True, "stream": True}
+        | {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     ),
     "chat, an answer read back by its tokens": lambda p: _greedy(
         messages=p.messages, kv_transfer_params={"prompt_token_ids": _with_answer(p)}, prompt_logprobs=5
     ),
-    "chat, an answer read back as one to be continued": lambda p: _greedy(
-        messages=[*p.messages, {"role": "assistant", "content": "Yes, here"}],
-        continue_final_message=True,
-        add_generation_prompt=False,
-        prompt_logprobs=5,
-        return_token_ids=True,
+    "chat, an answer read back as one to be continued": lambda p: (
+        _greedy(messages=[*p.messages, {"role": "assistant", "content": "Yes, here"}], prompt_logprobs=5) | _CONTINUED
+    ),
+    "chat, all that tells": lambda p: (
+        _greedy(messages=p.messages, echo=True, logprobs=True, top_logprobs=5, prompt_logprobs=5)
+        | _ALL
+        | {"return_prompt_text": True}
     ),
     "batch, an answer read back": lambda p: _greedy(messages=[p.messages], prompt_logprobs=5, return_prompt_text=True),
-    "sagemaker-completions, an answer read back": lambda p: _greedy(prompt=_with_answer(p), echo=True, logprobs=5),
+    "sagemaker-completions, an answer read back": _read_back,
 }
 """Teacher forcing: what the model would say next, asked for as the log-probability of a token of the prompt."""
 
