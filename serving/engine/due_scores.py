@@ -95,7 +95,9 @@ class DueScores:
 
     def gaps(self, found: RequestScores) -> dict[str, int]:
         """Return where the first token without a score is, by position, in each prompt that has none in `found` for it."""
-        unscored = [name for name, own in found.items() if isinstance(own, str) or not all(map(math.isfinite, chain(*own)))]
+        unscored = [
+            name for name, own in found.items() if isinstance(own, str) or not all(map(math.isfinite, chain(*own)))
+        ]
         if self.failed or not unscored:
             return {}
         lacking = dict(zip(self.prompts, self._by_prompt(~np.isfinite(self.parts.numpy()).all(axis=1)), strict=True))

@@ -83,14 +83,14 @@ def gate(config):
 SPOILT = [
     (Unscored.TAP_SILENT.value, Unscored.TAP_SILENT),
     (Unscored.SENSOR_ERROR.value, Unscored.SENSOR_ERROR),
-    ([float("nan")], Unscored.NOT_FINITE),
-    ([float("inf")], Unscored.NOT_FINITE),
+    ([[float("nan")]], Unscored.NOT_FINITE),
+    ([[float("inf")]], Unscored.NOT_FINITE),
 ]
 LOST = [
     (None, Unscored.MISSING),
     (Unscored.MISSING.value, Unscored.MISSING),
     ("no reason that anyone knows", Unscored.POLICY_ERROR),
-    ([0.0, 0.0], Unscored.POLICY_ERROR),
+    ([[0.0, 0.0]], Unscored.POLICY_ERROR),
 ]
 
 
@@ -119,7 +119,7 @@ def test_blocks_without_scores_are_not_shared(gate, scores, reason, on_unscored)
 
 
 @pytest.mark.parametrize(("gap", "cached"), [(0, 0), (15, 0), (16, 16), (40, 32), (63, 48), (None, 0)])
-@pytest.mark.parametrize("scores", [[float("nan")], Unscored.TAP_SILENT.value])
+@pytest.mark.parametrize("scores", [[[float("nan")]], Unscored.TAP_SILENT.value])
 def test_blocks_before_the_first_token_without_a_score_stay_shared(gate, scores, gap, cached):
     """A prompt that overflows behind a system prompt does not take the system prompt out of everyone's cache."""
     made = gate()

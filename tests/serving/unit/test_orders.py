@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from probes.template import whole
 from serving.engine.orders import OrderBook
 from serving.engine.scheduled import scheduled_of
 from serving.engine.wire import NO_ORDERS, ORDERS, Due
@@ -48,13 +49,13 @@ def test_what_waits_is_not_gone_through(book):
     """The step finishes one prompt and a chunk of another; a thousand more wait, some of them steered before."""
     book._open, book._steered = Unwalked(), Unwalked()
     for number in range(WAITING):
-        book.open(request(f"waiting{number}"))
+        book.open(request(f"waiting{number}"), (whole(20),))
         book.steer(request(f"preempted{number}"), [1.0], 3)
-    book.open(request("done", computed=20), subject=1)
-    book.open(request("chunk", computed=16))
+    book.open(request("done", computed=20), (whole(20),), subject=1)
+    book.open(request("chunk", computed=16), (whole(20),))
     book.steer(request("steered"), [0.5], 7)
     orders = give(book, {"chunk": 16, "done": 20, "steered": 1, "plain": 1})
-    assert orders.due == {"done": Due(20, [1, 2], 1)}
+    assert orders.due == {"done": Due((whole(20),), [1, 2], 1)}
     assert {name: each.begin for name, each in orders.steering.items()} == {"steered": 7}
 
 
