@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ from calibration.near_duplicates import leakage_notes
 from calibration.partner import load_partner
 from calibration.platt import fit_platt
 from calibration.progress import stage
-from calibration.prompts import MINIMUM_PER_CLASS, PromptFile, load_prompts, require_classes, require_disjoint
+from calibration.prompts import MINIMUM_PER_CLASS, Prompt, PromptFile, load_prompts, require_classes, require_disjoint
 from calibration.reading.activations import Where, record
 from calibration.reading.engine_source import IN_PROCESS, EngineSource, require_engine
 from calibration.reading.ray_source import RayCluster, Replica
@@ -69,6 +70,7 @@ from calibration.unseen.unseen_sources import COMBINED, UnseenSources, unseen_so
 from calibration.watching.watches import Watched, require_tokens, watch_answers
 from calibration.wrapping import wrap_prompts
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.canary import canary_prompt
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
 from probes.manifest import Manifest, Platt, Probe
@@ -79,6 +81,7 @@ _ANSWER: TypeAdapter[tuple[Study, ...] | str] = TypeAdapter(tuple[Study, ...] | 
 """What a diagnostic learned, or why it could not be asked."""
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")
+_CANARY = "canary"
 _MINIMA = {"train": MINIMUM_PER_CLASS, "validation": MINIMUM_PER_CLASS, "test": 1}
 
 
@@ -219,7 +222,7 @@ def calibrate(
     _require_probes(found)
     controls = [*random_probes(found.probes[0].spec, chat.hidden_size), *_shuffled(found, training)]
     scoring = uncertified(identity, [*found.probes, *controls], run.template)
-    scored = {split: _score(run, scoring, split, training) for split in ("validation", "test")}
+    scored = _scored(run, scoring, training)
     _require_unchanged(run, model, settings)
     found = _admitted(run, training, found, scored["validation"], settings)
     found, scored = _in_logits(run, found, scored)
@@ -233,9 +236,7 @@ def calibrate(
         update={"unseen": unseen}
     )
     with room_for(out):
-        manifest = _assemble(run, found, scored["validation"].scores, report, created, evidence, watched, forms).save(
-            out
-        )
+        manifest = _assemble(run, found, scored, report, created, evidence, watched, forms).save(out)
     if not settings.keep_work:
         shutil.rmtree(work)
         if not any(work.parent.iterdir()):
@@ -428,10 +429,24 @@ def _shuffled(found: Fitted, training: TrainingSet) -> list[FittedProbe]:
     return shuffled_probes(logistic, training) if logistic else []
 
 
-def _score(run: _Run, probes: Artifact, split: str, training: TrainingSet) -> RequestScores:
+def _scored(run: _Run, probes: Artifact, training: TrainingSet) -> dict[str, RequestScores]:
+    """Score the splits that were not trained on, and with the validation prompts the canary: by whoever certifies."""
+    validation = _score(run, probes, "validation", run.encoded["validation"] + _canary(run), training)
+    test = _score(run, probes, "test", run.encoded["test"], training)
+    return {"validation": validation.part(slice(-1)), _CANARY: validation.part(slice(-1, None)), "test": test}
+
+
+def _canary(run: _Run) -> EncodedPrompts:
+    config: Any = run.chat.model.config
+    prompt = Prompt(_CANARY, 0, (), is_harmful=False, category=None, source=None)
+    token_ids = tuple(canary_prompt(config.get_text_config().vocab_size))
+    return EncodedPrompts(run.files["validation"], (prompt,), (token_ids,))
+
+
+def _score(run: _Run, probes: Artifact, split: str, prompts: EncodedPrompts, training: TrainingSet) -> RequestScores:
     path = run.work / f"04-scores-{split}.safetensors"
     if not path.exists():
-        prompts, title, tokens = run.encoded[split], f"scoring {split} prompts", training.refusal_tokens
+        title, tokens = f"scoring {split} prompts", training.refusal_tokens
         with stage(title):
             if run.source is not None:
                 scored = run.source.score(prompts, probes, tokens, title)
@@ -569,7 +584,7 @@ def _doses(training: TrainingSet, found: Fitted) -> dict[str, tuple[Dose, ...]]:
 def _assemble(
     run: _Run,
     found: Fitted,
-    validation_scores: npt.NDArray[np.float32],
+    scored: dict[str, RequestScores],
     report: Report,
     created: str,
     evidence: Evidence,
@@ -577,7 +592,8 @@ def _assemble(
     forms: FormResults,
 ) -> Artifact:
     harmful = run.encoded["validation"].harmful
-    scores = validation_scores[:, : len(found.probes)]
+    scores = scored["validation"].scores[:, : len(found.probes)]
+    canary = dict(zip([item.spec.name for item in found.probes], scored[_CANARY].scores[0].tolist(), strict=False))
     tensors = _tensors(found.probes)
     for item in found.steering:
         tensors |= {f"steering.{item.spec.name}.{name}": tensor for name, tensor in item.tensors.items()}
@@ -603,6 +619,7 @@ def _assemble(
         steering=tuple(item.spec for item in found.steering),
         watches=watched.watches,
         combinations={COMBINED: evidence.unseen.combination} if evidence.unseen else {},
+        canary=canary,
         data=tuple(run.files[split].digest(split) for split in SPLITS),
         tools=run.tools,
     )

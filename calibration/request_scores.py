@@ -40,6 +40,10 @@ class RequestScores:
         """Fill in the scores of the prompts `rows`."""
         self.scores[rows], self.refusal[rows] = part.scores, part.refusal
 
+    def part(self, rows: slice) -> "RequestScores":
+        """Return the scores of some of the prompts."""
+        return RequestScores(self.scores[rows], self.refusal[rows])
+
     def require_finite(self, prompts: EncodedPrompts) -> None:
         """Raise `CalibrationError` naming the first prompt whose score is not a number."""
         bad = np.flatnonzero(~np.isfinite(self.scores).all(axis=1))

@@ -4,6 +4,9 @@ Counted once a prompt, in the process that answers the client, so they add up ov
 (prometheus-client's multiprocess mode). Every label value comes from an enumeration, the artifact or the policy.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from guard.decide import BoundPolicy
@@ -30,6 +33,8 @@ PUBLIC: dict[str, bool] = {
     "foreguard_answer_tokens": False,
 }
 """Whether whoever may ask for metrics may read this one: what answers tell anyway, and what no request moves."""
+MODEL_ITSELF = ""
+"""The label `adapter` of a prompt to the model without one: Prometheus takes an empty label for none."""
 
 UNRECORDED = "unrecorded"
 """Type of error: a prompt that was treated as it must be, and could not be counted."""
@@ -43,7 +48,14 @@ def is_public(name: str) -> bool:
 class GuardMetrics:
     """The guard's metrics in one registry."""
 
-    def __init__(self, registry: CollectorRegistry, policy: BoundPolicy) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        policy: BoundPolicy,
+        adapters: Mapping[str, BoundPolicy] = MappingProxyType({}),
+    ) -> None:
+        """`policy` is bound to the model's artifact, and in `adapters`, by name, to each adapter's."""
+        bound = {MODEL_ITSELF: policy, **adapters}
         self.requests = Counter(
             "foreguard_requests",
             "Prompts decided, by what was decided and the mode it was decided in.",
@@ -54,7 +66,11 @@ class GuardMetrics:
             "foreguard_unscored", "Prompts that have no score, by reason.", ["reason"], registry=registry
         )
         self.score = Histogram(
-            "foreguard_score", "Raw score of each prompt.", ["probe"], buckets=SCORE_BUCKETS, registry=registry
+            "foreguard_score",
+            "Raw score of each prompt.",
+            ["probe", "adapter"],
+            buckets=SCORE_BUCKETS,
+            registry=registry,
         )
         self.decision_seconds = Histogram(
             "foreguard_decision_seconds", "Time from scores to verdict.", buckets=SECONDS_BUCKETS, registry=registry
@@ -90,17 +106,17 @@ class GuardMetrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
-        self._publish_policy(registry, policy)
-        self._start_at_zero(policy)
+        self._publish_policy(registry, bound)
+        self._start_at_zero(bound)
 
-    def observe(self, verdict: Verdict) -> None:
-        """Count one verdict."""
+    def observe(self, verdict: Verdict, adapter: str = MODEL_ITSELF) -> None:
+        """Count one verdict on a prompt to the model itself, or to one of its adapters."""
         self.requests.labels(verdict.decision.value, verdict.mode.value).inc()
         if verdict.unscored:
             self.unscored.labels(verdict.unscored.value).inc()
             self.errors.labels(verdict.unscored.value).inc()
         for probe, score in verdict.scores.items():
-            self._scores[probe].observe(score)
+            self._scores[adapter, probe].observe(score)
         self.decision_seconds.observe(verdict.decision_seconds)
 
     def observe_answer(self, verdict: Verdict, num_tokens: int) -> None:
@@ -125,16 +141,17 @@ class GuardMetrics:
         """Count a prompt whose client left, or whose request failed, before its verdict came: no fault of the guard."""
         self.unscored.labels(Unscored.ABORTED.value).inc()
 
-    def _publish_policy(self, registry: CollectorRegistry, policy: BoundPolicy) -> None:
+    def _publish_policy(self, registry: CollectorRegistry, bound: Mapping[str, BoundPolicy]) -> None:
         threshold = Gauge(
             "foreguard_threshold",
             "Score above which a rule's condition holds.",
-            ["rule", "probe"],
+            ["rule", "probe", "adapter"],
             registry=registry,
             multiprocess_mode="mostrecent",
         )
-        for (rule, probe), value in policy.thresholds.items():
-            threshold.labels(rule, probe).set(value)
+        for adapter, own in bound.items():
+            for (rule, probe), value in own.thresholds.items():
+                threshold.labels(rule, probe, adapter).set(value)
         info = Gauge(
             "foreguard_policy_info",
             "The policy in force; always 1.",
@@ -142,9 +159,10 @@ class GuardMetrics:
             registry=registry,
             multiprocess_mode="mostrecent",
         )
-        info.labels(policy.policy.name, policy.policy.version, policy.policy.mode.value).set(1)
+        policy = bound[MODEL_ITSELF].policy
+        info.labels(policy.name, policy.version, policy.mode.value).set(1)
 
-    def _start_at_zero(self, policy: BoundPolicy) -> None:
+    def _start_at_zero(self, bound: Mapping[str, BoundPolicy]) -> None:
         # A series that appears only with its first event hides that event from rate().
         for action in Action:
             for mode in Mode:
@@ -157,4 +175,8 @@ class GuardMetrics:
                 self.errors.labels(reason.value)
         self.errors.labels(UNRECORDED)
         # Looked up once: there may be many probes, and this is done for every prompt.
-        self._scores = {probe: self.score.labels(probe) for probe in (*policy.probes, *policy.policy.combine)}
+        self._scores = {
+            (adapter, probe): self.score.labels(probe, adapter)
+            for adapter, own in bound.items()
+            for probe in (*own.probes, *own.policy.combine)
+        }

@@ -4,14 +4,15 @@ A policy is a YAML file. `Policy` is its validated form; `policy_file.py` reads 
 `decide.py` binds it to an artifact and makes decisions. Format: `docs/policy.md`.
 """
 
+import hashlib
 import hmac
 import secrets
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, StringConstraints, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, Strict, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from guard.guessable import GUESSABLE
@@ -136,7 +137,9 @@ class Policy(_Strict):
     version: _Label
     mode: Mode = Mode.ENFORCE
     artifact: _Digest | None = None
-    """Digest of the only artifact that this policy may run with."""
+    """Digest of the only artifact of a model itself that this policy may run with."""
+    adapters: dict[str, _Digest] = {}
+    """Digests of the only artifacts that adapters may have, by the adapter's name."""
     on_unscored: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
     off_template: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
     """What is done where a prompt does not end as the chat template does, and a rule's probes are not certified for that."""
@@ -151,17 +154,31 @@ class Policy(_Strict):
     expose_scores: bool = False
     """Whether every client sees scores. Scores help an attacker search for what passes."""
     callers: tuple[Caller, ...] = ()
+    _digest: str = PrivateAttr("")
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Take the digest, once: copies for an artifact are of the same policy."""
+        self._digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
         """`name@version`, as clients and metrics see it."""
         return f"{self.name}@{self.version}"
 
+    @property
+    def digest(self) -> str:
+        """The first 16 digits of the SHA-256 of all that the policy says: whether two processes read the same."""
+        return self._digest
+
     def beside(self, combinations: Mapping[str, Mapping[str, float]]) -> Self:
         """Return the policy with an artifact's combinations at hand; those that it defines itself are its own."""
         return self.model_copy(
             update={"combine": {name: dict(each) for name, each in combinations.items()} | self.combine}
         )
+
+    def of_adapter(self, name: str) -> Self:
+        """Return the policy as the adapter `name` has it, whose artifact may be pinned and is none of the model's."""
+        return self.model_copy(update={"artifact": self.adapters.get(name)})
 
     def verdict(
         self,
@@ -182,6 +199,7 @@ class Policy(_Strict):
             mode=mode,
             scores=dict(scores),
             policy=self.label,
+            policy_digest=self.digest,
             event_id=f"fge_{secrets.token_hex(12)}",
             rule=rule,
             category=category,

@@ -77,6 +77,8 @@ class Verdict:
     """The rule that fired, if one did."""
     category: str | None = None
     """What that rule is about, as the policy has it."""
+    policy_digest: str = ""
+    """`Policy.digest` of that policy."""
     unscored: Unscored | None = None
     constraint: str | None = None
     """What the request asked of its answer that made a steer a block, if anything did: a field of vLLM's `SamplingParams`."""
@@ -95,6 +97,7 @@ class Verdict:
             "mode": self.mode.value,
             "scores": self.scores,
             "policy": self.policy,
+            "policy_digest": self.policy_digest,
             "event_id": self.event_id,
             "rule": self.rule,
             "category": self.category,

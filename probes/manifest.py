@@ -279,6 +279,8 @@ class Manifest(_Strict):
     watches: tuple[Watch, ...] = ()
     combinations: dict[Name, Annotated[dict[Name, float], Field(min_length=1)]] = {}
     """Weighted sums of probe scores that calibration recommends; policies may use them by name."""
+    canary: dict[Name, float] = {}
+    """The canary prompt's score by every probe (`probes.canary`). Empty in an artifact from before they were kept."""
     data: tuple[DataDigest, ...] = ()
     tools: dict[str, str] = {}
     tensors_sha256: str = ""
@@ -310,6 +312,12 @@ class Manifest(_Strict):
         for name, weights in self.combinations.items():
             if name in probes or not set(weights) <= probes:
                 raise ValueError(f"combination {name!r} must be of probes that exist, and named like none of them")
+        return self
+
+    @model_validator(mode="after")
+    def _canary_is_of_all_probes(self) -> Self:
+        if self.canary and set(self.canary) != {probe.name for probe in self.probes}:
+            raise ValueError("canary: every probe, and no other name, has a score")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ vLLM hashes `additional_config` into its compile-cache key, so a graph compiled 
 guarded server. The key holds the artifact's digest and the policy's path, not its content: a new policy compiles nothing.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guard.binding import bind_to
 from guard.decide import BoundPolicy
+from guard.policy import Policy
 from guard.policy_file import load_policy
 from probes.artifact import Artifact
 from probes.errors import ArtifactMismatch, ServingError
+from serving.checked import require_policy
 from serving.engine.wire import EXTRA
 
 
@@ -67,8 +70,19 @@ class GuardConfig(BaseModel):
         return [self.load_artifact(), *(_load(each.artifact, each.artifact_digest) for each in self.adapters)]
 
     def bind_policy(self, artifact: Artifact) -> BoundPolicy:
-        """Read the policy and bind it to `artifact`."""
-        return bind_to(artifact, load_policy(self.policy))
+        """Read the policy and bind it to the model's `artifact`. Raises `PolicyError`, also for one that was changed."""
+        return bind_to(artifact, self._load_policy())
+
+    def bind_policies(self, artifacts: Sequence[Artifact]) -> list[BoundPolicy]:
+        """Bind the policy to the model's artifact, then to its adapters', as `load_artifacts` has them. Raises likewise."""
+        policy = self._load_policy()
+        policies = [policy, *(policy.of_adapter(each.name) for each in self.adapters)]
+        return [bind_to(artifact, own) for artifact, own in zip(artifacts, policies, strict=True)]
+
+    def _load_policy(self) -> Policy:
+        policy = load_policy(self.policy)
+        require_policy(policy)
+        return policy
 
 
 def _load(folder: Path, digest: str) -> Artifact:

@@ -21,8 +21,9 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import SamplingParams
 
 from guard.decide import BoundPolicy
-from guard.metrics import GuardMetrics
+from guard.metrics import MODEL_ITSELF, GuardMetrics
 from guard.verdict import Action, Unscored, Verdict
+from probes.errors import ServingError
 from serving.decision_log import DecisionLog
 from serving.engine.wire import ANSWER, CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
 from serving.exchange import Prompt, current
@@ -84,9 +85,20 @@ class Listener:
         if prompt and VERDICT in carried:
             # A prompt has no verdict while one of its verdicts cannot be read.
             known, prompt.verdict = prompt.verdict, None
-            self._record(prompt, Verdict.from_wire(carried[VERDICT]), known)
+            self._record(prompt, self._own(Verdict.from_wire(carried[VERDICT])), known)
         if prompt and ANSWER in carried:
             self._record_answer(prompt, carried[ANSWER])
+
+    def _own(self, verdict: Verdict) -> Verdict:
+        """Return the verdict. Raises `ServingError` where another policy than this process has decided: it says nothing."""
+        if verdict.policy_digest != self._policy.policy.digest:
+            raise ServingError(
+                f"decided by {verdict.policy} with the digest {verdict.policy_digest!r}, which is another policy than "
+                f"this process has, {self._policy.policy.label} with {self._policy.policy.digest!r}",
+                field="policy",
+                remedy="start the server again",
+            )
+        return verdict
 
     def _record(self, prompt: Prompt, verdict: Verdict, known: Verdict | None = None) -> None:
         """Take in one of the prompt's verdicts, of which `known` is the most severe so far.
@@ -106,12 +118,12 @@ class Listener:
 
     def _settle(self, prompt: Prompt, verdict: Verdict) -> None:
         """Count the prompt and write it down, once: by the verdict that its client is told."""
-        self._count(partial(self._metrics.observe, verdict))
+        self._count(partial(self._metrics.observe, verdict, prompt.model or MODEL_ITSELF))
         self._log.record(verdict, prompt)
 
     def _record_answer(self, prompt: Prompt, carried: dict[str, Any]) -> None:
         num_tokens = carried.pop("tokens")
-        verdict = Verdict.from_wire(carried)
+        verdict = self._own(Verdict.from_wire(carried))
         self._count(partial(self._metrics.observe_answer, verdict, num_tokens))
         self._log.record(verdict, prompt, "answer")
         if prompt.answer is None or verdict.decision.severity > prompt.answer.decision.severity:

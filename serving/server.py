@@ -7,14 +7,18 @@ and not by an entry point: vLLM only logs a plugin that fails to load, while a c
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from guard.policy import Policy
+from guard.verdict import Action
 from probes.artifact import Artifact
-from probes.errors import ServingError
-from probes.fingerprint import fingerprint
+from probes.errors import PolicyError, ServingError
+from probes.fingerprint import Fingerprint, fingerprint
 from probes.steering import require_servable_steering
+from serving.checked import Checked
 from serving.config import AdapterConfig, GuardConfig
 from serving.cpu_memory import choose_kv_cache
 from serving.environment import prepare_environment
@@ -52,7 +56,7 @@ def serve(launch: Launch) -> None:
     args = _parse([*_base_arguments(launch), *launch.vllm])
     require_guardable(args, _parse(_base_arguments(launch)))
     Keys.of(args)
-    config = _check_files(launch, args)
+    config, checked = _check_files(launch, args)
     if args.uds is None:
         _require_free_port(args.host, args.port)
     if chosen := choose_kv_cache(args, model_folder(launch.model, args.revision)):
@@ -60,6 +64,7 @@ def serve(launch: Launch) -> None:
     args.worker_cls, args.scheduler_cls = WORKER, SCHEDULER
     args.middleware = [*args.middleware, MIDDLEWARE]
     args.additional_config = {**(args.additional_config or {}), **config.to_vllm()}
+    checked.publish()
     _run(args)
 
 
@@ -81,41 +86,61 @@ def _parse(arguments: list[str]) -> Namespace:
     return args
 
 
-def _check_files(launch: Launch, args: Namespace) -> GuardConfig:
+def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]:
+    """Return the guard's configuration, once all files belong together, and which they are. Raises `ForeguardError`."""
     artifact = Artifact.load(launch.artifact)
     require_servable_steering(artifact.manifest)
     folder = model_folder(launch.model, args.revision)
+    modules = {module.name: Path(module.path) for module in args.lora_modules or ()}
+    checked = Checked.begin([folder, *(modules[name] for name in launch.adapters if name in modules)])
     dtype = None if args.dtype == "auto" else {"half": "float16", "float": "float32"}.get(args.dtype, args.dtype)
-    artifact.manifest.fingerprint.require(fingerprint(folder, dtype=dtype, chat_template=_chat_template(args)))
+    found = partial(fingerprint, folder, dtype=dtype, chat_template=_chat_template(args))
+    artifact.manifest.fingerprint.require(found())
     config = GuardConfig(
         artifact=launch.artifact.resolve(),
         artifact_digest=artifact.manifest.digest,
         policy=launch.policy.resolve(),
         behind_voice=True,
     )
-    config.bind_policy(artifact)
-    adapters = tuple(_check_adapter(name, path, args, folder, dtype, config) for name, path in launch.adapters.items())
-    return config.model_copy(update={"adapters": adapters})
+    policy = config.bind_policy(artifact).policy
+    adapters = [_check_adapter(name, path, modules, found) for name, path in launch.adapters.items()]
+    config = config.model_copy(update={"adapters": tuple(adapters)})
+    config.bind_policies(config.load_artifacts())
+    _require_guarded_adapters(policy, modules, launch.adapters)
+    return config, checked.with_policy(policy)
 
 
 def _check_adapter(
-    name: str, folder: Path, args: Namespace, model: Path, dtype: str | None, config: GuardConfig
+    name: str, folder: Path, modules: Mapping[str, Path], found: Callable[..., Fingerprint]
 ) -> AdapterConfig:
     """Return the configuration of one adapter whose artifact, at `folder`, is its own. Raises `ForeguardError`."""
-    served = {module.name: module.path for module in args.lora_modules or ()}
-    if name not in served:
+    if name not in modules:
         raise ServingError(
             f"no adapter is served as {name!r}",
             field="--adapter",
-            remedy=f"use one of: {', '.join(served)}" if served else "name it in vLLM's --lora-modules",
+            remedy=f"use one of: {', '.join(modules)}" if modules else "name it in vLLM's --lora-modules",
         )
     artifact = Artifact.load(folder)
     require_servable_steering(artifact.manifest)
-    adapter = Path(served[name])
-    found = fingerprint(model, dtype=dtype, chat_template=_chat_template(args), adapter=adapter)
-    artifact.manifest.fingerprint.require(found)
-    config.bind_policy(artifact)
-    return AdapterConfig(name=name, path=adapter, artifact=folder.resolve(), artifact_digest=artifact.manifest.digest)
+    artifact.manifest.fingerprint.require(found(adapter=modules[name]))
+    digest = artifact.manifest.digest
+    return AdapterConfig(name=name, path=modules[name], artifact=folder.resolve(), artifact_digest=digest)
+
+
+def _require_guarded_adapters(policy: Policy, served: Collection[str], guarded: Collection[str]) -> None:
+    """Raise where an adapter's name in a request would lead around the guard, or the policy pins one that has no artifact."""
+    if (bare := sorted(set(served) - set(guarded))) and policy.on_unscored is not Action.BLOCK:
+        raise PolicyError(
+            f"lets pass what has no score, and {', '.join(bare)} has no artifact: whoever names it is not guarded",
+            field="on_unscored",
+            remedy="give each adapter its artifact (--adapter NAME=FOLDER), or set on_unscored to block",
+        )
+    if unknown := sorted(set(policy.adapters) - set(guarded)):
+        raise PolicyError(
+            f"no artifact was given for {', '.join(unknown)}",
+            field="adapters",
+            remedy="name it with --adapter NAME=FOLDER, or take it out of the policy",
+        )
 
 
 def _chat_template(args: Namespace) -> str | None:

@@ -7,6 +7,7 @@ It touches, of vLLM's application state: `args`, `vllm_config`, `engine_client`,
 """
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from guard.metrics import GuardMetrics
 from probes.errors import ForeguardError, ServingError
 from serving import readiness, shapes
 from serving.beams import refuse_beams
+from serving.checked import require_files
 from serving.config import GuardConfig
 from serving.decision_log import DecisionLog
 from serving.guarded_requests import ASGIApp, GuardedRequests, Scope
@@ -28,7 +30,7 @@ from serving.readiness import Readiness
 from serving.request_body import Limits, Message, Receive
 from serving.responder import Send
 from serving.routes import METRICS, OPEN, ROUTES, has_control_characters, known_path
-from serving.selftest import ask_engines, canary, engines
+from serving.selftest import Expected, ask_engines, canary, engines
 from serving.settings import body_timeout, max_body, ready_age
 
 logger = logging.getLogger("vllm.foreguard.voice")
@@ -118,14 +120,19 @@ class _Guard:
     async def start(self, state: Any) -> None:
         """Test the guard, then begin. Raises `ForeguardError` where it does not work."""
         config = GuardConfig.from_vllm(state.vllm_config.additional_config)
-        bound = config.bind_policy(config.load_artifact())
+        artifacts, models = config.load_artifacts(), state.openai_serving_models
+        bound, *others = config.bind_policies(artifacts)
+        adapters = {each.name: own for each, own in zip(config.adapters, others, strict=True)}
+        subjects = [None, *(models.lora_requests[name] for name in adapters)]
+        expected = [Expected.of(each, bound.policy, own) for each, own in zip(artifacts, subjects, strict=True)]
         self._keys, limits = Keys.of(state.args), Limits(max_body(), body_timeout())
         age, client = ready_age(), state.engine_client
         refuse_beams()
-        verdict = await canary(client)
-        metrics = GuardMetrics(REGISTRY, bound)
-        model = state.openai_serving_models.base_model_paths[0].name
-        self._readiness = Readiness(partial(_asked_awake, client, client.generate), metrics, age)
+        verdict = await canary(client, expected)
+        require_files()
+        metrics = GuardMetrics(REGISTRY, bound, adapters)
+        model = models.base_model_paths[0].name
+        self._readiness = Readiness(partial(_asked_awake, client, client.generate, expected[:1]), metrics, age)
         # A client's prompt says nothing of the engines that it did not go to.
         on_scored = self._readiness.note_scored if len(engines(client)) == 1 else lambda: None
         Listener(bound, metrics, DecisionLog(bound.policy, model), on_scored).attach(client)
@@ -147,11 +154,11 @@ class _Guard:
         await JSONResponse(body, status, {"cache-control": "no-store"})(scope, receive, send)
 
 
-async def _asked_awake(engine_client: Any, generate: Any) -> None:
+async def _asked_awake(engine_client: Any, generate: Any, expected: Sequence[Expected]) -> None:
     """Ask every engine with a canary prompt. Raises `ServingError` if one does not see it, or sleeps."""
     if await engine_client.is_sleeping():
         raise ServingError("the engine sleeps", field="/sleep", remedy="wake it up")
-    await ask_engines(engine_client, generate)
+    await ask_engines(engine_client, generate, expected)
 
 
 def _not_ready(path: str | None) -> JSONResponse:

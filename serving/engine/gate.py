@@ -68,7 +68,7 @@ class GuardedScheduler(DroppingScheduler):
         super().__init__(*args, **kwargs)
         config = GuardConfig.from_vllm(self.vllm_config.additional_config)
         artifacts = config.load_artifacts()
-        self._policies: list[BoundPolicy] = [config.bind_policy(artifact) for artifact in artifacts]
+        self._policies: list[BoundPolicy] = config.bind_policies(artifacts)
         self._strengths = _strengths(self._policies, artifacts)
         self._behind_voice = config.behind_voice
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}

@@ -16,10 +16,13 @@ from calibration.evaluation_run import evaluate_artifact
 from calibration.evidence import Evidence
 from calibration.pipeline import SPLITS, WORK, Settings, calibrate
 from calibration.prompts import load_prompts
+from calibration.request_scores import score_batches
 from guard.threshold import certify
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.canary import canary_prompt, tolerances
 from probes.errors import ArtifactMismatch, CalibrationError, PromptError
 from probes.fingerprint import fingerprint
+from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 
 NAMES = [
@@ -65,6 +68,17 @@ def test_an_artifact_is_written_whole(calibrated, planted, splits):
         assert [each.split for each in probe.evaluation] == ["validation", "test"]
         assert probe.evaluation[1].auroc > 0.99
     assert not (out.parent / WORK).exists()
+
+
+def test_the_canary_s_scores_are_the_served_arithmetic_s(calibrated, planted_chat):
+    """The artifact keeps what its own probes, as they are stored, read of the canary prompt."""
+    _, out = calibrated
+    artifact = Artifact.load(out)
+    bank = ProbeBank.from_artifact(artifact)
+    prompt = canary_prompt(planted_chat.model.config.vocab_size)
+    [(_, found)] = score_batches(planted_chat, bank, [prompt], [[0]])
+    assert artifact.manifest.canary == pytest.approx(dict(zip(bank.names, found.scores[0], strict=True)), abs=1e-3)
+    assert set(tolerances(artifact)) == set(NAMES)
 
 
 def test_a_certified_threshold_keeps_its_promise_on_test(calibrated):

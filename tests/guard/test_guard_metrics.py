@@ -43,7 +43,7 @@ def test_every_series_starts_at_zero(bound, registry):
     for reason in Unscored:
         assert registry.get_sample_value("foreguard_unscored_total", {"reason": reason.value}) == 0
     for probe in ("harm", "refusal", "gap"):
-        assert registry.get_sample_value("foreguard_score_count", {"probe": probe}) == 0
+        assert registry.get_sample_value("foreguard_score_count", {"probe": probe, "adapter": ""}) == 0
     assert registry.get_sample_value("foreguard_decision_seconds_count") == 0
 
 
@@ -66,14 +66,14 @@ def test_verdicts_are_counted_by_decision_and_mode(bound, registry):
     assert requests("allow", "enforce") == 1
     assert requests("allow", "shadow") == 0
     assert registry.get_sample_value("foreguard_unscored_total", {"reason": "tap_silent"}) == 1
-    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm"}) == 3
+    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm", "adapter": ""}) == 3
     for probe, bound_of_bucket, below in (
         ("harm", "3.0", 2),
         ("harm", "-1.0", 1),
         ("gap", "-0.5", 1),
         ("gap", "2.0", 2),
     ):
-        labels = {"probe": probe, "le": bound_of_bucket}
+        labels = {"probe": probe, "adapter": "", "le": bound_of_bucket}
         assert registry.get_sample_value("foreguard_score_bucket", labels) == below
     assert registry.get_sample_value("foreguard_decision_seconds_count") == 4
 
@@ -81,9 +81,35 @@ def test_verdicts_are_counted_by_decision_and_mode(bound, registry):
 def test_policy_and_thresholds_are_published(bound, registry):
     """A dashboard can draw the threshold beside the scores, and say which policy is in force."""
     GuardMetrics(registry, bound)
-    assert registry.get_sample_value("foreguard_threshold", {"rule": "r", "probe": "harm"}) == 2
+    assert registry.get_sample_value("foreguard_threshold", {"rule": "r", "probe": "harm", "adapter": ""}) == 2
     info = {"name": "test", "version": "1", "mode": "enforce"}
     assert registry.get_sample_value("foreguard_policy_info", info) == 1
+
+
+def test_adapters_have_series_of_their_own(bound, policy, registry):
+    """An adapter's artifact has other probes, combinations and thresholds than the model's: none is missing or mixed up."""
+    combined = {"sum": {"harm": 1, "depth": 1}}
+    own = bind(
+        policy(("r", "block", {"depth": {"above": {"target_fpr": 0.5}}}), combine=combined),
+        ("depth", "harm"),
+        np.linspace(-2, 2, 40, dtype=np.float32).reshape(20, 2),
+    )
+    metrics = GuardMetrics(registry, bound, {"polite": own})
+    metrics.observe(bound.judge([3, 1]))
+    metrics.observe(own.judge([4, 1]), "polite")
+    metrics.observe(own.judge(Unscored.ADAPTER), "one that has no artifact")
+
+    def read(name, **labels):
+        return registry.get_sample_value(name, labels)
+
+    for probe in ("harm", "refusal", "gap"):
+        assert read("foreguard_score_count", probe=probe, adapter="") == 1
+    for probe in ("harm", "depth", "sum"):
+        assert read("foreguard_score_count", probe=probe, adapter="polite") == 1
+    assert read("foreguard_score_bucket", probe="harm", adapter="", le="2.0") == 0
+    assert read("foreguard_score_bucket", probe="harm", adapter="polite", le="2.0") == 1
+    assert read("foreguard_threshold", rule="r", probe="harm", adapter="") == 2
+    assert read("foreguard_threshold", rule="r", probe="depth", adapter="polite") == own.thresholds["r", "depth"]
 
 
 def registered(registry):
@@ -188,6 +214,6 @@ def test_two_processes_add_up(tmp_path):
     assert 'foreguard_requests_total{action="block",mode="enforce"} 4.0' in page
     assert 'foreguard_requests_total{action="allow",mode="enforce"} 2.0' in page
     assert 'foreguard_requests_total{action="flag",mode="enforce"} 0.0' in page
-    assert 'foreguard_score_count{probe="harm"} 6.0' in page
-    assert 'foreguard_threshold{probe="harm",rule="r"} 2.0' in page
+    assert 'foreguard_score_count{adapter="",probe="harm"} 6.0' in page
+    assert 'foreguard_threshold{adapter="",probe="harm",rule="r"} 2.0' in page
     assert 'foreguard_policy_info{mode="enforce",name="test",version="1"} 1.0' in page

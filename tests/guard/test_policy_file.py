@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import os
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -336,3 +338,18 @@ def test_every_key_is_documented():
     schema = Policy.model_json_schema()
     keys = set(schema["properties"]).union(*(d.get("properties", {}) for d in schema["$defs"].values()))
     assert {key for key in keys if f"`{key}`" not in document} == set()
+
+
+def test_a_digest_is_of_what_a_policy_says():
+    """Comments, order and written-out defaults change nothing; any value does. A copy for an artifact is the same policy."""
+    text = "name: a\nversion: '1'\nrules: [{name: r, action: flag, when: {harm: {above: 1}}}]\n"
+    policy = parse_policy(text)
+    assert re.fullmatch("[0-9a-f]{16}", policy.digest)
+    same = (
+        "# Said.\nversion: '1'\nname: a\nmode: enforce\nrules: [{action: flag, name: r, when: {harm: {above: 1.0}}}]\n"
+    )
+    assert parse_policy(same).digest == policy.digest
+    for line in ("mode: shadow", "on_unscored: flag", "response: {message: No.}", "combine: {c: {harm: 2}}"):
+        assert parse_policy(text + line).digest != policy.digest
+    assert policy.beside({"combined": {"harm": 1.0}}).digest == policy.of_adapter("x").digest == policy.digest
+    assert pickle.loads(pickle.dumps(policy)).digest == policy.digest  # noqa: S301 - our own, of a line before

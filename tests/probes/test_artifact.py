@@ -179,6 +179,8 @@ def test_edited_manifest(saved, path, value):
         (("steering", 0, "operator"), "multiply", "steering.0.operator"),
         (("fingerprint", "hidden_size"), "wide", "fingerprint.hidden_size"),
         (("probes",), None, "probes"),
+        (("canary",), {"nobody": 1.0}, "manifest.json"),
+        (("canary",), {"harm": float("nan")}, "canary.harm"),
     ],
 )
 def test_malformed_manifest(saved, path, value, field):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from probes.artifact import Artifact
+from probes.canary import canary_prompt
 from probes.fingerprint import fingerprint
 from probes.manifest import Manifest, Probe, SteeringVector, Watch
 from probes.readout import Readout
@@ -52,7 +53,9 @@ def planted_artifact(reference: Reference, folder: Path, adapter: Path | None = 
         steering=tuple(steering),
         watches=WATCHES,
     )
-    Artifact(manifest, tensors).save(folder)
+    read = reference.read(canary_prompt(reference.model.config.vocab_size))
+    canary = naive_scores(Artifact(manifest, tensors), read)
+    Artifact(manifest.model_copy(update={"canary": canary}), tensors).save(folder)
     return Artifact.load(folder)
 
 

@@ -85,12 +85,12 @@ class Processor:
 class Engine:
     """Answers as vLLM with the gate in it does: the verdict comes with each completion's first output."""
 
-    def __init__(self, bound):
+    def __init__(self, bound, adapters):
         self.output_processor = Processor()
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 100)
         self.scores = [0.0]
         self.asked = []
-        self._bound = bound
+        self._bound = {None: bound, **adapters}
 
     async def is_sleeping(self):
         """It is awake."""
@@ -104,7 +104,9 @@ class Engine:
         """Yield the outputs of `params.n` completions."""
         asked = (params.extra_args or {}).get(EXTRA, {})
         self.asked.append({name: word for name, word in asked.items() if name != PROMPT})
-        verdict = self._bound.judge(self.scores, tighten=bool(asked.get("tighten")), shadow=bool(asked.get("shadow")))
+        adapter = options.get("lora_request")
+        bound = self._bound[adapter.lora_name if adapter else None]
+        verdict = bound.judge(self.scores, tighten=bool(asked.get("tighten")), shadow=bool(asked.get("shadow")))
         for index in range(params.n or 1):
             if verdict.action == "block":
                 item = output(completion(index, blocked=True), verdict=verdict, request_id=request_id)
@@ -163,12 +165,17 @@ class Server:
     """The middleware around an inline app, with vLLM's application state."""
 
     def __init__(self, app, config):
-        bound = config.bind_policy(config.load_artifact())
-        self.engine = Engine(bound)
+        self.config = config
+        bound, *others = config.bind_policies(config.load_artifacts())
+        names = [each.name for each in config.adapters]
+        self.engine = Engine(bound, dict(zip(names, others, strict=True)))
         self.state = SimpleNamespace(
             vllm_config=SimpleNamespace(additional_config=config.to_vllm()),
             engine_client=self.engine,
-            openai_serving_models=SimpleNamespace(base_model_paths=[SimpleNamespace(name="served-model")]),
+            openai_serving_models=SimpleNamespace(
+                base_model_paths=[SimpleNamespace(name="served-model")],
+                lora_requests={name: SimpleNamespace(lora_name=name) for name in names},
+            ),
             args=SimpleNamespace(api_key=None),
         )
         self.middleware = GuardMiddleware(self._with_lifespan(app))
@@ -244,4 +251,4 @@ def outputs():
 @pytest.fixture
 def unstarted(config, registry):
     """A maker of servers that have not been started."""
-    return lambda app, policy=POLICY: Server(app, config(policy))
+    return lambda app, policy=POLICY, **changes: Server(app, config(policy).model_copy(update=changes))

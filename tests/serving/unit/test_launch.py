@@ -7,14 +7,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
+from guard.policy import Policy
 from guard.verdict import Action
 from probes.artifact import Artifact
 from probes.errors import ArtifactMismatch, ModelError, PolicyError, ServingError
 from serving import process, server
-from serving.config import GuardConfig
+from serving.config import AdapterConfig, GuardConfig
 from serving.model_folder import model_folder
 from serving.supported import FIRST, LAST, is_supported, require_supported_vllm
+from tests.serving.unit.conftest import POLICY
 
 
 def test_configuration_crosses_vllm(config):
@@ -48,6 +51,58 @@ def test_an_artifact_replaced_under_a_starting_server(config, artifact):
     Artifact(loaded.manifest.model_copy(update={"name": "another"}), loaded.tensors).save(artifact)
     with pytest.raises(ArtifactMismatch, match="replaced"):
         made.load_artifact()
+
+
+def adapted(config, artifact, folder, policy):
+    """A configuration with an adapter `polite`, whose artifact has another digest than the model's."""
+    loaded = Artifact.load(artifact)
+    digest = Artifact(loaded.manifest.model_copy(update={"name": "polite"}), loaded.tensors).save(folder).digest
+    made = config(yaml.safe_dump(yaml.safe_load(POLICY) | policy))
+    own = AdapterConfig(name="polite", path=folder, artifact=folder, artifact_digest=digest)
+    return made.model_copy(update={"adapters": (own,)}), loaded.manifest.digest, digest
+
+
+def test_a_policy_may_pin_the_model_s_artifact_and_its_adapters(config, artifact, tmp_path):
+    """The one pin says nothing about the other: each is compared with its own artifact."""
+    _, digest, own = adapted(config, artifact, tmp_path / "own", {})
+    for policy, refused in (
+        ({}, False),
+        ({"artifact": digest}, False),
+        ({"artifact": digest, "adapters": {"polite": own}}, False),
+        ({"artifact": own}, True),
+        ({"adapters": {"polite": digest}}, True),
+    ):
+        made, _, _ = adapted(config, artifact, tmp_path / "own", policy)
+        if not refused:
+            assert len(made.bind_policies(made.load_artifacts())) == 2
+        else:
+            with pytest.raises(PolicyError, match="the policy is for artifact"):
+                made.bind_policies(made.load_artifacts())
+
+
+@pytest.mark.parametrize(
+    ("policy", "served", "guarded", "field"),
+    [
+        ({}, (), (), None),
+        ({}, ("a",), (), None),
+        ({"on_unscored": "flag"}, ("a",), ("a",), None),
+        ({"on_unscored": "flag"}, ("a", "b"), ("a",), "on_unscored"),
+        ({"on_unscored": "allow"}, ("b",), (), "on_unscored"),
+        ({"on_unscored": "allow", "mode": "shadow"}, ("b",), (), "on_unscored"),
+        ({"adapters": {"a": "0" * 64}}, ("a",), ("a",), None),
+        ({"adapters": {"a": "0" * 64}}, ("a",), (), "adapters"),
+    ],
+)
+def test_an_adapter_without_an_artifact_is_no_way_round(policy, served, guarded, field):
+    """Where a prompt without a score passes, naming such an adapter would be enough; and a pin must have what it pins."""
+    made = Policy.model_validate(yaml.safe_load(POLICY) | policy)
+    if field is None:
+        server._require_guarded_adapters(made, served, guarded)
+        return
+    with pytest.raises(PolicyError) as caught:
+        server._require_guarded_adapters(made, served, guarded)
+    assert caught.value.field == field
+    assert "--adapter" in caught.value.remedy
 
 
 def test_a_policy_for_probes_that_are_not_there(config):
@@ -107,8 +162,10 @@ def test_a_taken_port():
 def test_the_port_that_is_asked_for_last_is_the_one_that_is_tried(monkeypatch, tmp_path):
     """One behind `--` goes before the launcher's own, and a socket file is no port."""
     tried = []
-    for name in ("prepare_environment", "require_supported_vllm", "_check_files", "_run", "choose_kv_cache"):
-        monkeypatch.setattr(server, name, lambda *_: SimpleNamespace(to_vllm=dict))
+    for name in ("prepare_environment", "require_supported_vllm", "_run", "choose_kv_cache"):
+        monkeypatch.setattr(server, name, lambda *_: None)
+    checked = SimpleNamespace(to_vllm=dict), SimpleNamespace(publish=lambda: None)
+    monkeypatch.setattr(server, "_check_files", lambda *_: checked)
     monkeypatch.setattr(server, "model_folder", lambda *_: tmp_path)
     monkeypatch.setattr(server, "_require_free_port", lambda *where: tried.append(where))
     for vllm in ((), ("--port", "7"), ("--host", "::1"), ("--uds", "/somewhere")):

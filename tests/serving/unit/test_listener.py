@@ -121,7 +121,7 @@ async def test_heard_though_vllm_hands_on_another_output(registry, exchange, out
     await drain(client.generate("p", SamplingParams(), "id"))
     assert exchange.prompts[0].verdict == verdict
     assert counted(registry, "allow") == 1
-    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm"}) == 1
+    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm", "adapter": ""}) == 1
     assert aborted(registry) == 0
 
 
@@ -512,3 +512,22 @@ async def test_who_watches_the_engine_is_told_of_scored_prompts(registry, output
     listener.attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     assert len(told) == scored
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+async def test_a_verdict_by_another_policy_is_none(hear, exchange, outputs, registry, caplog, blocks):
+    """The engine and this process read other files: nothing that it decided holds, and the log says which is which."""
+    another = bind(
+        BOUND.policy.model_validate(BOUND.policy.model_dump() | {"version": "2"}),
+        ["harm"],
+        np.zeros((0, 1), np.float32),
+    )
+    decided = another.judge([9.0 if blocks else 0.0])
+    generate, _, _ = hear(outputs.one(outputs.completion(blocked=blocks), verdict=decided))
+    [seen] = await drain(generate("prompt", SamplingParams(), "r"))
+    assert exchange.verdict.unscored is Unscored.NO_VERDICT
+    assert exchange.blocked
+    assert seen.outputs[0].text == "No."
+    assert unscored(registry, Unscored.NO_VERDICT) == 1
+    assert "another policy" in caplog.text
+    assert another.policy.digest in caplog.text

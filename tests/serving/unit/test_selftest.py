@@ -6,27 +6,33 @@ from types import SimpleNamespace
 import pytest
 
 from guard.verdict import Action, Mode, Unscored, Verdict
-from probes.errors import ServingError
+from probes.artifact import Artifact
+from probes.errors import PolicyError, ServingError
 from serving import selftest
-from serving.selftest import canary
+from serving.selftest import Expected, canary
+
+EXPECTED = (Expected({"harm": 0.5}, {"harm": 0.2}, "digest"),)
 
 
 def verdict(**changes):
     """A verdict on the canary."""
-    values = {"scores": {"harm": 0.5}, "policy": "p@1", "event_id": "e"} | changes
+    values = {"scores": {"harm": 0.5}, "policy": "p@1", "event_id": "e", "policy_digest": "digest"} | changes
     return Verdict(Action.ALLOW, Action.ALLOW, Mode.ENFORCE, **values)
 
 
 def engine(outputs, *verdicts, vocabulary=50):
     """An engine that answers the canary with these verdicts, one an output; `.prompts` are what it was asked."""
-    asked = SimpleNamespace(prompts=[], ranks=[], model_config=SimpleNamespace(get_vocab_size=lambda: vocabulary))
+    asked = SimpleNamespace(
+        prompts=[], ranks=[], adapters=[], model_config=SimpleNamespace(get_vocab_size=lambda: vocabulary)
+    )
 
     async def collective_rpc(method):
         assert method == "foreguard_require_agreement"
 
-    async def generate(prompt, params, request_id, data_parallel_rank):
+    async def generate(prompt, params, request_id, lora_request, data_parallel_rank):
         asked.prompts.append(prompt["prompt_token_ids"])
         asked.ranks.append(data_parallel_rank)
+        asked.adapters.append(lora_request)
         for found in verdicts:
             yield outputs.one(outputs.completion(), verdict=found)
 
@@ -37,7 +43,7 @@ def engine(outputs, *verdicts, vocabulary=50):
 async def test_a_scored_canary_passes(outputs):
     """The verdict is returned, from whichever output it came with, and its tokens exist in the vocabulary."""
     asked = engine(outputs, None, verdict(), None)
-    assert await canary(asked) == verdict()
+    assert await canary(asked, EXPECTED) == verdict()
     (prompt,) = asked.prompts
     assert all(0 <= token < 50 for token in prompt)
     assert len(prompt) > 16
@@ -46,27 +52,27 @@ async def test_a_scored_canary_passes(outputs):
 async def test_a_canary_that_the_policy_blocks_passes(outputs):
     """Whether the canary is harmful is not the question; whether it was seen is."""
     blocked = verdict(rule="r")
-    assert await canary(engine(outputs, blocked)) == blocked
+    assert await canary(engine(outputs, blocked), EXPECTED) == blocked
 
 
 @pytest.mark.parametrize("scores", [{"harm": float("nan")}, {"harm": float("inf")}])
 async def test_scores_must_be_finite(outputs, scores):
     """A number that is none does not open the port."""
     with pytest.raises(ServingError, match="not scored"):
-        await canary(engine(outputs, verdict(scores=scores)))
+        await canary(engine(outputs, verdict(scores=scores)), EXPECTED)
 
 
 @pytest.mark.parametrize("reason", Unscored)
 async def test_unscored_does_not_open_the_port(outputs, reason):
     """Each reason stops the start-up, and is named."""
     with pytest.raises(ServingError, match=reason.value):
-        await canary(engine(outputs, verdict(unscored=reason, scores={})))
+        await canary(engine(outputs, verdict(unscored=reason, scores={})), EXPECTED)
 
 
 async def test_an_engine_without_the_gate_is_noticed(outputs):
     """It answers, but no verdict comes: the guard is not in it."""
     with pytest.raises(ServingError, match="no verdict"):
-        await canary(engine(outputs, None, None))
+        await canary(engine(outputs, None, None), EXPECTED)
 
 
 async def test_an_engine_that_hangs_is_noticed(outputs, monkeypatch):
@@ -80,15 +86,15 @@ async def test_an_engine_that_hangs_is_noticed(outputs, monkeypatch):
 
     asked.generate = hang
     with pytest.raises(ServingError, match="no answer"):
-        await canary(asked)
+        await canary(asked, EXPECTED)
 
 
 async def test_every_engine_of_a_data_parallel_group_is_asked(outputs):
     """One after the other, by its rank; a single engine by none."""
     alone, several = engine(outputs, verdict()), engine(outputs, verdict())
     several.engine_core = SimpleNamespace(core_engines=[b"0", b"1", b"2"])
-    await canary(alone)
-    await canary(several)
+    await canary(alone, EXPECTED)
+    await canary(several, EXPECTED)
     assert (alone.ranks, several.ranks) == ([None], [0, 1, 2])
 
 
@@ -101,4 +107,47 @@ async def test_ranks_that_do_not_agree_open_no_port(outputs):
 
     asked.collective_rpc = disagree
     with pytest.raises(ServingError, match="rank 1: it read tap_silent"):
-        await canary(asked)
+        await canary(asked, EXPECTED)
+
+
+@pytest.mark.parametrize("score", [0.5, 0.31, 0.69])
+async def test_a_score_within_the_tolerance_passes(outputs, score):
+    """Rounding in another order is no other model."""
+    await canary(engine(outputs, verdict(scores={"harm": score, "combination": 7.0})), EXPECTED)
+
+
+@pytest.mark.parametrize("score", [0.29, 0.71, -40.0])
+async def test_another_score_than_calibration_had_opens_no_port(outputs, score):
+    """The error names the probe, what was expected and how closely, and what was found."""
+    with pytest.raises(ServingError, match=rf"harm {score:g}, not 0.5 ± 0.2") as caught:
+        await canary(engine(outputs, verdict(scores={"harm": score})), EXPECTED)
+    assert caught.value.field == "self-test"
+    assert "calibrate" in caught.value.remedy
+
+
+async def test_an_artifact_without_canary_scores_is_served(outputs, artifact, caplog):
+    """One that an earlier version wrote: the log says what is not tested, and any finite score passes."""
+    loaded = Artifact.load(artifact)
+    older = Expected.of(loaded, SimpleNamespace(digest="digest"))
+    await canary(engine(outputs, verdict(scores={"harm": 99.0})), [older])
+    assert "keeps no scores of the canary prompt" in caplog.text
+    assert loaded.manifest.digest[:12] in caplog.text
+
+
+async def test_an_engine_with_another_policy_opens_no_port(outputs):
+    """Edited, or exchanged, between the launch and the moment at which the engine read it."""
+    with pytest.raises(PolicyError, match="policy changed while the server was starting"):
+        await canary(engine(outputs, verdict(policy_digest="another")), EXPECTED)
+
+
+async def test_adapters_are_asked_for_scores_of_their_own(outputs):
+    """Each by vLLM's request for it, on every engine, against its own artifact; the model's verdict is returned."""
+    polite = SimpleNamespace(lora_name="polite")
+    own = Expected({"depth": 3.0}, {"depth": 0.2}, "digest", polite)
+    asked = engine(outputs, verdict(scores={"harm": 0.5, "depth": 3.1}))
+    asked.engine_core = SimpleNamespace(core_engines=[b"0", b"1"])
+    found = await canary(asked, [*EXPECTED, own])
+    assert found.scores["harm"] == 0.5
+    assert (asked.ranks, asked.adapters) == ([0, 1, 0, 1], [None, None, polite, polite])
+    with pytest.raises(ServingError, match=r"adapter polite .* depth 0.5, not 3"):
+        await canary(engine(outputs, verdict(scores={"harm": 0.5, "depth": 0.5})), [*EXPECTED, own])

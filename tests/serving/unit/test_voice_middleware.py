@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,9 @@ import pytest
 from vllm.sampling_params import SamplingParams
 
 from guard.verdict import Unscored
+from probes.artifact import Artifact
+from serving.checked import VARIABLE, Checked
+from serving.config import AdapterConfig
 from serving.exchange import current
 from serving.guarded_requests import _REFUSED
 from serving.routes import OPEN, ROUTES
@@ -86,7 +90,7 @@ async def test_start_up_waits_for_the_canary(unstarted):
 async def test_the_canary_is_no_traffic(unstarted, registry):
     """Metrics begin with the first client."""
     await unstarted(chat).start()
-    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm"}) == 0
+    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm", "adapter": ""}) == 0
 
 
 @pytest.mark.parametrize("scores", [Unscored.TAP_SILENT, [float("nan")]])
@@ -100,6 +104,61 @@ async def test_a_guard_that_does_not_see_stays_shut(unstarted, scores):
     status, _, body = await server.post(b"{}")
     assert status == 503
     assert json.loads(body)["error"]["code"] == "guard_not_ready"
+
+
+async def test_a_model_that_is_not_the_calibrated_one_stays_shut(unstarted, artifact):
+    """Every score is finite and none is right: the artifact keeps what the canary's was."""
+    loaded = Artifact.load(artifact)
+    sealed = replace(loaded, manifest=loaded.manifest.model_copy(update={"canary": {"harm": 0.0}})).save(artifact)
+    server = unstarted(chat)
+    assert server.config.artifact_digest == sealed.digest
+    server.engine.scores = [5.0]
+    (message,) = await server.start()
+    assert message["type"] == "lifespan.startup.failed"
+    assert "harm 5, not 0" in message["message"]
+
+
+async def test_a_model_whose_files_changed_while_it_was_loaded_stays_shut(unstarted, tmp_path, monkeypatch):
+    """What was compared with the artifact may not be what was loaded."""
+    monkeypatch.setenv(VARIABLE, "")
+    (tmp_path / "config.json").write_text("{}")
+    server = unstarted(chat)
+    bound = server.config.bind_policy(server.config.load_artifact())
+    Checked.begin([tmp_path]).with_policy(bound.policy).publish()
+    (tmp_path / "config.json").write_text("{ }")
+    (message,) = await server.start()
+    assert message["type"] == "lifespan.startup.failed"
+    assert "files changed" in message["message"]
+
+
+async def test_an_adapter_with_other_probes_than_the_model_is_counted(unstarted, artifact, tmp_path, registry):
+    """Its artifact has a probe that the model's lacks: it is asked with the canary, and has series of its own."""
+    loaded = Artifact.load(artifact)
+    probe = loaded.manifest.probes[0]
+    manifest = loaded.manifest.model_copy(update={"probes": (probe, probe.model_copy(update={"name": "depth"}))})
+    tensors = {name: t.repeat(1, 2) if name.startswith("scores") else t for name, t in loaded.tensors.items()}
+    own = Artifact(manifest, tensors | {"probe.depth.weight": tensors["probe.harm.weight"]})
+    digest = own.save(tmp_path / "own").digest
+    adapter = AdapterConfig(name="polite", path=tmp_path, artifact=tmp_path / "own", artifact_digest=digest)
+    server = unstarted(chat, adapters=(adapter,))
+    scores = {None: [0.0], "polite": [3.0, 1.0]}
+    generate = server.engine.generate
+
+    def scored(prompt, params, request_id, **options):
+        server.engine.scores = scores[getattr(options.get("lora_request"), "lora_name", None)]
+        return generate(prompt, params, request_id, **options)
+
+    server.engine.generate = scored
+    assert [message["type"] for message in await server.start()] == ["lifespan.startup.complete"]
+    lora = server.state.openai_serving_models.lora_requests["polite"]
+    [output] = [each async for each in server.engine.generate("p", SamplingParams(), "r", lora_request=lora)]
+    assert output.outputs[0].finish_reason == "content_filter"
+    for probe in ("harm", "depth"):
+        assert registry.get_sample_value("foreguard_score_count", {"probe": probe, "adapter": "polite"}) == 1
+    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm", "adapter": ""}) == 0
+    labels = {"rule": "harmful", "probe": "harm", "adapter": "polite"}
+    assert registry.get_sample_value("foreguard_threshold", labels) == 2
+    assert registry.get_sample_value("foreguard_errors_total", {"type": "unrecorded"}) == 0
 
 
 async def test_a_server_without_our_configuration_stays_shut(unstarted):
