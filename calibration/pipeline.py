@@ -439,7 +439,7 @@ def _scored(run: _Run, probes: Artifact, training: TrainingSet) -> dict[str, Req
 def _canary(run: _Run) -> EncodedPrompts:
     config: Any = run.chat.model.config
     prompt = Prompt(_CANARY, 0, (), is_harmful=False, category=None, source=None)
-    token_ids = tuple(canary_prompt(config.get_text_config().vocab_size))
+    token_ids = tuple(canary_prompt(config.get_text_config().vocab_size, run.template))
     return EncodedPrompts(run.files["validation"], (prompt,), (token_ids,))
 
 

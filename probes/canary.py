@@ -6,6 +6,7 @@ files and the taps is not as it was: other weights, another precision, other rot
 """
 
 from probes.artifact import BENIGN_SCORES, Artifact
+from probes.template import Template
 
 LENGTH = 24
 _SHARES = {"float32": 0.01, "bfloat16": 0.15, "float16": 0.15}
@@ -15,9 +16,9 @@ _QUANTISED, _ADAPTED = 3.0, 2.0
 """How much more it may be where weights and activations are rounded further, and where an adapter was calibrated merged."""
 
 
-def canary_prompt(vocabulary: int) -> list[int]:
-    """Return the prompt's token ids, in a model of so many."""
-    return [(7 * place + 3) % vocabulary for place in range(LENGTH)]
+def canary_prompt(vocabulary: int, template: Template | None) -> list[int]:
+    """Return the prompt's token ids, in a model of so many. It ends as the chat template does, where that is known."""
+    return [*((7 * place + 3) % vocabulary for place in range(LENGTH)), *(template.tail if template else ())]
 
 
 def tolerances(artifact: Artifact) -> dict[str, float]:

@@ -19,6 +19,7 @@ from guard.verdict import Verdict
 from probes.artifact import Artifact
 from probes.canary import canary_prompt, tolerances
 from probes.errors import PolicyError, ServingError
+from probes.template import Template
 from serving.engine.wire import CANARY, EXTRA, PROMPT, VERDICT
 
 logger = logging.getLogger("vllm.foreguard.selftest")
@@ -36,6 +37,8 @@ class Expected:
     """By probe, as calibration had them; none where the artifact keeps none."""
     tolerances: Mapping[str, float]
     """By probe, how far they may be away."""
+    template: Template | None
+    """The chat template, as whose the prompt ends."""
     policy: str
     """`Policy.digest` of this process's policy, which every engine must have, too."""
     adapter: Any = None
@@ -50,7 +53,8 @@ class Expected:
                 "an artifact (%s) keeps no scores of the canary prompt, so that wrong ones go unnoticed: calibrate again",
                 artifact.manifest.digest[:12],
             )
-        return cls(kept, tolerances(artifact) if kept else {}, policy.digest, adapter)
+        allowed = tolerances(artifact) if kept else {}
+        return cls(kept, allowed, artifact.manifest.template, policy.digest, adapter)
 
     def require(self, verdict: Verdict | None) -> Verdict:
         """Return the verdict. Raises `ServingError` where the guard did not see the prompt, or read something else."""
@@ -103,7 +107,7 @@ async def ask_engines(engine_client: Any, generate: Generate, expected: Sequence
     `generate` is vLLM's own: what goes through the listener's is traffic.
     """
     return [
-        each.require(await _ask(engine_client, generate, rank, each.adapter))
+        each.require(await _ask(engine_client, generate, rank, each))
         for each in expected
         for rank in engines(engine_client)
     ]
@@ -122,13 +126,13 @@ async def _require_agreement(engine_client: Any) -> None:
         raise ServingError(f"the ranks do not agree: {error}", field="self-test", remedy=_REMEDY) from error
 
 
-async def _ask(engine_client: Any, generate: Generate, rank: int | None, adapter: Any) -> Verdict | None:
+async def _ask(engine_client: Any, generate: Generate, rank: int | None, asked: Expected) -> Verdict | None:
     verdict = None
-    prompt = {"prompt_token_ids": canary_prompt(engine_client.model_config.get_vocab_size())}
+    prompt = {"prompt_token_ids": canary_prompt(engine_client.model_config.get_vocab_size(), asked.template)}
     # No two API server processes ask under one name.
     name = f"foreguard-canary-{uuid.uuid4().hex}"
     params = SamplingParams(max_tokens=1, extra_args={EXTRA: {PROMPT: CANARY}})
-    async for output in generate(prompt, params, name, lora_request=adapter, data_parallel_rank=rank):
+    async for output in generate(prompt, params, name, lora_request=asked.adapter, data_parallel_rank=rank):
         carried = (output.kv_transfer_params or {}).get(EXTRA)
         verdict = Verdict.from_wire(carried[VERDICT]) if carried else verdict
     return verdict

@@ -75,7 +75,7 @@ def test_the_canary_s_scores_are_the_served_arithmetic_s(calibrated, planted_cha
     _, out = calibrated
     artifact = Artifact.load(out)
     bank = ProbeBank.from_artifact(artifact)
-    prompt = canary_prompt(planted_chat.model.config.vocab_size)
+    prompt = canary_prompt(planted_chat.model.config.vocab_size, artifact.manifest.template)
     [(_, found)] = score_batches(planted_chat, bank, [prompt], [[0]])
     assert artifact.manifest.canary == pytest.approx(dict(zip(bank.names, found.scores[0], strict=True)), abs=1e-3)
     assert set(tolerances(artifact)) == set(NAMES)

@@ -8,6 +8,7 @@ import torch
 from probes.artifact import BENIGN_SCORES
 from probes.canary import canary_prompt, tolerances
 from probes.manifest import Probe
+from probes.template import Ending, Template
 
 
 @pytest.fixture
@@ -46,7 +47,15 @@ def test_a_tolerance_is_a_share_of_the_score_s_size(kept, score, spread, model, 
 
 
 def test_the_prompt_s_tokens_exist_in_every_vocabulary():
-    """Calibration and every server make it of the vocabulary's size alone."""
-    assert canary_prompt(50_000) == canary_prompt(128_256) == [7 * place + 3 for place in range(24)]
+    """Calibration and every server make it of the vocabulary's size and the template alone."""
+    assert canary_prompt(50_000, None) == canary_prompt(128_256, None) == [7 * place + 3 for place in range(24)]
     for vocabulary in (1, 2, 10, 100):
-        assert set(canary_prompt(vocabulary)) <= set(range(vocabulary))
+        assert set(canary_prompt(vocabulary, None)) <= set(range(vocabulary))
+
+
+def test_the_prompt_ends_as_the_chat_template_does():
+    """One turn, read whole: otherwise it would be off the template, and no rule would read it."""
+    template = Template(tail=(500, 501, 502), frames=((500,), (7,)), special=(500, 7))
+    prompt = canary_prompt(1000, template)
+    assert template.ending(prompt) is Ending.TEMPLATE
+    assert [(turn.start, turn.stop) for turn in template.turns(prompt)] == [(0, 27)]

@@ -53,7 +53,7 @@ def planted_artifact(reference: Reference, folder: Path, adapter: Path | None = 
         steering=tuple(steering),
         watches=WATCHES,
     )
-    read = reference.read(canary_prompt(reference.model.config.vocab_size))
+    read = reference.read(canary_prompt(reference.model.config.vocab_size, None))
     canary = naive_scores(Artifact(manifest, tensors), read)
     Artifact(manifest.model_copy(update={"canary": canary}), tensors).save(folder)
     return Artifact.load(folder)

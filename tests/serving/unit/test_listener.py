@@ -199,7 +199,7 @@ async def test_each_input_of_a_session_has_a_verdict_of_its_own(hear, exchange, 
     assert exchange.verdict == verdicts[-1]
     # vLLM's output may hold the log-probabilities of all inputs so far: what one may not show, the next ones may not.
     assert [each.prompt_logprobs for each in found] == [[None] * 3] * 2
-    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm"}) == 2
+    assert registry.get_sample_value("foreguard_score_count", {"probe": "harm", "adapter": ""}) == 2
 
 
 async def test_a_later_verdict_that_cannot_be_read_is_none_either(hear, exchange, outputs, registry, monkeypatch):

@@ -8,10 +8,11 @@ import pytest
 from guard.verdict import Action, Mode, Unscored, Verdict
 from probes.artifact import Artifact
 from probes.errors import PolicyError, ServingError
+from probes.template import Template
 from serving import selftest
 from serving.selftest import Expected, canary
 
-EXPECTED = (Expected({"harm": 0.5}, {"harm": 0.2}, "digest"),)
+EXPECTED = (Expected({"harm": 0.5}, {"harm": 0.2}, None, "digest"),)
 
 
 def verdict(**changes):
@@ -143,11 +144,12 @@ async def test_an_engine_with_another_policy_opens_no_port(outputs):
 async def test_adapters_are_asked_for_scores_of_their_own(outputs):
     """Each by vLLM's request for it, on every engine, against its own artifact; the model's verdict is returned."""
     polite = SimpleNamespace(lora_name="polite")
-    own = Expected({"depth": 3.0}, {"depth": 0.2}, "digest", polite)
+    own = Expected({"depth": 3.0}, {"depth": 0.2}, Template(tail=(7, 8)), "digest", polite)
     asked = engine(outputs, verdict(scores={"harm": 0.5, "depth": 3.1}))
     asked.engine_core = SimpleNamespace(core_engines=[b"0", b"1"])
     found = await canary(asked, [*EXPECTED, own])
     assert found.scores["harm"] == 0.5
     assert (asked.ranks, asked.adapters) == ([0, 1, 0, 1], [None, None, polite, polite])
+    assert [prompt[-2:] == [7, 8] for prompt in asked.prompts] == [False, False, True, True]
     with pytest.raises(ServingError, match=r"adapter polite .* depth 0.5, not 3"):
         await canary(engine(outputs, verdict(scores={"harm": 0.5, "depth": 0.5})), [*EXPECTED, own])
