@@ -1,7 +1,7 @@
 """A guarded API server without its engine: real middleware, real listener, a stand-in for what the gate sends."""
 
 import warnings
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 with warnings.catch_warnings():
     # vLLM's own imports warn (torch.jit); only here, and before any test module imports it.
@@ -85,7 +85,7 @@ class Processor:
 class Engine:
     """Answers as vLLM with the gate in it does: the verdict comes with each completion's first output."""
 
-    def __init__(self, bound, adapters):
+    def __init__(self, bound, adapters=MappingProxyType({})):
         self.output_processor = Processor()
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 100)
         self.scores = [0.0]
