@@ -39,6 +39,7 @@ NAMES = [
     "tokens",
     "attention",
     "multimax",
+    "content",
     "refusal_readout",
     "neurons",
     "novelty",
@@ -258,7 +259,7 @@ def test_a_plain_calibration_fits_less_and_asks_no_diagnostics(planted, splits, 
     assert [probe.name for probe in done.manifest.probes] == [name for name in NAMES if name not in SLOW]
     assert {vector.name for vector in done.manifest.steering} == {"refusal"}
     evidence = Evidence.of(Artifact.load(tmp_path / "artifact"))
-    assert {study.name for study in evidence.studies} == {"refusal_choice", "steering", "jailbreak_signature"}
+    assert {study.name for study in evidence.studies} == {"refusal_choice", "steering", "jailbreak_signature", "forms"}
     assert evidence.not_asked == {}
     assert set(done.report.controls) == set(CONTROLS) - {"sentence_embedding"}
 
