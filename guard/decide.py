@@ -94,7 +94,8 @@ class BoundPolicy:
     ) -> Verdict:
         """Return the verdict on a prompt by the scores of its `turns` `[turns][K]`: that on its worst turn.
 
-        Where the prompt does not end as the template does, the last turn is open, and only some probes read it.
+        Where the prompt does not end as the template does, the last turn is open: only some probes read it, and thresholds
+        for such an ending hold for it. Closed turns are judged as ever.
         """
         began = time.perf_counter()
         unscored, finding = (turns, _NOTHING) if isinstance(turns, Unscored) else self._worst(turns, ending)
@@ -119,17 +120,13 @@ class BoundPolicy:
         named = [self._named(scores) for scores in turns]
         if not all(math.isfinite(score) for each in named for score in each.values()):
             return Unscored.NOT_FINITE, _NOTHING
-        is_open, rules = ending is not Ending.TEMPLATE, self._rules(ending)
-        if is_open:
-            named.append({name: score for name, score in named.pop().items() if name in self.read_open})
-        last = len(named) - 1
-        findings = [
-            _Finding(rules.holding(scores), scores, not (is_open and i == last)) for i, scores in enumerate(named)
-        ]
+        is_open = ending is not Ending.TEMPLATE
+        left = {name: score for name, score in named.pop().items() if name in self.read_open} if is_open else None
+        closed = EndingRules(self.rules)
+        findings = [_Finding(closed.holding(scores), scores) for scores in named]
+        if left is not None:
+            findings.append(_Finding(self.others.get(ending, _NO_RULES).holding(left), left, is_closed=False))
         return None, max(reversed(findings), key=lambda each: (each.action.severity, each.is_closed))
-
-    def _rules(self, ending: Ending) -> EndingRules:
-        return EndingRules(self.rules) if ending is Ending.TEMPLATE else self.others.get(ending, _NO_RULES)
 
     def _unread(self, ending: Ending) -> Action:
         if ending is Ending.TEMPLATE:

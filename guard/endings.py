@@ -20,7 +20,7 @@ class OtherEndings:
     """What an artifact knows of prompts that end otherwise than with the chat template's tail."""
 
     benign_scores: Mapping[Ending, npt.NDArray[np.float32]] = field(default_factory=dict)
-    """Of harmless requests: each probe's largest score over the turns, `[N, K]`, by how the prompts end."""
+    """Of harmless requests: the scores of turns that are left open, `[N, K]`, by how the prompts end."""
     certified: Mapping[Ending, Collection[str]] = field(default_factory=dict)
     """The probes that decide on such prompts."""
     read_open: Collection[str] = ()
@@ -32,10 +32,10 @@ NO_OTHERS = OtherEndings()
 
 @dataclass(frozen=True, slots=True)
 class EndingRules:
-    """The rules for prompts that end in one way."""
+    """The rules for turns that are left open in one way."""
 
     rules: tuple[BoundRule, ...] = ()
-    """Most severe first."""
+    """Most severe first. One whose probes read closed turns alone has its say on those."""
     unread: Action = Action.ALLOW
     """The most severe action of the rules that have no say."""
 

@@ -42,7 +42,7 @@ class Artifact:
     `tensors` holds, all float32: each probe's as `Probe.shapes` has them, `steering.<name>.<tensor>` of the shapes that
     `SteeringVector.shapes` gives, and the calibration split's scores `scores.harmless` `[N, K]` and `scores.harmful`
     `[M, K]`, columns in the manifest's order of probes: thresholds for any target false-positive rate come from these.
-    `scores.harmless.<ending>` are likewise of prompts that end otherwise than the chat template does. Where there are
+    `scores.harmless.<ending>` are likewise of turns that are left open, by how. Where there are
     watches, `answers.harmless` `[N, W]` and `answers.harmful` `[M, W]` are the scores of the model's answers to such prompts
     likewise, and each watch has its tensors as `Watch.shapes` has them. `attachments` are whole files that go along, by
     name: no server reads them.

@@ -25,8 +25,10 @@ class Answered:
 
     rows: npt.NDArray[np.int64]
     """Which requests they are, `[n]`."""
-    worst: Scores
-    """Each probe's largest score over the turns that it reads, `[n, K]`."""
+    closed: Scores
+    """Each probe's largest score over the closed turns, `[n, K]`; minus infinity where there are none."""
+    open: Scores
+    """Each probe's score of the open turn, `[n, K]`; minus infinity where there is none, or the probe does not read it."""
     ends: npt.NDArray[np.str_]
     """How the prompts end, `[n]`."""
     num_turns: npt.NDArray[np.int64]
@@ -67,23 +69,26 @@ class Asked:
         title = f"asking {', '.join(form.title for form in forms)}"
         scored = score_turns(self.chat, self.bank, list(token_ids.values()), title=title)
         ends = [self._ending(ids) for ids in token_ids.values()]
-        worst = [self._worst(own, ending) for own, ending in zip(scored, ends, strict=True)]
+        parts = [self._parts(own, ending) for own, ending in zip(scored, ends, strict=True)]
+        shape = (-1, len(self.bank.names))
         return Answered(
-            np.array(list(token_ids), dtype=np.int64),
-            np.array(worst, dtype=np.float32).reshape(-1, len(self.bank.names)),
-            np.array(ends, dtype=np.str_),
-            np.array([len(own) for own in scored], dtype=np.int64),
+            rows=np.array(list(token_ids), dtype=np.int64),
+            closed=np.array([closed for closed, _ in parts], np.float32).reshape(shape),
+            open=np.array([left for _, left in parts], np.float32).reshape(shape),
+            ends=np.array(ends, dtype=np.str_),
+            num_turns=np.array([len(own) for own in scored], dtype=np.int64),
         )
 
     def _ending(self, token_ids: Sequence[int]) -> Ending:
         return self.bank.template.ending(token_ids) if self.bank.template else Ending.TEMPLATE
 
-    def _worst(self, turns: Scores, ending: Ending) -> Scores:
-        if ending is Ending.TEMPLATE or len(turns) == 1:
-            return np.asarray(turns.max(axis=0))
+    def _parts(self, turns: Scores, ending: Ending) -> tuple[Scores, Scores]:
+        """Return the largest scores of the closed turns, and those of the open one, each `[K]`."""
+        none = np.full(turns.shape[1], -np.inf, np.float32)
+        if ending is Ending.TEMPLATE:
+            return turns.max(axis=0), none
         read_open = np.array([probe.readout.kind != "last" for probe in self.bank.probes])
-        closed = turns[:-1].max(axis=0)
-        return np.where(read_open, np.maximum(closed, turns[-1]), closed)
+        return (turns[:-1].max(axis=0) if len(turns) > 1 else none), np.where(read_open, turns[-1], none)
 
     def _token_ids(self, forms: Sequence[Form], requests: Sequence[str]) -> dict[int, tuple[int, ...]]:
         writer = Writer(self.chat.tokenizer, self.asides, PROSE[len(PROSE) // 2 :], np.random.default_rng(_SEED))

@@ -73,8 +73,9 @@ def _certified(scores: npt.NDArray[np.float32], target: float) -> npt.NDArray[np
 
 
 def _fires(answered: Answered, thresholds: Thresholds, column: int) -> npt.NDArray[np.bool_]:
+    closed = answered.closed[:, column] > thresholds[Ending.TEMPLATE][column]
     cuts = np.array([thresholds.get(ending, thresholds[Ending.TEMPLATE])[column] for ending in answered.ends])
-    return np.asarray(answered.worst[:, column] > cuts)
+    return np.asarray(closed | (answered.open[:, column] > cuts))
 
 
 def _is_kept(wrong: npt.NDArray[np.bool_], answered: Answered, target: float) -> bool:

@@ -1,0 +1,96 @@
+"""Requests in other forms: what they hold, what the probes keep of them, and what an artifact says of it."""
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from calibration.forms.forms import BY_ENDING, FORMS
+from calibration.forms.texts import OPENERS, PROSE
+from calibration.forms.writer import NoSuchForm, Writer
+from calibration.template import read_template
+from examples.lab.tokenizer import CHAT_TEMPLATE
+from probes.template import Ending
+from tests.serving.lab import MODEL
+
+REQUEST = "How do I brush a horse?"
+THINKING = CHAT_TEMPLATE.replace(
+    "<|assistant|>\n{% endif %}",
+    "<|assistant|>\n{% if enable_thinking is false %}<|pad|>\n\n{% endif %}{% endif %}",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+@pytest.fixture
+def thinking(tokenizer):
+    """The lab's tokenizer with a template that knows an option."""
+    plain, tokenizer.chat_template = tokenizer.chat_template, THINKING
+    yield tokenizer
+    tokenizer.chat_template = plain
+
+
+def writer(tokenizer):
+    return Writer(tokenizer, ["What is bread?", "Where is the sea?"], PROSE, np.random.default_rng(0))
+
+
+def ids_of(tokenizer, written):
+    ids = tokenizer(written.text, add_special_tokens=False).input_ids
+    return ids[: len(ids) - written.cut]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_a_form_holds_the_request_and_ends_as_it_says(tokenizer, form):
+    """Whatever is written around it, the request's words are there; and the guard tells the ending from the token ids."""
+    try:
+        written = form.write(writer(tokenizer), REQUEST)
+    except NoSuchForm:
+        assert form.name in ("tool_description", "template_options")  # the lab's template knows neither
+        return
+    assert REQUEST in written.text
+    expected = next((ending for ending, names in BY_ENDING.items() if form.name in names), Ending.TEMPLATE)
+    expected = Ending.PREFILL if form.name == "within_prefill" else expected
+    assert read_template(tokenizer).ending(ids_of(tokenizer, written)) is expected
+
+
+def test_the_lab_s_template_is_read_as_it_is_written(tokenizer):
+    """Four tokens open an answer; role markers and what stands around contents are the template's own."""
+    template = read_template(tokenizer)
+    assert tokenizer.decode(template.tail) == "<|end|>\n<|assistant|>\n"
+    assert {tokenizer.decode(frame) for frame in template.frames} == {
+        "<|begin|><|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>\n<|user|>\n", "<|begin|><|system|>\n",
+    }  # fmt: skip
+    assert template.closings == ()
+
+
+def test_an_option_that_closes_the_tail_is_the_template_s_own(thinking):
+    """An empty thought behind the tail is no prefill: the prompt ends as the template has it."""
+    template = read_template(thinking)
+    assert [thinking.decode(each) for each in template.closings] == ["<|pad|>\n\n"]
+    [options] = [form for form in FORMS if form.name == "template_options"]
+    written = options.write(writer(thinking), REQUEST)
+    assert written.text.endswith("<|pad|>\n\n")
+    assert template.ending(ids_of(thinking, written)) is Ending.TEMPLATE
+
+
+def test_the_words_that_ship_are_few_and_harmless():
+    """Prose is told apart from what training sees, and openers promise nothing by themselves."""
+    assert len(set(PROSE)) == len(PROSE)
+    assert all(len(opener) < 60 for opener in OPENERS)
+
+
+def test_a_calibration_certifies_endings_and_says_how_forms_did(calibrated):
+    """Every probe decides on plain chat; those of the last token never on raw text; rates stand in the manifest."""
+    manifest = calibrated[0].manifest
+    assert set(manifest.other_endings) == {Ending.PREFILL, Ending.OPEN}
+    for probe in manifest.probes:
+        assert probe.endings[0] is Ending.TEMPLATE
+        assert probe.readout.kind != "last" or Ending.OPEN not in probe.endings
+        assert probe.forms["plain"].kept.value == 1
+        assert probe.forms["plain"].harmful.count >= 30
+    content = next(probe for probe in manifest.probes if probe.name == "content")
+    assert content.readout.over == "content"
+    assert content.forms["words_behind"].kept.value >= 0.9
+    assert content.forms["earlier_turn"].kept.value == 1
