@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guard.policy import Caller, Policy
+from serving.keys import bearer
 
 _Mode = Literal["score", "block"]
 
@@ -76,13 +77,10 @@ def wants_usage(content: Mapping[str, Any]) -> bool:
 
 def identify(headers: Iterable[tuple[bytes, bytes]], policy: Policy) -> Caller | None:
     """Return the policy's entry for the bearer of the request's token, if it has one."""
-    if not policy.callers:
+    token = bearer(headers) if policy.callers else None
+    if token is None:
         return None
-    token = next((value for name, value in headers if name.lower() == b"authorization"), b"")
-    scheme, _, key = token.partition(b" ")
-    if scheme.lower() != b"bearer":
-        return None
-    digest = hashlib.sha256(key.strip()).hexdigest()
+    digest = hashlib.sha256(token).hexdigest()
     return next((caller for caller in policy.callers if caller.is_known_by(digest)), None)
 
 
