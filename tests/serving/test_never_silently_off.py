@@ -69,6 +69,7 @@ def with_plugin(name: str, folder: Path) -> dict[str, str]:
     ("part", "fault", "says", "ranks"),
     [
         ("WORKER", "SilentTap", "tap_silent", 1),
+        ("WORKER", "OtherNumbers", "gives the canary prompt other scores", 1),
         pytest.param("WORKER", "FlickeringTap", "tap_silent", 1, marks=pytest.mark.long),
         pytest.param("WORKER", "LostScores", "missing", 1, marks=pytest.mark.long),
         pytest.param("SCHEDULER", "LostVerdict", "no verdict", 1, marks=pytest.mark.long),
@@ -91,10 +92,16 @@ def test_a_part_that_does_not_import_opens_no_port(ended, part):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("plugin", "says"),
-    [("swap_worker", "missing"), ("swap_scheduler", "no verdict"), ("patch_scheduler", "no verdict")],
+    [
+        ("swap_worker", "missing"),
+        ("swap_scheduler", "no verdict"),
+        ("patch_scheduler", "no verdict"),
+        ("override_model", "gives the canary prompt other scores"),
+        ("override_load_format", "vllm.load_format: is dummy"),
+    ],
 )
 def test_a_plugin_that_takes_a_part_out_opens_no_port(ended, plugin, says):
-    """Plugins come after every check of the flags; the self-test asks the engine that came of them."""
+    """Plugins come after every check of the flags; worker and self-test ask what came of them."""
     assert says in ended(plugin=plugin)
 
 

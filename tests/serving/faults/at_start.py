@@ -32,6 +32,14 @@ class FlickeringTap(GuardedWorker):
         return output
 
 
+class OtherNumbers(GuardedWorker):
+    """A worker one of whose matrices holds other numbers than its file."""
+
+    def load_model(self, **options: Any) -> None:
+        super().load_model(**options)
+        next(p for name, p in self.model_runner.get_model().named_parameters() if "down_proj" in name).data.mul_(2)
+
+
 class DisagreeingRank(GuardedWorker):
     """A worker that reads something else than the others, on the second rank only."""
 

@@ -39,6 +39,16 @@ def swap_worker() -> None:
     _change_configuration(lambda config: setattr(config.parallel_config, "worker_cls", own))
 
 
+def override_model() -> None:
+    """Have the model compute with another constant than its files say."""
+    _change_configuration(lambda config: setattr(config.model_config.hf_config, "rms_norm_eps", 0.1))
+
+
+def override_load_format() -> None:
+    """Have vLLM make up the weights."""
+    _change_configuration(lambda config: setattr(config.load_config, "load_format", "dummy"))
+
+
 def patch_scheduler() -> None:
     """Give the scheduler another `update_from_output`, which knows vLLM's own methods and no one else's."""
     from vllm.v1.core.sched.scheduler import Scheduler
