@@ -53,7 +53,7 @@ def inventory() -> Inventory:
     return found
 
 
-def tests_on(page: str) -> set[tuple[str, str]]:
+def shown_on(page: str) -> set[tuple[str, str]]:
     """Return the files, and the functions in them, that a page of docs/ says show something.
 
     A file that does not begin with `tests/` is one below `tests/serving/`.

@@ -27,8 +27,6 @@ class Way:
     kind: str
     """The class that vLLM reads the body as."""
     plain: Ask
-    decides: bool = True
-    """Whether the answer says in its headers what was decided."""
 
 
 def _greedy(**body: Any) -> Json:
@@ -64,7 +62,6 @@ WAYS = (
         "/generative_scoring",
         "GenerativeScoringRequest",
         lambda prompt: {"model": SERVED_NAME, "query": prompt.text, "items": ["yes"], "label_token_ids": [5, 6]},
-        decides=False,
     ),
     Way(
         "systemone",
@@ -75,7 +72,6 @@ WAYS = (
             "state": prompt.content,
             "questions": {"q": {"type": "noul", "instructions": "Is it so?"}},
         },
-        decides=False,
     ),
 )
 SAGEMAKER = (

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.serving.inventory import OPTIONAL, PAGE, ROOT, inventory, tests_on
+from tests.serving.inventory import OPTIONAL, PAGE, ROOT, inventory, shown_on
 
 DECIDED = inventory()
 
@@ -75,7 +75,7 @@ def test_a_new_route_and_a_new_field_are_noticed(vllm):
         test_every_field_is_decided_about(vllm | {"fields": fields})
 
 
-@pytest.mark.parametrize(("file", "test"), sorted(tests_on("inventory.md") | tests_on("security.md")))
+@pytest.mark.parametrize(("file", "test"), sorted(shown_on("inventory.md") | shown_on("security.md")))
 def test_the_tests_that_the_pages_name_are_there(file, test):
     """Whoever reads that something is shown can go and look."""
     assert f"def {test}" in (ROOT / file).read_text()
