@@ -33,6 +33,12 @@ SCHEDULER = "serving.engine.gate.guarded_scheduler"
 MIDDLEWARE = "serving.voice.GuardMiddleware"
 
 
+_ONE_TURN = (
+    "the artifact does not know the model's chat template, so that a prompt is judged as one turn however it ends, and its "
+    "form may change its verdict: calibrate again"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
     """What a person asked for."""
@@ -90,6 +96,8 @@ def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]
     """Return the guard's configuration, once all files belong together, and which they are. Raises `ForeguardError`."""
     artifact = Artifact.load(launch.artifact)
     require_servable_steering(artifact.manifest)
+    if artifact.manifest.template is None:
+        print(f"foreguard: {_ONE_TURN}", file=sys.stderr, flush=True)
     folder = model_folder(launch.model, args.revision)
     modules = {module.name: Path(module.path) for module in args.lora_modules or ()}
     checked = Checked.begin([folder, *(modules[name] for name in launch.adapters if name in modules)])
