@@ -48,7 +48,7 @@ def server(reference, artifact, artifact_folder, adapted, cache_root, tmp_path_f
     """A server whose policy pins both artifacts."""
     lora, _, own, folder = adapted
     port, work = free_port(), tmp_path_factory.mktemp("adapters")
-    pins = f"\nartifact: {artifact.manifest.digest}\nadapters: {{polite: {own.manifest.digest}}}\n"
+    pins = f"\nartifact: '{artifact.manifest.digest}'\nadapters: {{polite: '{own.manifest.digest}'}}\n"
     (work / "policy.yaml").write_text(policy_text(reference, artifact) + pins)
     flags = [*FLAGS, "--enforce-eager", "--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"polite={lora}"]
     command = guarded_command(MODEL, artifact_folder, work / "policy.yaml", port, flags)

@@ -142,11 +142,48 @@ def test_a_port_in_use_is_refused(launch):
         ["--decode-context-parallel-size", "2"],
         ["--enable-dbo"],
         ["--runner", "pooling"],
+        ["--load-format", "dummy"],
     ],
 )
 def test_what_the_guard_cannot_watch_is_refused(launch, flags):
     """A flag that would take the guard out, or around it, stops the start."""
     refused(ForeguardError, launch, *flags, says="guard")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--hf-overrides", '{"rms_norm_eps": 0.1}'],
+        ["--quantization", "fp8"],
+        ["--tokenizer", "another"],
+        ["--default-chat-template-kwargs", '{"enable_thinking": false}'],
+    ],
+)
+def test_what_makes_another_model_of_it_is_refused(launch, flags):
+    """The files are the artifact's; what vLLM would make of them is not."""
+    refused(ServingError, launch, *flags, says="calibrated on")
+
+
+def test_a_variable_that_leads_around_the_guard_is_refused(launch, monkeypatch):
+    """Before anything is read."""
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    refused(ServingError, launch, says="VLLM_SERVER_DEV_MODE: is 1, but it opens routes")
+
+
+@pytest.mark.parametrize("action", ["flag", "allow"])
+def test_an_adapter_that_would_lead_around_the_guard_is_refused(launch, tmp_path, action):
+    """Whoever names it would be answered unscored: such a policy needs an artifact for each."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"{policy.read_text()}on_unscored: {action}\n")
+    flags = ["--enable-lora", "--lora-modules", f"polite={tmp_path}"]
+    refused(PolicyError, launch, *flags, says="polite has no artifact")
+
+
+def test_a_pin_is_the_model_s_artifact(launch, tmp_path):
+    """A policy for another one stops the start, and names both."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f'{policy.read_text()}artifact: "{"0" * 64}"\n')
+    refused(PolicyError, launch, says="the policy is for artifact 000000000000")
 
 
 def test_an_adapter_that_is_not_served_is_refused(launch, tmp_path):
