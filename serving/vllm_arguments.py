@@ -22,18 +22,17 @@ _LEFT_ALONE = {
         enable_log_requests enable_log_outputs enable_log_deltas max_log_len""",
     "how an answer that was let through is sampled, parsed and sent": """
         seed generation_config override_generation_config use_fp64_gumbel max_logprobs logprobs_mode stream_interval
-        structured_outputs_config reasoning_parser reasoning_parser_plugin reasoning_config
-        enable_auto_tool_choice exclude_tools_when_tool_choice_none tool_call_parser tool_parser_plugin tool_strict_level
-        response_role return_tokens_as_token_ids enable_force_include_usage sse_keep_alive_interval
+        structured_outputs_config reasoning_parser reasoning_parser_plugin reasoning_config enable_auto_tool_choice
+        exclude_tools_when_tool_choice_none tool_call_parser tool_parser_plugin tool_strict_level response_role
+        return_tokens_as_token_ids enable_force_include_usage sse_keep_alive_interval
         anthropic_disabled_thinking_effort""",
     "how many requests and tokens are taken, and in which order": """
         max_model_len max_num_seqs max_num_active_seqs max_num_queued_reqs max_num_queued_tokens max_num_scheduled_tokens
-        long_prefill_token_threshold long_prefill_token_threshold_adaptive
-        scheduling_policy scheduler_reserve_full_isl prefill_schedule_interval watermark shutdown_timeout limit_mm_per_prompt
-        language_model_only""",
+        long_prefill_token_threshold long_prefill_token_threshold_adaptive scheduling_policy scheduler_reserve_full_isl
+        prefill_schedule_interval watermark shutdown_timeout limit_mm_per_prompt language_model_only""",
     "how the files are read that the fingerprint was taken of": """
-        download_dir ignore_patterns safetensors_prefetch_num_threads safetensors_prefetch_block_size
-        max_parallel_loading_workers enable_ep_weight_filter""",
+        safetensors_prefetch_num_threads safetensors_prefetch_block_size max_parallel_loading_workers
+        enable_ep_weight_filter""",
     "a file with further arguments, each of which is looked at": "config",
     "pooling, which does not generate": "pooler_config enable_flash_late_interaction max_lora_cls_labels",
 }
@@ -72,8 +71,7 @@ _HELD_BY_THE_SELF_TEST = {
         prefix_cache_retention_interval prefix_match_unit swa_bounded_replay mamba_block_size mamba_cache_mode
         enable_mamba_shared_prefix_checkpoint disable_hybrid_kv_cache_manager max_cpu_loras fully_sharded_loras
         lora_target_modules specialize_active_lora enable_mixed_moe_lora_format enable_moe_shared_loras
-        enable_sleep_mode enable_cumem_allocator enable_nccl_comm_suspend
-        sleep_mode_offload_cudagraph""",
+        enable_sleep_mode enable_cumem_allocator enable_nccl_comm_suspend sleep_mode_offload_cudagraph""",
 }
 """Not tried one by one: a guard that they take out, or numbers that they change, the canary's scores show at the start."""
 
@@ -99,6 +97,7 @@ _REFUSED = {
         mamba_cache_dtype mamba_ssm_cache_dtype enable_mamba_cache_stochastic_rounding mamba_cache_philox_rounds
         use_replayssm replayssm_buffer_len lora_dtype engram_config model_loader_extra_config
         safetensors_load_strategy pt_load_map_location enable_eplb eplb_config""",
+    "vLLM would load other files than were compared with the artifact": "download_dir ignore_patterns",
     "prompts would not be rendered as those that the artifact was calibrated on": """
         tokenizer tokenizer_mode tokenizer_revision skip_tokenizer_init default_chat_template_kwargs
         chat_template_content_format trust_request_chat_template cohere_format cohere_is_reasoning_model

@@ -12,9 +12,11 @@ from tests.deploy.layouts import LAYOUTS, ROOT, resources
 
 PARSE = """
 import json, sys
+from serving.guardable import require_guardable
 from serving.server import _parse
 for arguments in json.load(sys.stdin):
     args = _parse(arguments)
+    require_guardable(args, _parse(arguments[:1]))
     print(json.dumps([args.served_model_name, args.shutdown_timeout, args.enforce_eager]))
 """
 
@@ -45,7 +47,7 @@ def test_the_server_listens_beyond_the_pod(layout):
 
 
 def test_vllm_takes_what_follows_the_dashes():
-    """The parser of vLLM knows every option after `--`. Parses only: no engine starts."""
+    """The parser of vLLM knows every option after `--`, and the guard refuses none. Parses only: no engine starts."""
     rest = [["the-model", *_parsed(layout).args] for layout in LAYOUTS]
     done = subprocess.run(
         [sys.executable, "-c", PARSE], input=json.dumps(rest), capture_output=True, text=True, cwd=ROOT, check=False

@@ -37,6 +37,7 @@ REFUSED_FLAGS = {
     "--load-format": ["dummy"],
     "--hf-overrides": [json.dumps({"rms_norm_eps": 0.1})],
     "--hf-config-path": ["elsewhere"],
+    "--download-dir": ["elsewhere"],
     "--config-format": ["mistral"],
     "--quantization": ["fp8"],
     "--kv-cache-dtype": ["fp8"],
