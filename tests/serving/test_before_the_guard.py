@@ -250,13 +250,19 @@ def test_brackets_hold_nobody_up(closed, path):
                 took.append(time.perf_counter() - began)
                 time.sleep(0.02)
 
+    def watched(times):
+        while len(took) < times and watching.is_alive():
+            time.sleep(0.01)
+
     watching = threading.Thread(target=watch)
     watching.start()
+    watched(3)
     try:
         headers = {"content-type": "application/json", "authorization": "Bearer wrong"}
         status = httpx.post(closed.server.url + path, content=content, headers=headers, timeout=60).status_code
     except httpx.WriteError:  # the server has said so before the body was sent
         status = 401
+    watched(len(took) + 10)
     ended.set()
     watching.join()
     assert status == 401

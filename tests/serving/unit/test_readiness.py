@@ -1,6 +1,8 @@
 """Readiness turns when no prompt was scored for too long, and turns back."""
 
 import asyncio
+import math
+import time
 
 import numpy as np
 import pytest
@@ -104,7 +106,10 @@ async def test_no_canary_while_clients_are_scored(watched):
 async def test_at_most_one_canary_an_interval(watched):
     """However often anyone asks."""
     engine, found = watched
+    began = time.monotonic()
     for _ in range(50):
         found.report()
         await asyncio.sleep(AGE / 25)
-    assert engine.asked <= 2 * readiness._CANARIES_AN_AGE
+    # On a busy machine the fifty take longer than two intervals.
+    intervals = math.ceil((time.monotonic() - began) / AGE)
+    assert engine.asked <= intervals * readiness._CANARIES_AN_AGE
