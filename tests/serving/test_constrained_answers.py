@@ -29,7 +29,7 @@ def test_no_client_can_say_what_the_gate_says(here, said):
     forced = {"structured_outputs": {"choice": [said]}, "max_tokens": 64}
     whole, decision, body = ask(here.client, BENIGN[0], extra_body=forced)
     assert (whole.message.content, decision) == (said, "allow")
-    for options in ({"stop": [said]}, {"stop": [said, said[:-1]]}, {"stop": [said[-4:]], "n": 2}):
+    for options in ({"stop": [said]}, {"stop": [said, said[:-1]]}, {"stop": [said[-4:]], "n": 2, "temperature": 1.0}):
         stopped, decision, body = ask(here.client, BENIGN[0], extra_body={**forced, **options})
         assert (stopped.finish_reason, decision) == ("stop", "allow")
         assert stopped.message.content != MESSAGE
@@ -87,7 +87,7 @@ def test_whatever_the_route(here, how):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"stop": ["I"]}, {"n": 2}, {"temperature": 1.0, "top_p": 0.9}, {"logprobs": True}]
+    "options", [{}, {"stop": ["I"]}, {"n": 2, "temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}, {"logprobs": True}]
 )
 def test_an_ordinary_request_is_steered(here, options):
     """What constrains nothing is steered as ever."""
