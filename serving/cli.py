@@ -27,7 +27,8 @@ def serve(
 ) -> None:
     """Serve MODEL through vLLM with the guard in it.
 
-    Everything after `--` goes to `vllm serve`; what the guard was not tried with is refused. The port opens only after a canary prompt was scored.
+    Everything after `--` goes to `vllm serve`; what the guard was not tried with is refused. The port opens only
+    after a canary prompt was scored.
 
         foreguard serve ./model --artifact ./artifact --policy policy.yaml -- --max-model-len 4096
     """
