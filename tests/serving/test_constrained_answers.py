@@ -87,7 +87,8 @@ def test_whatever_the_route(here, how):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"stop": ["I"]}, {"n": 2, "temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}, {"logprobs": True}]
+    "options",
+    [{}, {"stop": ["I"]}, {"n": 2, "temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}, {"logprobs": True}],
 )
 def test_an_ordinary_request_is_steered(here, options):
     """What constrains nothing is steered as ever."""
