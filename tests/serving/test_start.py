@@ -21,7 +21,7 @@ from probes.errors import (
 )
 from serving.process import free_port, guarded_command
 from serving.server import Launch, serve
-from serving.settings import READY_AGE
+from serving.settings import BODY_TIMEOUT, MAX_BODY, METRICS_KEY, READY_AGE
 from tests.serving.adapter import make_adapter
 from tests.serving.lab import MODEL
 from tests.serving.world import policy_text
@@ -57,10 +57,19 @@ def refused(kind: type[ForeguardError], launch, *vllm: str, says: str, **options
     assert caught.value.remedy
 
 
-def test_an_age_of_readiness_that_is_none_is_refused(launch, monkeypatch):
+@pytest.mark.parametrize(
+    ("setting", "value"), [(READY_AGE, "soon"), (MAX_BODY, "64MiB"), (BODY_TIMEOUT, "0"), (METRICS_KEY, "short")]
+)
+def test_a_setting_that_is_none_is_refused(launch, monkeypatch, setting, value):
     """Before the model is loaded, by the variable's name."""
-    monkeypatch.setenv(READY_AGE, "soon")
-    refused(ServingError, launch, says=READY_AGE)
+    monkeypatch.setenv(setting, value)
+    refused(ServingError, launch, says=setting)
+
+
+def test_one_key_to_ask_and_to_read_scores_is_refused(launch, monkeypatch):
+    """Whoever may ask would read how far each request of theirs is from a block."""
+    monkeypatch.setenv(METRICS_KEY, "one-key-for-all-of-it")
+    refused(ServingError, launch, "--api-key", "another", "one-key-for-all-of-it", says=METRICS_KEY)
 
 
 def test_a_truncated_artifact_is_refused(launch, tmp_path):
