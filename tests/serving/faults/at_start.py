@@ -33,11 +33,11 @@ class FlickeringTap(GuardedWorker):
 
 
 class OtherNumbers(GuardedWorker):
-    """A worker one of whose matrices holds other numbers than its file."""
+    """A worker one of whose norms holds other numbers than its file. Of a matrix a CPU's kernel keeps a copy."""
 
     def load_model(self, **options: Any) -> None:
         super().load_model(**options)
-        next(p for name, p in self.model_runner.get_model().named_parameters() if "down_proj" in name).data.mul_(2)
+        next(p for name, p in self.model_runner.get_model().named_parameters() if "layernorm" in name).data.mul_(2)
 
 
 class DisagreeingRank(GuardedWorker):
