@@ -122,7 +122,7 @@ def test_the_next_pass_leaves_scores_on_their_way_alone(guard, sensor, device, p
     dues = [forward(guard, sensor, each, Orders(due={"a": Due((whole(4),), [5])}))[0] for each in on_device]
     guard.begin(4, NO_ORDERS)  # a third one forgets what the second read
     for due, own in zip(dues, tokens, strict=True):
-        expected = probes.turn_scores(probes.add_up(own.numpy()), range(4), whole(4))
+        expected = [probes.turn_scores(probes.add_up(own.numpy()), range(4), whole(4))]
         np.testing.assert_allclose(due.resolve()["a"], expected, rtol=1e-6)
 
 
