@@ -169,6 +169,10 @@ class Policy(_Strict):
         """Take the digest, once: copies for an artifact are of the same policy."""
         self._digest = hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same: a copy with other numbers keeps the digest of the policy that was read."""
+        return isinstance(other, Policy) and self.model_dump() == other.model_dump()
+
     @property
     def label(self) -> str:
         """`name@version`, as clients and metrics see it."""
