@@ -219,7 +219,7 @@ def test_the_event_id_is_in_the_log(refusing, harmful):
 @contextlib.contextmanager
 def busy(server):
     """Keep the server's only place taken: whatever comes meanwhile waits."""
-    # Three answers, one after another: seconds even where one takes less than the interval of the comments.
+    # Four answers, one after another: seconds even where one takes less than the interval of the comments.
     long = {
         "model": SERVED_NAME,
         "messages": BENIGN[0],
@@ -227,10 +227,18 @@ def busy(server):
         "ignore_eos": True,
         "n": 4,
         "temperature": 1,
+        "stream": True,
     }
-    thread = threading.Thread(target=post, args=(server, "/v1/chat/completions", long))
+    taken = threading.Event()
+
+    def ask():
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=120) as reply:
+            for _ in reply.iter_lines():
+                taken.set()
+
+    thread = threading.Thread(target=ask)
     thread.start()
-    time.sleep(0.5)
+    assert taken.wait(60)
     yield
     thread.join()
 
