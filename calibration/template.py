@@ -119,6 +119,7 @@ def read_template(tokenizer: Any) -> Template:
         tail=tail,
         frames=tuple(dict.fromkeys(frame for frame in frames if frame)),
         special=tuple(sorted(special)),
+        spellings=tuple(tokenizer.convert_ids_to_tokens(sorted(special))),
         closings=_closings(tokenizer),
     )
 

@@ -61,6 +61,8 @@ class Template(BaseModel):
     """Tokens that the template puts before, between and after contents, the tail among them."""
     special: tuple[int, ...] = ()
     """The tokenizer's special tokens."""
+    spellings: tuple[str, ...] = ()
+    """How the special tokens are typed."""
     closings: tuple[tuple[int, ...], ...] = ()
     """What options of the template put behind the tail, such as an empty thought: not the client's words."""
 

@@ -3,7 +3,7 @@
 Which route it is does not matter: where a prompt reaches the engine, the listener finds the exchange.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from serving.request_body import BodyTooLong, BodyTooSlow, Limits, Receive, read
 from serving.request_fields import UnreadableBody, fields_of
 from serving.responder import Responder, Send
 from serving.routes import RESPONSES, ROUTES, Route
+from serving.typed_tokens import TypedSpecialToken, require_none_typed
 
 Scope = dict[str, Any]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -34,6 +35,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 _REFUSED: dict[type[Exception], tuple[int, str, str | None]] = {
     UnguardedRequest: (400, "unsupported_parameter", "use_beam_search"),
     BadModeration: (400, "invalid_moderation", "moderation"),
+    TypedSpecialToken: (400, "special_token", None),
     UnreadableBody: (400, "invalid_json", None),
     BodyTooLong: (413, "request_too_large", None),
     BodyTooSlow: (408, "request_timeout", None),
@@ -44,12 +46,24 @@ _REFUSED: dict[type[Exception], tuple[int, str, str | None]] = {
 class GuardedRequests:
     """Answers what may reach the engine."""
 
-    def __init__(self, app: ASGIApp, policy: Policy, model: str, limits: Limits, *, forces_usage: bool) -> None:
-        """`app` is vLLM's; `model` is what it serves; `forces_usage` is whether every stream ends with its token counts."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        policy: Policy,
+        model: str,
+        limits: Limits,
+        *,
+        spellings: Sequence[str] = (),
+        forces_usage: bool,
+    ) -> None:
+        """`app` is vLLM's; `model` is what it serves; no request may hold one of the `spellings`; `forces_usage` is whether
+        every stream ends with its token counts.
+        """
         self._app = app
         self._policy = policy
         self._model = model
         self._limits = limits
+        self._spellings = spellings
         self._forces_usage = forces_usage
 
     async def answer(self, path: str | None, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,6 +75,7 @@ class GuardedRequests:
         route = ROUTES.get(path) if path else None
         try:
             body, replay = await read_body(receive, scope["headers"], self._limits)
+            require_none_typed(body, self._spellings)
             exchange = self._exchange(path, fields_of(body, is_json=_is_json(scope)), scope)
         except tuple(_REFUSED) as error:
             await _refusal(route, error)(scope, receive, send)

@@ -27,6 +27,7 @@ from serving.keys import Keys
 from serving.model_folder import model_folder
 from serving.settings import require_settings
 from serving.supported import require_supported_vllm
+from serving.typed_tokens import refused_spellings
 
 WORKER = "serving.engine.worker.GuardedWorker"
 SCHEDULER = "serving.engine.gate.guarded_scheduler"
@@ -113,7 +114,9 @@ def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]
     policy = config.bind_policy(artifact).policy
     adapters = [_check_adapter(name, path, modules, found) for name, path in launch.adapters.items()]
     config = config.model_copy(update={"adapters": tuple(adapters)})
-    config.bind_policies(config.load_artifacts())
+    artifacts = config.load_artifacts()
+    config.bind_policies(artifacts)
+    refused_spellings(policy, artifacts)
     _require_guarded_adapters(policy, modules, launch.adapters)
     return config, checked.with_policy(policy)
 

@@ -32,6 +32,7 @@ from serving.responder import Send
 from serving.routes import METRICS, OPEN, ROUTES, has_control_characters, known_path
 from serving.selftest import Expected, ask_engines, canary, engines
 from serving.settings import body_timeout, max_body, ready_age
+from serving.typed_tokens import refused_spellings
 
 logger = logging.getLogger("vllm.foreguard.voice")
 
@@ -138,7 +139,10 @@ class _Guard:
         Listener(bound, metrics, DecisionLog(bound.policy, model), on_scored).attach(client)
         self._readiness.begin()
         forces_usage = bool(getattr(state.args, "enable_force_include_usage", False))
-        self._requests = GuardedRequests(self.app, bound.policy, model, limits, forces_usage=forces_usage)
+        spellings = refused_spellings(bound.policy, artifacts)
+        self._requests = GuardedRequests(
+            self.app, bound.policy, model, limits, spellings=spellings, forces_usage=forces_usage
+        )
         logger.info(
             "guard ready: policy %s, mode %s, canary scores %s", bound.policy.label, bound.policy.mode, verdict.scores
         )
