@@ -27,6 +27,7 @@ _STEERING = "steering: {vector: steer, strength: 1.0, constrained: steer}"
 IDLE = f"""
 name: idle
 version: "1"
+off_template: allow
 rules:
   - {{name: never, action: block, when: {{probe_0: {{above: {NEVER}}}}}}}
   - {{name: never_either, action: steer, when: {{probe_0: {{above: {NEVER}}}}}}}
@@ -39,6 +40,7 @@ answer_rules:
 _ACTING = f"""
 name: acting
 version: "1"
+off_template: allow
 rules:
   - {{name: always, action: steer, when: {{probe_0: {{above: {-NEVER}}}}}}}
 {_STEERING}

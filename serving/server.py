@@ -34,12 +34,6 @@ SCHEDULER = "serving.engine.gate.guarded_scheduler"
 MIDDLEWARE = "serving.voice.GuardMiddleware"
 
 
-_ONE_TURN = (
-    "the artifact does not know the model's chat template, so that a prompt is judged as one turn however it ends, and its "
-    "form may change its verdict: calibrate again"
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Launch:
     """What a person asked for."""
@@ -97,8 +91,6 @@ def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]
     """Return the guard's configuration, once all files belong together, and which they are. Raises `ForeguardError`."""
     artifact = Artifact.load(launch.artifact)
     require_servable_steering(artifact.manifest)
-    if artifact.manifest.template is None:
-        print(f"foreguard: {_ONE_TURN}", file=sys.stderr, flush=True)
     folder = model_folder(launch.model, args.revision)
     modules = {module.name: Path(module.path) for module in args.lora_modules or ()}
     checked = Checked.begin([folder, *(modules[name] for name in launch.adapters if name in modules)])
@@ -116,6 +108,7 @@ def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]
     config = config.model_copy(update={"adapters": tuple(adapters)})
     artifacts = config.load_artifacts()
     config.bind_policies(artifacts)
+    _require_templates(policy, artifacts)
     refused_spellings(policy, artifacts)
     _require_guarded_adapters(policy, modules, launch.adapters)
     return config, checked.with_policy(policy)
@@ -136,6 +129,16 @@ def _check_adapter(
     artifact.manifest.fingerprint.require(found(adapter=modules[name]))
     digest = artifact.manifest.digest
     return AdapterConfig(name=name, path=modules[name], artifact=folder.resolve(), artifact_digest=digest)
+
+
+def _require_templates(policy: Policy, artifacts: Sequence[Artifact]) -> None:
+    """Raise where an artifact does not know how its prompts should end, unless the policy lets pass what ends otherwise."""
+    if policy.off_template is not Action.ALLOW and any(each.manifest.template is None for each in artifacts):
+        raise PolicyError(
+            "the artifact does not know the model's chat template, so that a prompt's form may change its verdict",
+            field="off_template",
+            remedy="calibrate again, or set off_template to allow: then each prompt is judged as one turn",
+        )
 
 
 def _require_guarded_adapters(policy: Policy, served: Collection[str], guarded: Collection[str]) -> None:

@@ -23,6 +23,8 @@ class Crossing(NamedTuple):
     verdict: Verdict
     num_tokens: int
     """How many of its tokens had been read."""
+    position: int
+    """Of the token behind these."""
 
 
 Judge = Callable[[str, npt.NDArray[np.float64] | Unscored], Verdict]
@@ -49,7 +51,7 @@ class AnswerWatch:
         return request in self._positions
 
     def begin(self, request: str, position: int) -> None:
-        """Watch the answer whose first token is to be at `position`."""
+        """Watch the answer whose first token is at `position`, or is to be."""
         self._positions[request] = position
 
     def end(self, request: str) -> None:
@@ -91,13 +93,13 @@ class AnswerWatch:
             if lost[place]:
                 yield from self.lose([names[place]], _reason(gap[place]), judge)
             else:
-                yield names[place], Crossing(judge(names[place], scores[place]), self._num_read(names[place]))
+                yield names[place], self._crossing(names[place], judge(names[place], scores[place]))
 
     def lose(self, requests: Sequence[str], reason: Unscored, judge: Judge) -> Iterator[tuple[str, Crossing]]:
         """Yield the verdicts on watched answers among `requests` whose tokens could not be read; they are not watched on."""
         for request in requests:
             if request in self:
-                yield request, Crossing(judge(request, reason), self._num_read(request))
+                yield request, self._crossing(request, judge(request, reason))
                 self.end(request)
 
     def _row(self, request: str) -> int:
@@ -110,8 +112,10 @@ class AnswerWatch:
             self._read.begin(np.array([row]))
         return self._rows[request]
 
-    def _num_read(self, request: str) -> int:
-        return int(self._read.counts(np.array([self._rows[request]]))[0]) if request in self._rows else 0
+    def _crossing(self, request: str, verdict: Verdict) -> Crossing:
+        row = self._rows.get(request)
+        num_tokens = 0 if row is None else int(self._read.counts(np.array([row]))[0])
+        return Crossing(verdict, num_tokens, self._positions[request] + num_tokens)
 
     def _follow(
         self,

@@ -22,6 +22,9 @@ from serving.engine.wire import ANSWERS, NO_ORDERS, ORDERS, AnswerTokens
 
 logger = init_logger("vllm.foreguard.gate")
 
+_MOST_BEFORE = 1024
+"""Tokens of an answer's beginning that are read: they are read one after another, which must not hold up other requests."""
+
 
 class AnswerWatches:
     """An `AnswerWatch` for each subject whose answers are watched: 0 is the model itself, then come its adapters."""
@@ -40,10 +43,13 @@ class AnswerWatches:
                 bank = WatchBank.of(watches, artifact.tensors)
                 self._watches[subject] = AnswerWatch(policy.answers, bank, columns, capacity)
 
-    def begin(self, request: Request, subject: int | None) -> None:
-        """Watch the answer to the request's prompt, if answers of this subject are watched."""
+    def begin(self, request: Request, subject: int | None, begin: int) -> None:
+        """Watch the answer to the request's prompt, from the position `begin` on, if answers of this subject are watched.
+
+        It may begin in the prompt: who asks for an answer in slices gives back what there is of it.
+        """
         if watch := self._watches.get(subject):
-            watch.begin(request.request_id, request.num_prompt_tokens)
+            watch.begin(request.request_id, max(begin, request.num_prompt_tokens - _MOST_BEFORE))
 
     def end(self, request: str) -> None:
         """Watch the request's answer no longer."""

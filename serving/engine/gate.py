@@ -104,9 +104,11 @@ class GuardedScheduler(DroppingScheduler):
 
     def _ask_for(self, request: Request) -> None:
         if (subject := self._subject(request)) is not None:
-            turns, self._endings[request.request_id] = prompt_turns(request, self._templates[subject])
+            turns, ending = prompt_turns(request, self._templates[subject])
+            self._endings[request.request_id] = ending
             self._orders.open(request, turns, subject)
-            self._watches.begin(request, subject)
+            prefilled = ending is Ending.PREFILL
+            self._watches.begin(request, subject, turns[-1].start if prefilled else request.num_prompt_tokens)
 
     def _subject(self, request: Request) -> int | None:
         """Return whose probes score the request: 0 is the model itself, None an adapter that has no artifact."""
@@ -215,7 +217,7 @@ class GuardedScheduler(DroppingScheduler):
             _end(request, STOP_ANSWER)
         elif verdict.action is Action.STEER and not self._orders.steers(request):
             # From the first position on that no step was scheduled with; what is taken back meanwhile counts as scheduled.
-            begin = max(request.num_computed_tokens, request.num_prompt_tokens + crossing.num_tokens)
+            begin = max(request.num_computed_tokens, crossing.position)
             keep_private(request, begin, self.hash_block_size)
             self._orders.steer(request, self._strengths[self._subject(request) or 0], begin)
         return verdict.action is Action.BLOCK

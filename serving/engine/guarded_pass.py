@@ -130,7 +130,7 @@ class GuardedPass:
         try:
             self._keep(self._slots)
             due = self._due(self._slots) if asked.due else None
-            answers = self._answers() if asked.watched else None
+            answers = self._answers(self._slots) if asked.watched else None
         except Exception:
             # What the slots hold is now anyone's guess, so nothing in them is known any more. If even that fails, so does
             # the engine: better no answer than an unguarded one.
@@ -180,17 +180,29 @@ class GuardedPass:
         slots = kept.slots(blocks, [positions for prompt in prompts.values() for positions in prompt.positions])
         return DueScores.on_their_way(self._probes, prompts, kept.take(slots))
 
-    def _answers(self) -> DueAnswers:
-        """Take the scores of the answers' tokens among the pass's rows; prompts' own are left out."""
+    def _answers(self, kept: KVSlots) -> DueAnswers:
+        """Take the scores of the answers' tokens among the pass's rows.
+
+        Where a prompt that ends with the beginning of an answer is finished, its tokens come first: from their slots, for
+        the prefix cache may hold them.
+        """
         assert self._layout is not None  # noqa: S101 - `_keep` asked
-        names = list(self._orders.watched)
+        watched, due = self._orders.watched, self._orders.due
+        names, begins = list(watched), np.fromiter(watched.values(), np.int64)
+        stops = np.array([due[name].num_tokens if name in due else 0 for name in names], np.int64)
         places = self._layout.places(names)
-        firsts = np.maximum(places.positions, np.fromiter(self._orders.watched.values(), np.int64))
+        firsts = np.maximum(places.positions, np.maximum(begins, stops))
         starts = places.starts + firsts - places.positions
         counts = np.maximum(places.stops - starts, 0)
         # Of each request `counts` rows in a row, from `starts` on.
         rows = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
         parts = self._sensor.parts[index_on(self._sensor.parts.device, rows)]
+        early = np.flatnonzero(stops > begins)
+        if len(early):
+            beginnings = [range(begins[place], stops[place]) for place in early]
+            slots = kept.slots([due[names[place]].blocks for place in early], beginnings)
+            parts = _before(early, kept.take(slots).split([*map(len, beginnings)]), parts.split(counts.tolist()))
+            firsts[early], counts[early] = begins[early], counts[early] + stops[early] - begins[early]
         return DueAnswers.on_their_way(self._probes, self._watched, names, firsts, counts, parts)
 
     def _complete(self) -> None:
@@ -223,6 +235,16 @@ class GuardedPass:
         self._sensor.coefficients[: len(host)].copy_(host, non_blocking=True)
         note_at_rest(self._sensor.coefficients, at_rest=not self._orders.steering)
         self._steered = self._num_tokens if self._orders.steering else 0
+
+
+def _before(
+    places: npt.NDArray[np.int64], first: Sequence[torch.Tensor], pieces: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Return all `pieces` in a row, those at some `places` behind what comes `first` there."""
+    joined = list(pieces)
+    for place, own in zip(places, first, strict=True):
+        joined[place] = torch.cat([own, pieces[place]])
+    return torch.cat(joined)
 
 
 def _disagrees(how: str) -> ModelError:

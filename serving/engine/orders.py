@@ -77,12 +77,17 @@ class OrderBook:
             # Before anyone can find these blocks in the prefix cache: their slots hold what was there before.
             unknown=self._loads.take() if self._loads else [],
             copies=[tuple(copy) for copy in step.kv_cache_block_copies or ()],
-            watched=dict(watched),
+            watched={name: begin for name, begin in watched.items() if self._is_whole(name)},
         )
         if self._loads:
             self._loads.copied(orders.copies)
         if orders:
             setattr(step, ORDERS, orders)
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether the step computes the last of the prompt, or what follows it. Before that no answer is read."""
+        request, *_ = self._open.get(name, (None,))
+        return request is None or request.num_computed_tokens >= request.num_prompt_tokens
 
     def _due(self, name: str, step: SchedulerOutput) -> Due | None:
         request, turns, subject = self._open[name]

@@ -73,6 +73,11 @@ class Due(NamedTuple):
     subject: int = 0
     """Whose probes score it: 0 for the model itself, and then its adapters, as `GuardConfig.adapters` has them."""
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens the prompt has."""
+        return self.turns[-1].stop
+
 
 @dataclass(frozen=True, slots=True)
 class Steer:
@@ -95,7 +100,8 @@ class Orders:
     copies: list[tuple[int, int]] = field(default_factory=list)
     """KV-cache blocks that are copied before the pass, (from, to): a partly cached block, continued by another request."""
     watched: dict[str, int] = field(default_factory=dict)
-    """Requests whose answers are read, and the position of each one's first answer token."""
+    """Requests whose answers are read, and the position of each one's first answer token. It is in the prompt where that
+    ends with the beginning of an answer."""
 
     def __bool__(self) -> bool:
         """Whether anything is asked."""

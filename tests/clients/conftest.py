@@ -23,6 +23,7 @@ FLAGS = (
 POLICY = """
 name: clients
 version: "1"
+off_template: allow
 rules:
   - {{name: harmful, action: block, when: {{harm: {{above: {limit}}}}}}}
 response: {{message: {message!r}, style: {style}, message_in: {place}}}

@@ -1,6 +1,7 @@
 """An artifact made by hand from the lab model: one real direction, a probe of every kind, a vector of every operator."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -229,3 +230,14 @@ def _naive_readout(readout: Readout, tokens: list[float]) -> float:
         return max(levels)
     width = min(readout.window, len(tokens))
     return max(sum(tokens[i : i + width]) / width for i in range(len(tokens) - width + 1))
+
+
+def dividing_limit(reference: Reference, artifact: Artifact, asked: list[list[dict]], num_tokens: int) -> float:
+    """Return a limit for the first watch that some of the answers to what is `asked` come over and others do not."""
+    ends = []
+    for messages in asked:
+        prompt = reference.token_ids(messages)
+        answer = reference.tokenizer(reference.greedy(prompt, num_tokens), add_special_tokens=False)["input_ids"]
+        ends.append(naive_answer(artifact, reference.read([*prompt, *answer]), len(prompt), WATCHES[0])[-1])
+    high, low = max(pairwise(sorted(ends, reverse=True)), key=lambda pair: pair[0] - pair[1])
+    return (high + low) / 2

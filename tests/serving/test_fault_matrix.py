@@ -51,7 +51,8 @@ def serve_faulty(reference, artifact, artifact_folder, tmp_path_factory):
     def serve_faulty(on_unscored: str):
         folder, port = tmp_path_factory.mktemp("faulty"), free_port()
         (folder / "policy.yaml").write_text(
-            f"name: faults\nversion: '1'\non_unscored: {on_unscored}\nresponse: {{message: {MESSAGE!r}}}\n"
+            f"name: faults\nversion: '1'\noff_template: allow\non_unscored: {on_unscored}\n"
+            f"response: {{message: {MESSAGE!r}}}\n"
             f"rules:\n  - {{name: harmful, action: block, when: {{harm: {{above: {limit}}}}}}}\n"
         )
         command = guarded_command(MODEL, artifact_folder, folder / "policy.yaml", port, [*FLAGS, *EAGER])

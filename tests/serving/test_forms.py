@@ -15,7 +15,7 @@ from probes.canary import canary_prompt
 from probes.template import Ending
 from serving.process import free_port, guarded_command
 from tests.serving.lab import MODEL
-from tests.serving.planted import naive_scores
+from tests.serving.planted import dividing_limit, naive_scores
 from tests.serving.server import FLAGS, SERVED_NAME, served
 from tests.serving.world import BENIGN, World, block_limit, clearly_harmful, policy_text, steered_prompt
 
@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 TOLERANCE = 0.15
 PREFILL = "Sure, here is"
+TOKENS = 20
+WATCHED = "answer_rules: [{{name: too-much, action: block, when: {{deep_swim: {{above: {limit}}}}}}}]\n"
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
@@ -52,8 +54,17 @@ class Formed(World):
 
 
 @pytest.fixture(scope="module")
-def formed(artifact, reference, cache_root, tmp_path_factory):
-    """A server that blocks by a probe of the last token, which is certified for prefills and not for open turns."""
+def limit(reference, artifact):
+    """What some harmless answers come over."""
+    return dividing_limit(reference, artifact, BENIGN[:8], TOKENS)
+
+
+@pytest.fixture(scope="module")
+def formed(artifact, reference, limit, cache_root, tmp_path_factory):
+    """A server that blocks by a probe of the last token, which is certified for prefills and not for open turns.
+
+    It watches answers.
+    """
     folder = tmp_path_factory.mktemp("formed")
     template = read_template(reference.tokenizer)
     endings = (Ending.TEMPLATE, Ending.PREFILL)
@@ -71,7 +82,9 @@ def formed(artifact, reference, cache_root, tmp_path_factory):
         f"scores.harmless.{ending}": torch.zeros(1, len(manifest.probes)) for ending in (Ending.PREFILL, Ending.OPEN)
     }
     Artifact(manifest, {**artifact.tensors, **others}).save(folder / "artifact")
-    (folder / "policy.yaml").write_text(policy_text(reference, artifact))
+    (folder / "policy.yaml").write_text(
+        policy_text(reference, artifact, off_template="block") + WATCHED.format(limit=limit)
+    )
     port = free_port()
     command = guarded_command(MODEL, folder / "artifact", folder / "policy.yaml", port, [*FLAGS, "--enforce-eager"])
     with served(command, port, folder / "log", {"VLLM_CACHE_ROOT": str(cache_root)}) as server:
@@ -152,3 +165,36 @@ def test_an_earlier_turn_has_the_score_that_it_had_as_the_last(formed, reference
         told = formed.observe(later)["harm"]
         assert told == pytest.approx(offline, abs=TOLERANCE)
         assert told > block_limit(reference, artifact)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_an_answer_in_slices_is_watched_as_a_whole(formed, reference, size):
+    """Asked for `size` tokens at a time, as token ids, it ends at the very token where it ends in one piece, or goes on."""
+    whole = {}
+    for number, messages in enumerate(BENIGN[:8]):
+        prompt = reference.token_ids(messages)
+        reply = formed.ask(COMPLETIONS, prompt=prompt, max_tokens=TOKENS, return_token_ids=True).json()["choices"][0]
+        whole[number] = reply["token_ids"], reply["finish_reason"]
+        said, ended = [], None
+        while ended not in ("content_filter", "stop") and len(said) < TOKENS:
+            wanted = min(size, TOKENS - len(said))
+            asked = {"prompt": [*prompt, *said], "max_tokens": wanted, "return_token_ids": True}
+            (piece,) = formed.ask(COMPLETIONS, **asked).json()["choices"]
+            said, ended = [*said, *piece["token_ids"]], piece["finish_reason"]
+        assert (said, ended) == whole[number]
+    assert {reason for _, reason in whole.values()} > {"content_filter"}
+
+
+def test_a_chat_in_slices_is_watched_as_a_whole(formed):
+    """The answer so far as the assistant's last message, to be continued: what is too much for one piece is for several."""
+    for messages in BENIGN[:8]:
+        (choice,) = formed.ask(CHAT, messages=messages, max_tokens=TOKENS).json()["choices"]
+        if choice["finish_reason"] != "content_filter":
+            continue
+        said, ended = "", None
+        while ended != "content_filter" and len(said) <= len(choice["message"]["content"]) + 1:
+            begun = [*messages, assistant(said)] if said else messages
+            more = {"continue_final_message": True, "add_generation_prompt": False} if said else {}
+            (piece,) = formed.ask(CHAT, messages=begun, max_tokens=2, **more).json()["choices"]
+            said, ended = said + piece["message"]["content"], piece["finish_reason"]
+        assert ended == "content_filter"

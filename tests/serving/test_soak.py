@@ -13,6 +13,7 @@ REQUESTS = 1500
 POLICY = """
 name: soak
 version: "1"
+off_template: allow
 rules:
   - {name: high, action: block, when: {harm: {above: 4.0}}}
   - {name: middling, action: steer, when: {harm: {above: 2.0}}}

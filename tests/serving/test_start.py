@@ -120,6 +120,21 @@ def test_another_chat_template_is_refused(launch, tmp_path):
     refused(ArtifactMismatch, launch, "--chat-template", str(tmp_path / "other.jinja"), says="chat_template")
 
 
+@pytest.mark.parametrize("action", ["block", "flag"])
+def test_an_artifact_that_knows_no_template_is_refused(launch, tmp_path, action):
+    """The form of a request would change its verdict: the policy must say that it lets that pass."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(policy.read_text().replace("off_template: allow", f"off_template: {action}"))
+    refused(PolicyError, launch, says="off_template")
+
+
+def test_a_policy_that_refuses_special_tokens_needs_to_know_them(launch, tmp_path):
+    """This artifact does not."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(f"{policy.read_text()}special_tokens: refuse\n")
+    refused(PolicyError, launch, says="special_tokens")
+
+
 def test_a_policy_that_names_an_unknown_probe_is_refused(launch, tmp_path):
     """The error names the rule, and the probes that there are."""
     policy = tmp_path / "policy.yaml"

@@ -1,13 +1,12 @@
 """Watched answers as a client and an operator see them: a real server, OpenAI's client, its metrics."""
 
-import itertools
 import json
 
 import httpx
 import openai
 import pytest
 
-from tests.serving.planted import WATCHES, naive_answer
+from tests.serving.planted import dividing_limit
 from tests.serving.server import SERVED_NAME
 from tests.serving.world import BENIGN
 
@@ -16,6 +15,7 @@ TOKENS = 20
 POLICY = """
 name: watching
 version: "1"
+off_template: allow
 rules:
   - {{name: never, action: block, when: {{harm: {{above: 1000000.0}}}}}}
 answer_rules:
@@ -26,14 +26,7 @@ answer_rules:
 @pytest.fixture(scope="module")
 def limit(reference, artifact):
     """Between what two harmless prompts' answers come to, so that one is ended in its middle and the other is not."""
-    ends = []
-    for messages in BENIGN[:8]:
-        prompt = reference.token_ids(messages)
-        answer = reference.tokenizer(reference.greedy(prompt, TOKENS), add_special_tokens=False)["input_ids"]
-        ends.append(naive_answer(artifact, reference.read([*prompt, *answer]), len(prompt), WATCHES[0])[-1])
-    falling = sorted(ends, reverse=True)
-    high, low = max(itertools.pairwise(falling), key=lambda pair: pair[0] - pair[1])
-    return (high + low) / 2
+    return dividing_limit(reference, artifact, BENIGN[:8], TOKENS)
 
 
 @pytest.fixture(scope="module")

@@ -162,4 +162,4 @@ def _policy(thresholds: dict[str, float]) -> str:
         f"  - {{name: {name}, action: {name}, when: {{{name}: {{above: {threshold}}}}}}}"
         for name, threshold in thresholds.items()
     )
-    return f'name: twins\nversion: "1"\nrules:\n{rules}\nsteering: {{vector: elsewhere, strength: 1}}\n'
+    return f'name: twins\nversion: "1"\noff_template: allow\nrules:\n{rules}\nsteering: {{vector: elsewhere, strength: 1}}\n'

@@ -65,10 +65,11 @@ def _score(reference: Reference, artifact, messages: list[dict], probe: str) -> 
     return naive_score(artifact, reference.read(reference.token_ids(messages)), probe)
 
 
-def policy_text(reference: Reference, artifact, constrained: str = "block") -> str:
+def policy_text(reference: Reference, artifact, constrained: str = "block", off_template: str = "allow") -> str:
     """Return a policy that blocks harm, steers exactly one benign prompt, and lets an observer see without acting.
 
-    `constrained` is what happens to that one where the request's constraints may undo it.
+    `constrained` is what happens to that one where the request's constraints may undo it. The planted artifact knows no
+    chat template, which only a policy with `off_template: allow` takes.
     """
     marks = _marks(reference, artifact, steered_prompt(reference, artifact))
     bands = ", ".join(f"{mark}: {{above: {score - BAND}, below: {score + BAND}}}" for mark, score in marks.items())
@@ -76,6 +77,7 @@ def policy_text(reference: Reference, artifact, constrained: str = "block") -> s
     return f"""
 name: enforce
 version: "2"
+off_template: {off_template}
 rules:
   - {{name: harmful, action: block, when: {{harm: {{above: {limit}}}}}}}
   - {{name: marked, action: steer, when: {{{bands}}}}}

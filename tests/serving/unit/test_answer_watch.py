@@ -128,6 +128,18 @@ def test_what_a_preemption_computes_again_is_read_once(watch, step):
     assert actions(step(r=(6, [9.0, 1.5]))) == {"r": Action.FLAG}
 
 
+def test_an_answer_that_begins_in_its_prompt_is_read_from_there(watch, step):
+    """Its beginning may cross alone; what crosses later is told with how much there is, and where it stands."""
+    for name in ("a", "b"):
+        watch.begin(name, PROMPT - 3)
+    found = step(a=(2, [0.0, 1.5, 0.0]), b=(2, [0.0, 0.0, 0.0]))
+    assert actions(found) == {"a": Action.FLAG}
+    assert (found["a"].num_tokens, found["a"].position) == (3, PROMPT)
+    found = step(a=(5, [0.0]), b=(5, [2.5]))
+    assert actions(found) == {"b": Action.BLOCK}
+    assert (found["b"].num_tokens, found["b"].position) == (4, PROMPT + 1)
+
+
 def test_a_missing_token_is_no_score(watch, step):
     """Not sent at all, or one before it was not: the policy says what happens, once, and it is not watched on."""
     for name in ("gone", "gap"):

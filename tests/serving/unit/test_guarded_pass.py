@@ -198,6 +198,31 @@ def test_answers_tokens_are_taken_from_among_the_rows(guard, sensor, probes, tok
     np.testing.assert_array_equal(taken.scores, scores[[8, 9, *kept]])
 
 
+@pytest.mark.parametrize("cached", [0, 3, 8, 9])
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_an_answer_s_beginning_is_taken_whole_however_much_of_it_is_cached(
+    guard, sensor, probes, tokens, cached, drafts
+):
+    """In the step that finishes its prompt: from its slots, before what the pass has of the answer itself."""
+    guard = GuardedPass(sensor, probes, SteeringBank((), {}, ()), watched=[1, 0])
+    guard.allocate(cache(attention()))
+    blocks = [5, 2, 1]
+    if cached:
+        forward(guard, sensor, Batch(("z", range(cached), blocks)), tokens[:cached])
+    more = torch.randn(drafts, 2, generator=torch.Generator().manual_seed(2))
+    batch = Batch(("y", [7], [1, 3]), ("a", range(cached, 10 + drafts), blocks), ("b", [9], [4, 6, 7]))
+    rows = torch.cat([tokens[:1], tokens[cached:], more, tokens[1:2]])
+    orders = Orders(due={"a": Due((whole(10),), blocks)}, watched={"b": 8, "a": 4})
+    guard.begin(len(rows), orders)
+    guard.lay_out(batch)
+    sensor.parts[: len(rows)] = rows
+    _, answers = guard.collect()
+    taken = answers.resolve()
+    assert (taken.requests, taken.firsts.tolist(), taken.counts.tolist()) == (["b", "a"], [9, 4], [1, 6 + drafts])
+    expected = probes.add_up(torch.cat([tokens[1:2], tokens[4:], more]).numpy())[:, [1, 0]]
+    np.testing.assert_array_equal(taken.scores, expected)
+
+
 def test_prompts_that_finish_together_have_their_own_scores(guard, sensor, probes, tokens):
     """Of different lengths, in blocks of their own, one of them cut before."""
     forward(guard, sensor, Batch(("b", list(range(3)), [4, 6])), tokens[:3])

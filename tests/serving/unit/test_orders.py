@@ -39,9 +39,9 @@ def book():
         yield OrderBook(scheduler)
 
 
-def give(book, scheduled):
+def give(book, scheduled, **watched):
     step = SimpleNamespace(num_scheduled_tokens=scheduled, kv_cache_block_copies=None)
-    book.give(step)
+    book.give(step, watched)
     return getattr(step, ORDERS, NO_ORDERS)
 
 
@@ -67,6 +67,14 @@ def test_what_is_steered_no_more_is_not(book):
     assert give(book, {"r": 1}).steering == {}
     book.steer(request("r"), [0.5], 9)
     assert give(book, {"r": 1}).steering["r"].begin == 9
+
+
+def test_no_answer_is_read_before_its_prompt_is_whole(book):
+    """Even one that begins in the prompt; from then on, and after a preemption, it is, decided on or not."""
+    for name, computed in (("chunk", 16), ("done", 20), ("ahead", 21)):
+        book.open(request(name, computed), (whole(20),))
+    names = ("chunk", "done", "ahead", "decided")
+    assert give(book, dict.fromkeys(names, 1), **dict.fromkeys(names, 12)).watched == dict.fromkeys(names[1:], 12)
 
 
 @pytest.mark.parametrize("held", [[], ["a"], ["c", "a"], ["x", "a", "y", "c", "z", "b"]])
