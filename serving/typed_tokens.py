@@ -13,8 +13,8 @@ from guard.policy import Policy
 from probes.artifact import Artifact
 from probes.errors import PolicyError
 
-_NO_PROMPT = frozenset({"stop", "bad_words", "model", "user", "guided_regex", "structured_outputs", "response_format"})
-"""Fields of a request that no prompt is made of."""
+_NO_PROMPT = frozenset({"stop", "bad_words"})
+"""Fields of a request that name special tokens, and that no prompt is made of."""
 _ESCAPED = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/]))')
 
 
