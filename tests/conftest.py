@@ -20,10 +20,16 @@ def pytest_xdist_make_scheduler(config, log):
     return ByWhatIsShared(config, log)
 
 
+_OF_ITS_OWN = "tests/serving/test_information_flow.py"
+"""The longest file with engines: beside the others' chain, which is the longer one, while the other process has time."""
+
+
 def _group(nodeid):
-    """Return `engines` for tests that start one, so that one runs at a time; `calibration`; else the test's file."""
+    """Return `engines` for tests that share one, so that these run one at a time; `calibration`; else the test's file."""
     file = nodeid.split("::")[0]
     _, folder, *rest = file.split("/")
+    if file == _OF_ITS_OWN:
+        return file
     if folder == "clients" or (folder == "serving" and not {"unit", "seams"} & set(rest)):
         return "engines"
     return folder if folder == "calibration" else file

@@ -6,7 +6,9 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +37,23 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::Reso
 WHERE = (0, 2, "mean")
 
 
+def started(start):
+    """Start a part of a cluster. Ray waits 30 s for each, which is not enough on a busy machine: it gets three times."""
+    for _ in range(2):
+        with suppress(Exception):
+            return start()
+    return start()
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Two machines of one CPU each, and a head that computes nothing."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_AUTO_CONNECT": "0"}  # read when Ray is imported
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = started(partial(Cluster, True, head_node_args={"num_cpus": 0, "include_dashboard": False}))
     for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
+        started(partial(cluster.add_node, num_cpus=1, object_store_memory=100 << 20))
     yield cluster
     cluster.shutdown()
 
