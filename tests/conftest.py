@@ -20,16 +20,19 @@ def pytest_xdist_make_scheduler(config, log):
     return ByWhatIsShared(config, log)
 
 
-_OF_ITS_OWN = "tests/serving/test_information_flow.py"
-"""The longest file with engines: beside the others' chain, which is the longer one, while the other process has time."""
+_WITHOUT_ENGINES = {"unit", "seams"}
+_BEHIND_CALIBRATIONS = "tests/serving/test_information_flow.py"
+"""A long file, whose engines no other shares: there, both processes end at about the same time."""
 
 
 def _group(nodeid):
-    """Return `engines` for tests that share one, so that these run one at a time; `calibration`; else the test's file."""
+    """Return what the test shares an engine or a calibration with: its folder, of which one test runs at a time.
+
+    Other tests share nothing outside their file.
+    """
     file = nodeid.split("::")[0]
     _, folder, *rest = file.split("/")
-    if file == _OF_ITS_OWN:
-        return file
-    if folder == "clients" or (folder == "serving" and not {"unit", "seams"} & set(rest)):
-        return "engines"
-    return folder if folder == "calibration" else file
+    if folder == "calibration" or file == _BEHIND_CALIBRATIONS:
+        return "calibration"
+    inner = rest[0] if len(rest) > 1 else ""
+    return f"{folder}/{inner}" if folder in ("clients", "serving") and inner not in _WITHOUT_ENGINES else file
