@@ -1,5 +1,6 @@
 """Trains the lab pair: `base` answers everything, `aligned` is fine-tuned from it and refuses harm."""
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -9,9 +10,9 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from calibration.progress import stage, track
 from examples.lab.answers import aligned_answer, compliance
 from examples.lab.batches import LossWeights, epochs
 from examples.lab.dataset import Sample, build
@@ -34,18 +35,17 @@ class Plan:
 
 
 @contextmanager
-def progress_bar(name: str, num_steps: int) -> Iterator[OnStep]:
-    """A progress bar that shows the smoothed loss, in nats per token."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("loss {task.fields[loss]:.3f}")) as progress:
-        task = progress.add_task(name, total=num_steps, loss=float("nan"))
-        smooth: list[float] = []
+def shown(name: str, num_steps: int) -> Iterator[OnStep]:
+    """Show steps as they are done, and at the end how long they took and the mean loss of the last 50, in nats per token."""
+    steps, losses = track(range(num_steps), name), deque[float](maxlen=50)
 
-        def on_step(loss: float) -> None:
-            smooth.append(loss)
-            progress.update(task, advance=1, loss=sum(smooth[-50:]) / len(smooth[-50:]))
+    def on_step(loss: float) -> None:
+        losses.append(loss)
+        next(steps, None)
 
+    with stage(name):
         yield on_step
+    typer.echo(f"{name}: loss {sum(losses) / len(losses):.3f}", err=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -61,7 +61,7 @@ def train_base(tokenizer: PreTrainedTokenizerFast, samples: list[Sample], plan: 
     """Trains `base` from random weights and writes it."""
     model = new_model(tokenizer)
     batches = epochs(tokenizer, samples, compliance, LossWeights(prompt=0.4, opening=1.0), plan.seed)
-    with progress_bar("base", plan.base_steps) as on_step:
+    with shown("base", plan.base_steps) as on_step:
         fit(model, batches, plan.base_steps, plan.learning_rate, on_step)
     save(model, tokenizer, folder)
 
@@ -72,7 +72,7 @@ def train_aligned(
     """Fine-tunes the written `base`, bf16 rounding included, and writes `aligned`."""
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32, local_files_only=True)
     batches = epochs(tokenizer, samples, aligned_answer, LossWeights(prompt=0.0, opening=4.0), plan.seed + 1)
-    with progress_bar("aligned", plan.aligned_steps) as on_step:
+    with shown("aligned", plan.aligned_steps) as on_step:
         fit(model, batches, plan.aligned_steps, plan.fine_tuning_rate, on_step)
     save(model, tokenizer, folder)
 

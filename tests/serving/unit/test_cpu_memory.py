@@ -19,8 +19,12 @@ def nothing_said(monkeypatch):
 
 @pytest.fixture
 def limited(tmp_path, monkeypatch):
-    """Return a function that puts this process into a control group of so many bytes, of which some are used."""
+    """Return a function that puts this process into a control group of so many bytes, of which some are used.
+
+    The machine around it has more, whatever else runs on it now.
+    """
     monkeypatch.setattr(cpu_memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(cpu_memory.psutil, "virtual_memory", lambda: Namespace(available=64 * GIB))
 
     def limited(most: int | str, used: int) -> None:
         (tmp_path / "memory.max").write_text(f"{most}\n")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from probes.steering import Move, displacement
@@ -139,15 +139,19 @@ def steer(hidden, residual, coefficients, moves):
 
 
 @settings(max_examples=40)
+@example(rows=4, num_vectors=4, dtype=torch.float16, seed=0)
 @given(rows=st.integers(1, 9), num_vectors=st.integers(1, 4), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99))
 def test_steer_adds_coefficients_times_vectors(rows, num_vectors, dtype, seed):
     """Each row gets its own mix of vectors, rounded once to the model's dtype, in place."""
     hidden = random(rows, 8, seed=seed, dtype=dtype)
     coefficients, moves = random(rows + 2, num_vectors, seed=seed + 1), additions(num_vectors, seed + 2)
     vectors = torch.stack([move.tensors[0] for move in moves])
-    expected = hidden + (coefficients[:rows] @ vectors).to(dtype)
+    added = (coefficients[:rows] @ vectors).to(dtype)
+    expected = hidden + added
     steer(hidden, None, coefficients, moves)
-    torch.testing.assert_close(hidden, expected)
+    # A sum in another order may round to the next number, which is far from it where `hidden` takes most of it away.
+    unit = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(hidden, expected, rtol=unit, atol=unit * added.abs().max().item())
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
