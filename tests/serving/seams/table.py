@@ -226,11 +226,13 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_APP} init_app_state -> OpenAIServingModels or {_OLD_APP} init_app_state -> OpenAIServingModels",
         "vllm.entrypoints.openai.models.serving OpenAIServingModels.base_model_paths",
         "vllm.entrypoints.launchers.cli_args FrontendArgs.enable_force_include_usage or "
+        "vllm.entrypoints.common.cli_args FrontendArgs.enable_force_include_usage or "
         "vllm.entrypoints.openai.cli_args FrontendArgs.enable_force_include_usage",
         "vllm.v1.engine.async_llm AsyncLLM.is_sleeping",
     ),
     "serving/keys.py": (
-        "vllm.entrypoints.launchers.cli_args FrontendArgs.api_key or vllm.entrypoints.openai.cli_args FrontendArgs.api_key",
+        "vllm.entrypoints.launchers.cli_args FrontendArgs.api_key or vllm.entrypoints.common.cli_args FrontendArgs.api_key "
+        "or vllm.entrypoints.openai.cli_args FrontendArgs.api_key",
     ),
     "serving/beams.py": (
         "vllm.entrypoints.generate.beam_search.online BeamSearchOnlineMixin.beam_search(prompt, request_id, params)",
