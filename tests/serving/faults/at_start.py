@@ -41,13 +41,16 @@ class OtherNumbers(GuardedWorker):
 
 
 class DisagreeingRank(GuardedWorker):
-    """A worker that reads something else than the others, on the second rank only."""
+    """A worker that reads something else of the stream than the others, on the second rank only.
+
+    What ranks read of their neurons is added up, so that it would be wrong on all of them.
+    """
 
     def load_model(self, **options: Any) -> None:
         super().load_model(**options)
         if self.rank == 1:
             for module in self.model_runner.get_model().modules():
-                if hasattr(module, "foreguard_matrix"):
+                if hasattr(module, "foreguard_matrix") and not hasattr(module, "weight"):
                     module.foreguard_matrix.mul_(1.5)
 
 
