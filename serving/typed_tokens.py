@@ -15,6 +15,8 @@ from probes.errors import PolicyError
 
 _NO_PROMPT = frozenset({"stop", "bad_words"})
 """Fields of a request that name special tokens, and that no prompt is made of."""
+_LONGEST = 1 << 20
+"""Bytes of the longest body that is read to its last text: the event loop waits meanwhile."""
 _ESCAPED = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(["\\/]))')
 
 
@@ -43,6 +45,10 @@ def require_none_typed(body: bytes, spellings: Sequence[str]) -> None:
     """Raise `TypedSpecialToken` where a text of the request's JSON, or a name in it, holds one of the `spellings`."""
     if not spellings or not _may_hold(body, spellings):
         return
+    if len(body) > _LONGEST:
+        raise TypedSpecialToken(
+            "A body of more than 1 MiB may have no special tokens as text, nor \\u and \\/ escapes."
+        )
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,6 +1,8 @@
 """Special tokens in a request's text: found however they are written, and where no prompt is made of them left alone."""
 
 import json
+import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -73,6 +75,16 @@ def test_what_holds_none_passes(body):
     """Bodies that are no JSON object are vLLM's to answer; near misses are no tokens."""
     require_none_typed(body, SPELLINGS)
     require_none_typed(json.dumps(chat("< |user| > and <|User|>")).encode(), SPELLINGS)
+
+
+@pytest.mark.parametrize("more", ["", "\\u00e9", "<|user|>"])
+def test_a_long_body_is_not_read_to_its_last_text(more):
+    """It would hold up every other request: it passes where it cannot hold one, and is refused otherwise."""
+    body = f'{{"prompt": "{more}", "x": [{"[]," * 400_000}[]]}}'.encode()
+    began = time.perf_counter()
+    with pytest.raises(TypedSpecialToken, match="1 MiB") if more else nullcontext():
+        require_none_typed(body, SPELLINGS[:3])
+    assert time.perf_counter() - began < 0.1
 
 
 def test_a_policy_that_judges_them_refuses_none():
