@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
 
 import httpx
@@ -218,38 +217,31 @@ def test_the_event_id_is_in_the_log(refusing, harmful):
 
 @contextlib.contextmanager
 def busy(server):
-    """Keep the server's only place taken: whatever comes meanwhile waits."""
-    # Four answers, one after another: seconds even where one takes less than the interval of the comments.
+    """Keep the server's only place taken, until the function that this gives is called: whatever comes meanwhile waits."""
+    # Some ten seconds: an API server that lacks a CPU may be seconds behind its engine.
     long = {
         "model": SERVED_NAME,
         "messages": BENIGN[0],
         "max_tokens": 600,
         "ignore_eos": True,
-        "n": 4,
+        "n": 16,
         "temperature": 1,
         "stream": True,
     }
-    taken = threading.Event()
-
-    def ask():
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=120) as reply:
-            for _ in reply.iter_lines():
-                taken.set()
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    assert taken.wait(60)
-    yield
-    thread.join()
+    with contextlib.ExitStack() as held:
+        reply = held.enter_context(httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=120))
+        next(reply.iter_lines())
+        yield held.close
 
 
 @pytest.mark.parametrize(("kind", "decision"), [("harmful", "block"), ("benign", "allow")])
 def test_a_stream_that_waits_is_kept_alive(refusing, harmful, kind, decision):
     """Comments pass at once, under headers that promise nothing; the stream then tells the verdict, and is whole."""
     messages = harmful if kind == "harmful" else BENIGN[1]
-    body = APIS[0].ask(messages, "") | {"stream": True}
-    with busy(refusing), httpx.stream("POST", f"{refusing.url}/v1/chat/completions", json=body, timeout=60) as reply:
+    body, url = APIS[0].ask(messages, "") | {"stream": True}, f"{refusing.url}/v1/chat/completions"
+    with busy(refusing) as release, httpx.stream("POST", url, json=body, timeout=60) as reply:
         assert reply.headers["x-guardrail-decision"] == "pending"
+        release()
         lines = list(reply.iter_lines())
     assert lines[0] == ": keep-alive"
     assert lines[-2] == "data: [DONE]"
@@ -262,8 +254,11 @@ def test_a_stream_that_waits_is_kept_alive(refusing, harmful, kind, decision):
 
 def test_an_error_ends_a_stream_that_was_kept_alive(failing, harmful):
     """OpenAI's client raises it, as it raises the 400."""
-    with busy(failing), pytest.raises(openai.APIError, match=MESSAGE) as caught:
-        list(failing.client().chat.completions.create(model=SERVED_NAME, messages=harmful, stream=True))
+    with busy(failing) as release:
+        stream = failing.client().chat.completions.create(model=SERVED_NAME, messages=harmful, stream=True)
+        release()
+        with pytest.raises(openai.APIError, match=MESSAGE) as caught:
+            list(stream)
     assert caught.value.code == "content_filter"
 
 
