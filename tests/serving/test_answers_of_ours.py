@@ -230,7 +230,8 @@ def busy(server):
     }
     with contextlib.ExitStack() as held:
         reply = held.enter_context(httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=120))
-        next(reply.iter_lines())
+        lines = reply.iter_lines()  # kept: without it the stream would be closed
+        next(lines)
         yield held.close
 
 
