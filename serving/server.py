@@ -132,7 +132,7 @@ def _check_adapter(
 
 
 def _require_templates(policy: Policy, artifacts: Sequence[Artifact]) -> None:
-    """Raise where an artifact does not know how its prompts should end, unless the policy lets pass what ends otherwise."""
+    """Raise where an artifact knows no chat template, unless the policy lets pass what is off the template."""
     if policy.off_template is not Action.ALLOW and any(each.manifest.template is None for each in artifacts):
         raise PolicyError(
             "the artifact does not know the model's chat template, so that a prompt's form may change its verdict",

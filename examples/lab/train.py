@@ -36,7 +36,7 @@ class Plan:
 
 @contextmanager
 def shown(name: str, num_steps: int) -> Iterator[OnStep]:
-    """Show steps as they are done, and at the end how long they took and the mean loss of the last 50, in nats per token."""
+    """Show steps as they are done; at the end their time and the mean loss of the last 50, in nats per token."""
     steps, losses = track(range(num_steps), name), deque[float](maxlen=50)
 
     def on_step(loss: float) -> None:

@@ -23,7 +23,7 @@ from serving.engine.wire import ANSWERS, NO_ORDERS, ORDERS, AnswerTokens
 logger = init_logger("vllm.foreguard.gate")
 
 _MOST_BEFORE = 1024
-"""Tokens of an answer's beginning that are read: they are read one after another, which must not hold up other requests."""
+"""Tokens of an answer's beginning that are read: one after another, which must not hold up other requests."""
 
 
 class AnswerWatches:
@@ -44,9 +44,9 @@ class AnswerWatches:
                 self._watches[subject] = AnswerWatch(policy.answers, bank, columns, capacity)
 
     def begin(self, request: Request, subject: int | None, begin: int) -> None:
-        """Watch the answer to the request's prompt, from the position `begin` on, if answers of this subject are watched.
+        """Watch the answer to the request's prompt, if answers of this subject are watched; it starts at `begin`.
 
-        It may begin in the prompt: who asks for an answer in slices gives back what there is of it.
+        That may be in the prompt: who asks for an answer in slices gives back what there is of it.
         """
         if watch := self._watches.get(subject):
             watch.begin(request.request_id, max(begin, request.num_prompt_tokens - _MOST_BEFORE))

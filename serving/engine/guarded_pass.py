@@ -183,8 +183,8 @@ class GuardedPass:
     def _answers(self, kept: KVSlots) -> DueAnswers:
         """Take the scores of the answers' tokens among the pass's rows.
 
-        Where a prompt that ends with the beginning of an answer is finished, its tokens come first: from their slots, for
-        the prefix cache may hold them.
+        In the step that finishes a prompt which ends with the beginning of an answer, that beginning comes first. It is
+        read from its slots, for the prefix cache may hold it.
         """
         assert self._layout is not None  # noqa: S101 - `_keep` asked
         watched, due = self._orders.watched, self._orders.due

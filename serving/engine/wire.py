@@ -100,7 +100,7 @@ class Orders:
     copies: list[tuple[int, int]] = field(default_factory=list)
     """KV-cache blocks that are copied before the pass, (from, to): a partly cached block, continued by another request."""
     watched: dict[str, int] = field(default_factory=dict)
-    """Requests whose answers are read, and the position of each one's first answer token. It is in the prompt where that
+    """Requests whose answers are read, and the position of each answer's first token. It is in the prompt where the prompt
     ends with the beginning of an answer."""
 
     def __bool__(self) -> bool:

@@ -38,7 +38,7 @@ WHERE = (0, 2, "mean")
 
 
 def started(start):
-    """Start a part of a cluster. Ray waits 30 s for each, which is not enough on a busy machine: it gets three times."""
+    """Start a part of a cluster. Ray waits 30 s for each, too few on a busy machine, so there are three attempts."""
     for _ in range(2):
         with suppress(Exception):
             return start()

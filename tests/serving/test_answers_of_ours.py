@@ -217,7 +217,7 @@ def test_the_event_id_is_in_the_log(refusing, harmful):
 
 @contextlib.contextmanager
 def busy(server):
-    """Keep the server's only place taken, until the function that this gives is called: whatever comes meanwhile waits."""
+    """Keep the server's only place taken, so that others wait, until the function that this yields is called."""
     # Some ten seconds: an API server that lacks a CPU may be seconds behind its engine.
     long = {
         "model": SERVED_NAME,

@@ -169,7 +169,7 @@ def test_an_earlier_turn_has_the_score_that_it_had_as_the_last(formed, reference
 
 @pytest.mark.parametrize("size", [1, 3, 8])
 def test_an_answer_in_slices_is_watched_as_a_whole(formed, reference, size):
-    """Asked for `size` tokens at a time, as token ids, it ends at the very token where it ends in one piece, or goes on."""
+    """Asked for `size` tokens at a time, as token ids, it ends at the token where it ends in one piece, or goes on."""
     whole = {}
     for number, messages in enumerate(BENIGN[:8]):
         prompt = reference.token_ids(messages)
@@ -186,7 +186,7 @@ def test_an_answer_in_slices_is_watched_as_a_whole(formed, reference, size):
 
 
 def test_a_chat_in_slices_is_watched_as_a_whole(formed):
-    """The answer so far as the assistant's last message, to be continued: what is too much for one piece is for several."""
+    """The answer so far is the assistant's last message: what is ended in one piece is ended in several."""
     for messages in BENIGN[:8]:
         (choice,) = formed.ask(CHAT, messages=messages, max_tokens=TOKENS).json()["choices"]
         if choice["finish_reason"] != "content_filter":
