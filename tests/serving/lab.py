@@ -79,6 +79,13 @@ class Reference:
         return self.model(torch.tensor([token_ids])).logits[0, -1].float()
 
     @torch.no_grad()
+    def shortfall(self, token_ids: list[int], answer: list[int]) -> float:
+        """Return by how many nats a token of an answer is less likely than the likeliest in its place, at the most."""
+        logits = self.model(torch.tensor([[*token_ids, *answer]])).logits[0, len(token_ids) - 1 : -1].float()
+        said = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        return float((logits.max(dim=1).values - said).max())
+
+    @torch.no_grad()
     def greedy(self, token_ids: list[int], count: int) -> str:
         ids = self.model.generate(torch.tensor([token_ids]), max_new_tokens=count, do_sample=False)
         return self.tokenizer.decode(ids[0, len(token_ids) :], skip_special_tokens=True)
