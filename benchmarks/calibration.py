@@ -21,12 +21,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks.paired import Spread, ratio
 from benchmarks.subjects import LAB
-from calibration.batching import make_batch
-from calibration.model import ChatModel
-from calibration.prompts import load_prompts
-from calibration.reading.activations import record
-from calibration.reading.shards import Where, plan_shards
-from calibration.template import EncodedPrompts, encode_prompts, template_suffix
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.batching import make_batch
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import EncodedPrompts, encode_prompts, template_suffix
+from calibration.recording.activations import record
+from calibration.recording.shards import Where, plan_shards
 
 _PROMPTS = LAB.parent / "prompts" / "train.jsonl"
 _QUICK = 3

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from calibration.evaluate import Report
+    from calibration.evaluation.evaluate import Report
 
 _Dtype = Annotated[
     str,
@@ -165,10 +165,10 @@ def calibrate(
 
         foreguard calibrate ./my-model --train train.jsonl --validation validation.jsonl --test test.jsonl --out ./artifact
     """
-    from calibration.display import evaluation_tables, not_asked_table
-    from calibration.model import resolve_model
+    from calibration.model.chat_model import resolve_model
     from calibration.pipeline import WORK, Settings
     from calibration.pipeline import calibrate as run
+    from calibration.report.display import evaluation_tables, not_asked_table
 
     settings = Settings(
         dtype=dtype,
@@ -229,10 +229,10 @@ def evaluate(
 
         foreguard evaluate --model ./my-model --artifact ./artifact --prompts new.jsonl --json report.json
     """
-    from calibration.display import evaluation_tables
-    from calibration.evaluation_run import evaluate_artifact
-    from calibration.model import resolve_model
-    from calibration.prompts import load_prompts
+    from calibration.evaluation.evaluation_run import evaluate_artifact
+    from calibration.model.chat_model import resolve_model
+    from calibration.prompts.prompt_file import load_prompts
+    from calibration.report.display import evaluation_tables
     from probes.artifact import Artifact
 
     evaluated = evaluate_artifact(
@@ -317,10 +317,10 @@ def tune(
     Two thresholds at once: --block-fpr 0.001 --flag-fpr 0.01. Limits on the policy as a whole, with reference attacks:
     --harmful attacks.jsonl --at-most block=0.001 --at-most flag=0.01 --at-most miss=0.2
     """
-    from calibration.model import resolve_model
-    from calibration.prompts import load_prompts
-    from calibration.tuning.tune_display import tuning_tables
-    from calibration.tuning.tune_run import Request, tune_policy
+    from calibration.model.chat_model import resolve_model
+    from calibration.prompts.prompt_file import load_prompts
+    from calibration.tuning.display import tuning_tables
+    from calibration.tuning.run import Request, tune_policy
     from probes.artifact import Artifact
 
     found = tune_policy(
@@ -378,11 +378,11 @@ def attack(
 
         foreguard attack --model ./my-model --artifact ./artifact --prompts test.jsonl --num-prompts 16
     """
-    from calibration.attacks.suffix_search import Effort
-    from calibration.attacks.white_box import attack_artifact
-    from calibration.display import study_tables
-    from calibration.model import resolve_model
-    from calibration.prompts import load_prompts
+    from calibration.audits.attack.suffix_search import Effort
+    from calibration.audits.attack.white_box import attack_artifact
+    from calibration.model.chat_model import resolve_model
+    from calibration.prompts.prompt_file import load_prompts
+    from calibration.report.display import study_tables
     from probes.artifact import Artifact
 
     study = attack_artifact(
@@ -446,11 +446,11 @@ def inspect(
         return
     if artifact is not None or prompts is None or prevalence is not None:
         raise typer.BadParameter("--compare takes two models and --prompts, and nothing of an artifact")
-    from calibration.builds.comparison import compare_builds
-    from calibration.builds.tables import comparison_tables
-    from calibration.builds.verdict import judge
-    from calibration.model import resolve_model
-    from calibration.prompts import load_prompts
+    from calibration.audits.builds.comparison import compare_builds
+    from calibration.audits.builds.tables import comparison_tables
+    from calibration.audits.builds.verdict import judge
+    from calibration.model.chat_model import resolve_model
+    from calibration.prompts.prompt_file import load_prompts
 
     file = load_prompts(prompts)
     first, second = map(resolve_model, compare)
@@ -461,7 +461,7 @@ def inspect(
 
 
 def _inspect_artifact(artifact: Path, prevalence: float | None) -> None:
-    from calibration.display import artifact_summary
+    from calibration.report.display import artifact_summary
     from probes.artifact import Artifact
 
     Console().print(artifact_summary(Artifact.load(artifact), prevalence))

@@ -34,41 +34,49 @@ import torch
 from pydantic import TypeAdapter
 from safetensors.numpy import load_file, save_file
 
-from calibration.arithmetic import name_of
-from calibration.catalogue import DEFAULT, DIAGNOSTICS, METHODS, WITH_PARTNER, require_known, require_method
-from calibration.causal.signature import STUDY as SIGNATURE
-from calibration.causal.signature import signature_study
-from calibration.controls import control_notes, random_probes, report_controls, shuffled_probes
-from calibration.evaluate import Report, evaluate
-from calibration.evidence import FILE as EVIDENCE
-from calibration.evidence import Evidence, split_scores
-from calibration.forms.results import FormResults, ask_in_forms
-from calibration.logit_scale import apply, fold, logit_maps
-from calibration.methods.fitted import Fitted, FittedProbe, load_fitted, merge, save_fitted
-from calibration.methods.training import TrainingSet
-from calibration.metrics import evaluate_scores
-from calibration.model import ChatModel
-from calibration.near_duplicates import leakage_notes
-from calibration.partner import load_partner
-from calibration.platt import fit_platt
-from calibration.progress import stage
-from calibration.prompts import MINIMUM_PER_CLASS, Prompt, PromptFile, load_prompts, require_classes, require_disjoint
-from calibration.reading.activations import Where, record
-from calibration.reading.engine_source import IN_PROCESS, EngineSource, require_engine
-from calibration.reading.ray_source import RayCluster, Replica
-from calibration.request_scores import RequestScores, score_prompts
-from calibration.separation import separation_map
-from calibration.stage_file import room_for, write_whole, written_whole
-from calibration.steering.admission import KL_BUDGET, admit
-from calibration.steering.dose_response import Dose, dose_response
-from calibration.study import Skipped, Study
-from calibration.template import EncodedPrompts, encode_prompts, read_template, template_suffix
-from calibration.unseen.contenders import METHODS as CONTENDING
-from calibration.unseen.contenders import require_contender
-from calibration.unseen.left_out import require_families
-from calibration.unseen.unseen_sources import COMBINED, UnseenSources, unseen_sources
-from calibration.watching.watches import Watched, require_tokens, watch_answers
-from calibration.wrapping import wrap_prompts
+from calibration.evaluation.controls import control_notes, random_probes, report_controls, shuffled_probes
+from calibration.evaluation.evaluate import Report, evaluate
+from calibration.evaluation.forms.results import FormResults, ask_in_forms
+from calibration.evaluation.separation import separation_map
+from calibration.evaluation.unseen.contenders import METHODS as CONTENDING
+from calibration.evaluation.unseen.contenders import require_contender
+from calibration.evaluation.unseen.left_out import require_families
+from calibration.evaluation.unseen.unseen_sources import COMBINED, UnseenSources, unseen_sources
+from calibration.fitting.bank import bank_of, tensors_of, uncertified
+from calibration.fitting.fitted import Fitted, FittedProbe, load_fitted, merge, save_fitted
+from calibration.fitting.logit_scale import apply, fold, logit_maps
+from calibration.fitting.metrics import evaluate_scores
+from calibration.fitting.platt import fit_platt
+from calibration.fitting.study import Skipped, Study
+from calibration.fitting.training_set import TrainingSet
+from calibration.methods.steering.admission import KL_BUDGET, admit
+from calibration.methods.steering.dose_response import Dose, dose_response
+from calibration.methods.watches.watches import Watched, require_tokens, watch_answers
+from calibration.model.arithmetic import name_of
+from calibration.model.chat_model import ChatModel
+from calibration.model.partner import load_partner
+from calibration.prompts.near_duplicates import leakage_notes
+from calibration.prompts.progress import stage
+from calibration.prompts.prompt_file import (
+    MINIMUM_PER_CLASS,
+    Prompt,
+    PromptFile,
+    load_prompts,
+    require_classes,
+    require_disjoint,
+)
+from calibration.prompts.template import EncodedPrompts, encode_prompts, read_template, template_suffix
+from calibration.prompts.wrapping import wrap_prompts
+from calibration.recording.activations import Where, record
+from calibration.recording.engine_source import IN_PROCESS, EngineSource, require_engine
+from calibration.recording.ray_source import RayCluster, Replica
+from calibration.recording.request_scores import RequestScores, score_prompts
+from calibration.recording.stage_file import room_for, write_whole, written_whole
+from calibration.registry import DEFAULT, DIAGNOSTICS, METHODS, WITH_PARTNER, require_known, require_method
+from calibration.report.evidence import FILE as EVIDENCE
+from calibration.report.evidence import Evidence, split_scores
+from calibration.studies.causal.signature import STUDY as SIGNATURE
+from calibration.studies.causal.signature import signature_study
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.canary import canary_prompt
 from probes.errors import CalibrationError
@@ -242,23 +250,6 @@ def calibrate(
         if not any(work.parent.iterdir()):
             work.parent.rmdir()
     return Calibration(manifest, report, evidence.not_asked)
-
-
-def bank_of(identity: Fingerprint, probes: Sequence[FittedProbe], template: Template | None = None) -> ProbeBank:
-    """Lay out fitted probes as serving does."""
-    return ProbeBank.from_artifact(uncertified(identity, probes, template))
-
-
-def uncertified(identity: Fingerprint, probes: Sequence[FittedProbe], template: Template | None = None) -> Artifact:
-    """Return an artifact of these probes that no validation scores stand behind: it can score, and nothing else."""
-    specs = tuple(probe.spec for probe in probes)
-    manifest = Manifest(name="uncertified", created="", fingerprint=identity, template=template, probes=specs)
-    none = torch.empty(0, len(probes))
-    return Artifact(manifest, _tensors(probes) | {BENIGN_SCORES: none, HARMFUL_SCORES: none.clone()})
-
-
-def _tensors(probes: Sequence[FittedProbe]) -> dict[str, torch.Tensor]:
-    return {name: tensor for item in probes for name, tensor in item.tensors().items()}
 
 
 def _read_files(train: Path, validation: Path, test: Path) -> dict[str, PromptFile]:
@@ -594,7 +585,7 @@ def _assemble(
     harmful = run.encoded["validation"].harmful
     scores = scored["validation"].scores[:, : len(found.probes)]
     canary = dict(zip([item.spec.name for item in found.probes], scored[_CANARY].scores[0].tolist(), strict=False))
-    tensors = _tensors(found.probes)
+    tensors = tensors_of(found.probes)
     for item in found.steering:
         tensors |= {f"steering.{item.spec.name}.{name}": tensor for name, tensor in item.tensors.items()}
     tensors |= {

@@ -13,16 +13,16 @@ import typer
 
 from benchmarks.detection.document import document
 from benchmarks.detection.public_sets import JAILBREAK, assemble
-from calibration.methods.training import TrainingSet
-from calibration.model import ChatModel
-from calibration.progress import track
-from calibration.prompts import PromptFile, load_prompts
-from calibration.reading.activations import record
-from calibration.template import EncodedPrompts, encode_prompts, template_suffix
-from calibration.unseen.contenders import METHODS
-from calibration.unseen.left_out import SEED
-from calibration.unseen.unseen_sources import unseen_sources
-from calibration.wrapping import wrap_prompts
+from calibration.evaluation.unseen.contenders import METHODS
+from calibration.evaluation.unseen.left_out import SEED
+from calibration.evaluation.unseen.unseen_sources import unseen_sources
+from calibration.fitting.training_set import TrainingSet
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.progress import track
+from calibration.prompts.prompt_file import PromptFile, load_prompts
+from calibration.prompts.template import EncodedPrompts, encode_prompts, template_suffix
+from calibration.prompts.wrapping import wrap_prompts
+from calibration.recording.activations import record
 from probes.fingerprint import fingerprint
 
 _MOST_TOKENS = 1024

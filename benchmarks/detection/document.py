@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from calibration.template import EncodedPrompts
-from calibration.unseen.left_out import families
-from calibration.unseen.unseen_sources import Unseen, UnseenSources
+from calibration.evaluation.unseen.left_out import families
+from calibration.evaluation.unseen.unseen_sources import Unseen, UnseenSources
+from calibration.prompts.template import EncodedPrompts
 from probes.manifest import Rate
 
 

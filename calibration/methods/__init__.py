@@ -1,1 +1,1 @@
-"""Methods: each fits probes or steering vectors on a `TrainingSet`, and knows nothing of the others."""
+"""Methods: each fits probes, steering vectors or watches that go into the artifact."""

@@ -1,1 +1,1 @@
-"""The report: an artifact and its evidence as one page for a person who must decide whether to trust it."""
+"""The report: an artifact and its evidence, in the terminal and as one page."""

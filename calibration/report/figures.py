@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import expit
 
-from calibration.evidence import SplitScores
-from calibration.metrics import rate
-from calibration.reliability import equal_bins
+from calibration.evaluation.reliability import equal_bins
+from calibration.evaluation.separation import SeparationMap
+from calibration.fitting.metrics import rate
+from calibration.fitting.study import Chart
+from calibration.methods.steering.dose_response import Dose
+from calibration.report.evidence import SplitScores
 from calibration.report.style import HARMFUL, HARMLESS, MUTED, canvas, line_style
-from calibration.separation import SeparationMap
-from calibration.steering.dose_response import Dose
-from calibration.study import Chart
 from probes.manifest import Platt
 
 _BINS = 40

@@ -10,11 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from calibration.evaluate import ControlReport, Report
-from calibration.evidence import Evidence, SplitScores
+from calibration.evaluation.evaluate import ControlReport, Report
+from calibration.fitting.study import Study
 from calibration.report import figures
+from calibration.report.evidence import Evidence, SplitScores
 from calibration.report.style import styled
-from calibration.study import Study
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
 from probes.manifest import Rate

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.metrics import rate
+from calibration.fitting.metrics import rate
 from guard.bound_rule import Columns
 from guard.decide import BoundPolicy
 from guard.verdict import Action

@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from calibration.prompts import Prompt
-from calibration.template import EncodedPrompts
+from calibration.prompts.prompt_file import Prompt
+from calibration.prompts.template import EncodedPrompts
 
 _LENGTHS = (32, 128, 512, 2048)
 _SCRIPTS = {"cjk": "han", "hiragana": "kana", "katakana": "kana"}

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from calibration.metrics import rate
+from calibration.fitting.metrics import rate
 from guard.bound_rule import Columns
 from guard.policy import Condition, Policy, Rule, TargetFpr
 from guard.threshold import (

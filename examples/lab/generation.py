@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calibration.arithmetic import settle
+from calibration.model.arithmetic import settle
 from examples.lab.dataset import Sample
 
 BATCH_SIZE = 48

@@ -12,7 +12,7 @@ import torch
 import typer
 from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from calibration.progress import stage, track
+from calibration.prompts.progress import stage, track
 from examples.lab.answers import aligned_answer, compliance
 from examples.lab.batches import LossWeights, epochs
 from examples.lab.dataset import Sample, build

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from calibration.arithmetic import float32_is_faster
+from calibration.model.arithmetic import float32_is_faster
 from examples.lab.batches import Batch
 from examples.lab.tokenizer import MAX_LENGTH, VOCAB_SIZE
 

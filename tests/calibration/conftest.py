@@ -8,7 +8,7 @@ import torch
 from brief import BRIEF
 from tiny import make_model, make_prompts, make_tokenizer, plant_refusal, write_prompts
 
-from calibration.model import ChatModel
+from calibration.model.chat_model import ChatModel
 from calibration.pipeline import SPLITS, Settings, calibrate
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tiny import HARMFUL_WORDS, HIDDEN, PLAIN_WORDS, make_model, plant_refusal
 
-from calibration.attention.heads import Head
+from calibration.model.attention_heads import Head
 
 CARRIER = Head(0, 2)
 WIDTH = 8

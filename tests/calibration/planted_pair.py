@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tiny import HIDDEN, SPECIALS, make_model, plant_refusal
 
-from calibration.model import ChatModel
+from calibration.model.chat_model import ChatModel
 
 WIDTH, BLOCK = 240, 1
 """Neurons of a block; the block that holds the planted ones, which is not the last."""

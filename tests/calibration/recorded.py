@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from tiny import write_prompts
 
-from calibration.methods.training import TrainingSet
-from calibration.prompts import load_prompts
-from calibration.reading.activations import record
-from calibration.template import encode_prompts, template_suffix
-from calibration.wrapping import wrap_prompts
+from calibration.fitting.training_set import TrainingSet
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts, template_suffix
+from calibration.prompts.wrapping import wrap_prompts
+from calibration.recording.activations import record
 
 
 def training_set(chat, folder, lines, wrap=0.0):

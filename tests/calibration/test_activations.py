@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny import HIDDEN, LAYERS, make_model, make_prompts, write_prompts
 
-from calibration.batching import make_batch, plan_batches
-from calibration.model import ChatModel
-from calibration.prompts import load_prompts
-from calibration.reading import activations, shards
-from calibration.reading.activations import read_blocks, record
-from calibration.template import encode_prompts
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.batching import make_batch, plan_batches
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
+from calibration.recording import activations, shards
+from calibration.recording.activations import read_blocks, record
 from probes.errors import CalibrationError
 
 WHERE = (0, 2, "mean")

@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from calibration import cli
-from calibration.attention.heads import Head
-from calibration.builds.comparison import compare_builds
-from calibration.builds.reading import Build
-from calibration.builds.rounding import ONE_UNIT, rounded_anew
-from calibration.builds.verdict import judge, moved_heads
-from calibration.builds.weights import head_weight_changes, neuron_weight_changes, written_direction
-from calibration.model import ChatModel
-from calibration.prompts import load_prompts
+from calibration.audits.builds.comparison import compare_builds
+from calibration.audits.builds.reading import Build
+from calibration.audits.builds.rounding import ONE_UNIT, rounded_anew
+from calibration.audits.builds.verdict import judge, moved_heads
+from calibration.audits.builds.weights import head_weight_changes, neuron_weight_changes, written_direction
+from calibration.model.attention_heads import Head
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.prompt_file import load_prompts
 from probes.errors import ModelError, PromptError
 
 LAB = Path(__file__).parents[2] / "examples" / "lab"
@@ -167,10 +167,10 @@ def test_the_lab_model_is_told_from_itself_without_its_refusal_direction(lab_pro
 
 def direction_of(file):
     """The lab model's unit difference in means after block 1, whose ablation stops its refusals."""
-    from calibration.builds.comparison import _questions
-    from calibration.builds.difference import refusal_directions
-    from calibration.builds.reading import read_build
-    from calibration.template import encode_prompts
+    from calibration.audits.builds.comparison import _questions
+    from calibration.audits.builds.difference import refusal_directions
+    from calibration.audits.builds.reading import read_build
+    from calibration.prompts.template import encode_prompts
 
     build = Build.of(ChatModel.load(LAB / "aligned"))
     reading = read_build(build, _questions(encode_prompts(build.chat.tokenizer, file, build.chat.context)), "lab")

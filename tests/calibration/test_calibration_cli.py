@@ -229,7 +229,7 @@ def test_inspect_says_what_a_threshold_means_at_a_prevalence(run, artifact):
 
 def test_ctrl_c_says_how_to_go_on(run, planted, splits, tmp_path, monkeypatch):
     """The exit status is that of an interrupt, and the message names the kept work."""
-    from calibration.model import ChatModel
+    from calibration.model.chat_model import ChatModel
 
     def interrupt(_self, _batch):
         raise KeyboardInterrupt

@@ -15,10 +15,10 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from calibration.arithmetic import VARIABLE, float32_is_faster
-from calibration.batching import make_batch
-from calibration.model import ChatModel, resolve_model
-from calibration.structure import find_blocks, neurons_of
+from calibration.model.arithmetic import VARIABLE, float32_is_faster
+from calibration.model.chat_model import ChatModel, resolve_model
+from calibration.model.structure import find_blocks, neurons_of
+from calibration.prompts.batching import make_batch
 from probes.errors import CalibrationError, ModelError
 
 OTHERS = {
@@ -124,7 +124,7 @@ def test_an_unknown_arithmetic_is_refused(narrow, monkeypatch):
 def test_a_model_whose_float32_weights_do_not_fit_keeps_its_own(narrow, monkeypatch):
     """Speed is no reason to run out of memory."""
     monkeypatch.setenv(VARIABLE, "float32")
-    monkeypatch.setattr("calibration.arithmetic.too_large", lambda _model: "no room")
+    monkeypatch.setattr("calibration.model.arithmetic.too_large", lambda _model: "no room")
     assert ChatModel.load(narrow).arithmetic == torch.bfloat16
 
 

@@ -5,9 +5,9 @@ import pytest
 from recorded import training_set
 from tiny import make_prompts
 
-from calibration.methods.choosing import Judges
-from calibration.methods.classifiers import fit_classifiers, fit_logistic
-from calibration.methods.linear import Linear
+from calibration.fitting.choosing import Judges
+from calibration.fitting.linear import Linear
+from calibration.methods.classifiers.linear_classifiers import fit_classifiers, fit_logistic
 
 
 def lines(sources):

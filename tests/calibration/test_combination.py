@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibration.unseen.combination import FoldScores, choose_combination, stacking_weights
-from calibration.unseen.contenders import even_combination
+from calibration.evaluation.unseen.combination import FoldScores, choose_combination, stacking_weights
+from calibration.evaluation.unseen.contenders import even_combination
 
 NAMES = ["one", "two", "noise"]
 

@@ -6,9 +6,16 @@ from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from calibration.evaluate import certified_thresholds
-from calibration.metrics import auroc, auroc_interval, evaluate_scores, rate, recall_at, tpr_at_fpr
-from calibration.platt import fit_platt
+from calibration.fitting.metrics import (
+    auroc,
+    auroc_interval,
+    certified_thresholds,
+    evaluate_scores,
+    rate,
+    recall_at,
+    tpr_at_fpr,
+)
+from calibration.fitting.platt import fit_platt
 
 
 @pytest.fixture

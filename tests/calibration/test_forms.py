@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from calibration.forms.forms import BY_ENDING, FORMS
-from calibration.forms.texts import OPENERS, PROSE
-from calibration.forms.writer import NoSuchForm, Writer
-from calibration.template import read_template
+from calibration.prompts.forms.forms import BY_ENDING, FORMS
+from calibration.prompts.forms.texts import OPENERS, PROSE
+from calibration.prompts.forms.writer import NoSuchForm, Writer
+from calibration.prompts.template import read_template
 from examples.lab.tokenizer import CHAT_TEMPLATE
 from probes.template import Ending
 from tests.serving.lab import MODEL

@@ -5,11 +5,11 @@ import torch
 from tiny import make_model, make_prompts, write_prompts
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
-from calibration.batching import make_batch
-from calibration.generation import Reader, align_right, end_tokens, generate
-from calibration.model import ChatModel
-from calibration.prompts import load_prompts
-from calibration.template import encode_prompts
+from calibration.model.chat_model import ChatModel
+from calibration.model.generation import Reader, align_right, end_tokens, generate
+from calibration.prompts.batching import make_batch
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 FAMILIES = {

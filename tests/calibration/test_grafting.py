@@ -6,16 +6,16 @@ import torch
 from recorded import refusing_by, training_set
 from tiny import LAYERS, make_prompts
 
-from calibration.attacks.grafting import Arena
-from calibration.attacks.grafting_study import grafting
-from calibration.batching import make_batch
-from calibration.intervention import grafted
-from calibration.methods.classifiers import fit_classifiers
-from calibration.methods.fitted import Fitted, FittedProbe, merge
-from calibration.methods.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.refusal_direction import fit_refusal_direction
-from calibration.reading.activations import read_blocks
-from calibration.study import Skipped
+from calibration.fitting.fitted import Fitted, FittedProbe, merge
+from calibration.fitting.study import Skipped
+from calibration.methods.classifiers.linear_classifiers import fit_classifiers
+from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.directions.refusal_direction import fit_refusal_direction
+from calibration.model.intervention import grafted
+from calibration.prompts.batching import make_batch
+from calibration.recording.activations import read_blocks
+from calibration.studies.grafting.grafting import Arena
+from calibration.studies.grafting.grafting_study import grafting
 from probes.readout import Readout
 
 TOKENS = [[1, 2, 40, 50, 60, 3, 4], [1, 2, 70, 3, 4]]

@@ -23,9 +23,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from calibration.attention.heads import Head, all_heads, find_attentions, without_heads
-from calibration.batching import make_batch
-from calibration.model import ChatModel
+from calibration.model.attention_heads import Head, all_heads, find_attentions, without_heads
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.batching import make_batch
 from probes.errors import ModelError
 
 HEADS = 4

@@ -12,12 +12,12 @@ import pytest
 from safetensors import SafetensorError
 from tiny import HIDDEN, LAYERS, make_prompts, write_prompts
 
-from calibration.model import ChatModel
-from calibration.prompts import load_prompts
-from calibration.reading import shards
-from calibration.reading.activations import record
-from calibration.stage_file import room_for, write_whole
-from calibration.template import encode_prompts
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
+from calibration.recording import shards
+from calibration.recording.activations import record
+from calibration.recording.stage_file import room_for, write_whole
 from probes.errors import CalibrationError
 
 WHERE = (0, 2, "mean")
@@ -27,11 +27,11 @@ _VICTIM = """
 import os, signal, sys
 from pathlib import Path
 model, prompts, folder, moment, count = sys.argv[1:6]
-from calibration.reading import shards
-from calibration.reading.activations import record
-from calibration.model import ChatModel
-from calibration.prompts import load_prompts
-from calibration.template import encode_prompts
+from calibration.recording import shards
+from calibration.recording.activations import record
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
 
 left = int(count)
 def die(*_):

@@ -5,10 +5,10 @@ import torch
 from tiny import HIDDEN, LAYERS
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from calibration.batching import make_batch
-from calibration.intervention import ablated, added, recentred
-from calibration.model import ChatModel
-from calibration.reading.activations import read_blocks
+from calibration.model.chat_model import ChatModel
+from calibration.model.intervention import ablated, added, recentred
+from calibration.prompts.batching import make_batch
+from calibration.recording.activations import read_blocks
 
 TOKENS = [[1, 2, 40, 50, 60, 3, 4], [1, 2, 70, 3, 4]]
 

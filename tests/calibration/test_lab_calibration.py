@@ -8,16 +8,16 @@ import pytest
 import torch
 from tiny import write_prompts
 
-from calibration.attacks.suffix_search import Effort
-from calibration.attacks.white_box import attack_artifact
-from calibration.batching import iterate_batches
-from calibration.evidence import Evidence
-from calibration.intervention import since, steered
-from calibration.model import ChatModel
+from calibration.audits.attack.suffix_search import Effort
+from calibration.audits.attack.white_box import attack_artifact
+from calibration.model.chat_model import ChatModel
+from calibration.model.intervention import since, steered
+from calibration.model.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.pipeline import SPLITS, Settings, calibrate
-from calibration.prompts import load_prompts
-from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs
-from calibration.template import encode_prompts
+from calibration.prompts.batching import iterate_batches
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
+from calibration.report.evidence import Evidence
 from probes.artifact import Artifact
 from probes.steering import SteeringBank
 

@@ -10,13 +10,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tiny import HIDDEN, make_model, make_prompts
 
-from calibration.methods.classifiers import fit_classifiers, fit_logistic
-from calibration.methods.directions import difference_in_means, direction_probe
-from calibration.methods.discriminant import fit_lda
-from calibration.methods.fitted import Fitted, load_fitted, merge, save_fitted
-from calibration.methods.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.refusal_direction import fit_refusal_direction
-from calibration.model import ChatModel
+from calibration.fitting.fitted import Fitted, load_fitted, merge, save_fitted
+from calibration.methods.classifiers.discriminant import fit_lda
+from calibration.methods.classifiers.linear_classifiers import fit_classifiers, fit_logistic
+from calibration.methods.directions.directions import difference_in_means, direction_probe
+from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.directions.refusal_direction import fit_refusal_direction
+from calibration.model.chat_model import ChatModel
 from probes.errors import CalibrationError
 
 

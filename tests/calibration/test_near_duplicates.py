@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from tiny import write_prompts
 
-from calibration import near_duplicates as module
-from calibration.near_duplicates import SIMILAR, leakage_notes, near_duplicates
-from calibration.prompts import load_prompts
+from calibration.prompts import near_duplicates as module
+from calibration.prompts.near_duplicates import SIMILAR, leakage_notes, near_duplicates
+from calibration.prompts.prompt_file import load_prompts
 
 WORDS = [
     f"{a}{b}{c}" for a in ("gar", "riv", "pon", "lum", "tas") for b in ("en", "or", "ul") for c in ("do", "ra", "ix")

@@ -11,20 +11,20 @@ from recorded import training_set
 from test_generation import FAMILIES
 from tiny import LAYERS, make_model, make_prompts, write_prompts
 
-from calibration.batching import make_batch
-from calibration.generation import generate
-from calibration.methods.fitted import Fitted
-from calibration.methods.safety_neurons import contrast_sample
-from calibration.model import ChatModel
-from calibration.neurons.activation_contrast import contrast_answers, rank_by_change
-from calibration.neurons.alignment_tax import study_alignment_tax
-from calibration.neurons.neurons import Neurons, overwritten, watched
-from calibration.neurons.patching import Openings, answer, answer_patched, causal_effect
-from calibration.neurons.patching_study import study_patching
-from calibration.neurons.ranking import matched_random
-from calibration.prompts import load_prompts
-from calibration.study import Skipped
-from calibration.template import encode_prompts
+from calibration.fitting.fitted import Fitted
+from calibration.fitting.study import Skipped
+from calibration.methods.neurons.activation_contrast import contrast_answers, rank_by_change
+from calibration.methods.neurons.ranking import matched_random
+from calibration.methods.neurons.safety_neurons import contrast_sample
+from calibration.model.chat_model import ChatModel
+from calibration.model.generation import generate
+from calibration.model.neurons import Neurons, overwritten, watched
+from calibration.prompts.batching import make_batch
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
+from calibration.studies.neurons.alignment_tax import study_alignment_tax
+from calibration.studies.neurons.patching import Openings, answer, answer_patched, causal_effect
+from calibration.studies.neurons.patching_study import study_patching
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_the_contrast_is_the_mean_over_positions_that_predict_the_answer(tokeniz
         squares.append((seen[0] - seen[1]).square())
         means.append(seen[0] - seen[1])
     for held in (1 << 30, 4 * 144 * 20):
-        monkeypatch.setattr("calibration.neurons.neurons.HELD_BYTES", held)
+        monkeypatch.setattr("calibration.model.neurons.HELD_BYTES", held)
         contrast = contrast_answers(aligned, partner, prompts.token_ids, answers)
         np.testing.assert_allclose(contrast.scores, torch.cat(squares).mean(0).sqrt().numpy(), rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(contrast.mean, torch.cat(means).mean(0).numpy(), rtol=1e-3, atol=1e-5)
@@ -196,7 +196,7 @@ def test_openings_are_what_the_model_says_to_harm_and_not_to_others():
 
 def test_the_study_finds_the_published_shape_where_it_was_planted(pair, monkeypatch):
     """5 % of the neurons restore all refusals, random twins do not, and the study says so."""
-    monkeypatch.setattr("calibration.neurons.patching_study.SHARES", (0.02, 0.05, 1.0))
+    monkeypatch.setattr("calibration.studies.neurons.patching_study.SHARES", (0.02, 0.05, 1.0))
     (study,) = study_patching(pair, Fitted())
     assert "The published shape (5% restore over 90%, random ones far less) appears in refusals" in study.finding
     refusals = {series.name: series for series in study.charts[0].series}

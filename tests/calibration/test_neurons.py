@@ -8,13 +8,13 @@ from sklearn.metrics import roc_auc_score
 from test_generation import FAMILIES, random_chat
 from tiny import LAYERS, make_prompts, write_prompts
 
-from calibration.batching import make_batch
-from calibration.neurons import separation as neuron_separation
-from calibration.neurons.neurons import Neurons, neurons_at_end, overwritten, watched
-from calibration.neurons.ranking import Ranking, matched_random
-from calibration.neurons.separation import aurocs, rank_by_separation, standardised_difference
-from calibration.prompts import load_prompts
-from calibration.template import encode_prompts
+from calibration.methods.neurons import separation as neuron_separation
+from calibration.methods.neurons.ranking import Ranking, matched_random
+from calibration.methods.neurons.separation import aurocs, rank_by_separation, standardised_difference
+from calibration.model.neurons import Neurons, neurons_at_end, overwritten, watched
+from calibration.prompts.batching import make_batch
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
 
 TEXTS = [[1, 2, 40, 50, 60, 3, 4], [1, 2, 70, 3, 4]]
 
@@ -94,7 +94,7 @@ def test_numbers_count_through_the_blocks(chat):
 
 def test_batches_shrink_where_more_neurons_are_held(chat, monkeypatch):
     """Tokens times held neurons stays within the limit, whatever the model."""
-    monkeypatch.setattr("calibration.neurons.neurons.HELD_BYTES", 4 * 1000)
+    monkeypatch.setattr("calibration.model.neurons.HELD_BYTES", 4 * 1000)
     neurons = Neurons.of(chat)
     assert neurons.batch_tokens(10) == 100
     assert neurons.batch_tokens(1_000_000) == 1

@@ -10,18 +10,18 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.covariance import LedoitWolf
 from tiny import make_prompts
 
-from calibration.methods.fitted import Fitted
-from calibration.methods.out_of_distribution import fit_novelty
-from calibration.novelty.comparison import compare_novelty
-from calibration.novelty.distance import Distance, Space
-from calibration.novelty.likelihood import mean_log_probs
-from calibration.novelty.massive import massive, massive_in_recording, survey_tokens
-from calibration.novelty.neuron_tests import Coverage, KeySpaceBox
-from calibration.novelty.parts import HARMFUL, UNSEEN_HARMFUL, UNSEEN_HARMLESS, Parts
-from calibration.reading.recording import Recording
-from calibration.request_scores import score_prompts
-from calibration.study import Skipped
-from calibration.unseen.contenders import recorded_scores
+from calibration.evaluation.unseen.contenders import recorded_scores
+from calibration.fitting.fitted import Fitted
+from calibration.fitting.study import Skipped
+from calibration.methods.novelty.distance import Distance, Space
+from calibration.methods.novelty.massive import massive, massive_in_recording, survey_tokens
+from calibration.methods.novelty.out_of_distribution import fit_novelty
+from calibration.recording.recording import Recording
+from calibration.recording.request_scores import score_prompts
+from calibration.studies.novelty.comparison import compare_novelty
+from calibration.studies.novelty.likelihood import mean_log_probs
+from calibration.studies.novelty.neuron_tests import Coverage, KeySpaceBox
+from calibration.studies.novelty.parts import HARMFUL, UNSEEN_HARMFUL, UNSEEN_HARMLESS, Parts
 from probes.errors import CalibrationError
 from probes.scoring import ProbeBank
 

@@ -5,7 +5,7 @@ import torch
 from tiny import make_model
 from transformers import AutoTokenizer
 
-from calibration.partner import load_partner
+from calibration.model.partner import load_partner
 from probes.errors import ModelError
 
 

@@ -11,12 +11,12 @@ import torch
 from brief import BRIEF
 from tiny import make_prompts, write_prompts
 
-from calibration.catalogue import DEFAULT, DIAGNOSTICS, METHODS
-from calibration.evaluation_run import evaluate_artifact
-from calibration.evidence import Evidence
+from calibration.evaluation.evaluation_run import evaluate_artifact
 from calibration.pipeline import SPLITS, WORK, Settings, calibrate
-from calibration.prompts import load_prompts
-from calibration.request_scores import score_batches
+from calibration.prompts.prompt_file import load_prompts
+from calibration.recording.request_scores import score_batches
+from calibration.registry import DEFAULT, DIAGNOSTICS, METHODS
+from calibration.report.evidence import Evidence
 from guard.threshold import certify
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.canary import canary_prompt, tolerances
@@ -119,7 +119,7 @@ def test_categories_and_sources_are_reported(calibrated):
 @pytest.mark.parametrize("passes", [3, 12, 25, 38])
 def test_an_interrupted_calibration_goes_on_and_ends_the_same(brief, planted, splits, tmp_path, monkeypatch, passes):
     """Stopped in the middle of reading, judging or scoring, the same call ends with the same tensors and numbers."""
-    from calibration.model import ChatModel
+    from calibration.model.chat_model import ChatModel
 
     original, count = ChatModel.last_logits, 0
 
@@ -167,7 +167,9 @@ def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, split
 
 def test_one_source_is_refused_before_the_model_reads_a_prompt(planted, splits, tmp_path, monkeypatch):
     """Who asks to leave sources out, and names one, learns it at once and not after the whole calibration."""
-    monkeypatch.setattr("calibration.model.ChatModel.last_logits", lambda *_: pytest.fail("the model was run"))
+    monkeypatch.setattr(
+        "calibration.model.chat_model.ChatModel.last_logits", lambda *_: pytest.fail("the model was run")
+    )
     with pytest.raises(CalibrationError, match="1 family"):
         calibrate(planted.folder, *splits.values(), tmp_path / "artifact", Settings(leave_one_source_out=True))
 
@@ -187,7 +189,7 @@ def test_evaluating_the_test_file_again_gives_the_report_again(calibrated, plant
 
 def test_a_control_that_cannot_be_measured_is_named(brief, planted, splits, monkeypatch):
     """Where the encoder's package is missing, a note stands in the control's place; without --train nothing was asked."""
-    monkeypatch.setattr("calibration.sentence_embedding.PACKAGE", "no_such_package")
+    monkeypatch.setattr("calibration.evaluation.sentence_embedding.PACKAGE", "no_such_package")
     artifact, test, train = Artifact.load(brief[1]), load_prompts(splits["test"]), load_prompts(splits["train"])
     report = evaluate_artifact(planted.folder, artifact, test, train=train).report
     assert "sentence_embedding" not in report.controls
@@ -254,7 +256,9 @@ def test_thresholds_from_stored_scores_hold_in_simulation(calibrated):
 
 def test_a_plain_calibration_fits_less_and_asks_no_diagnostics(planted, splits, tmp_path, monkeypatch):
     """Its probes are those of the default methods, with certified thresholds; no encoder reads the prompts beside it."""
-    monkeypatch.setattr("calibration.controls.SentenceEncoder.load", lambda: pytest.fail("an encoder was loaded"))
+    monkeypatch.setattr(
+        "calibration.evaluation.controls.SentenceEncoder.load", lambda: pytest.fail("an encoder was loaded")
+    )
     done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
     assert [probe.name for probe in done.manifest.probes] == [name for name in NAMES if name not in SLOW]
     assert {vector.name for vector in done.manifest.steering} == {"refusal"}

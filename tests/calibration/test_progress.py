@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from calibration import progress
-from calibration.progress import stage, track
+from calibration.prompts import progress
+from calibration.prompts.progress import stage, track
 
 _WORK = """
-from calibration.progress import stage, track
+from calibration.prompts.progress import stage, track
 with stage("reading"):
     print(sum(track(range(5), "a part")))
 """

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from calibration.prompts import load_prompts, require_classes, require_disjoint
+from calibration.prompts.prompt_file import load_prompts, require_classes, require_disjoint
 from probes.errors import PromptError
 
 GOOD = {"prompt": "How do I bake bread?", "label": "harmless"}

@@ -18,14 +18,15 @@ import torch
 from brief import BRIEF
 from tiny import make_prompts, write_prompts
 
-from calibration.methods.fitted import FittedProbe
-from calibration.pipeline import SPLITS, calibrate, uncertified
-from calibration.prompts import load_prompts
-from calibration.reading import shards
-from calibration.reading.activations import InProcess, record
-from calibration.reading.ray_source import RayCluster, Replica
-from calibration.request_scores import score_prompts
-from calibration.template import encode_prompts
+from calibration.fitting.bank import uncertified
+from calibration.fitting.fitted import FittedProbe
+from calibration.pipeline import SPLITS, calibrate
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
+from calibration.recording import shards
+from calibration.recording.activations import InProcess, record
+from calibration.recording.ray_source import RayCluster, Replica
+from calibration.recording.request_scores import score_prompts
 from probes.artifact import Artifact
 from probes.errors import CalibrationError, ModelError
 from probes.fingerprint import fingerprint

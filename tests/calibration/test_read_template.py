@@ -5,8 +5,8 @@ import copy
 import pytest
 from tiny import make_prompts, write_prompts
 
-from calibration.prompts import load_prompts
-from calibration.template import encode_prompts, template_suffix
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts, template_suffix
 from probes.errors import ModelError, PromptError
 
 

@@ -6,10 +6,10 @@ import torch
 from recorded import training_set
 from tiny import make_model, make_prompts
 
-from calibration.methods.refusal_readout import fit_refusal_readout
-from calibration.model import ChatModel
-from calibration.refusal_metric import first_token_log_probs, refusal_metric, refusal_metrics
-from calibration.unseen.contenders import recorded_scores
+from calibration.evaluation.unseen.contenders import recorded_scores
+from calibration.methods.classifiers.refusal_readout import fit_refusal_readout
+from calibration.model.chat_model import ChatModel
+from calibration.model.refusal_metric import first_token_log_probs, refusal_metric, refusal_metrics
 
 
 def test_the_probe_follows_the_models_own_log_odds(planted_chat, tmp_path):

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss
 
-from calibration.evidence import SplitScores
-from calibration.platt import fit_platt
-from calibration.reliability import equal_bins, expected_calibration_error, reliability
+from calibration.evaluation.reliability import equal_bins, expected_calibration_error, reliability
+from calibration.fitting.platt import fit_platt
+from calibration.report.evidence import SplitScores
 from calibration.report.figures import reliability_points
 from probes.errors import CalibrationError
 from probes.manifest import Platt

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from calibration.evidence import FILE, Evidence, SplitScores, split_scores
+from calibration.fitting.study import Chart, Series, Study, Table
+from calibration.report.evidence import FILE, Evidence, SplitScores, split_scores
 from calibration.report.figures import reliability_points, roc_points
 from calibration.report.page import write_report
-from calibration.study import Chart, Series, Study, Table
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
 from probes.manifest import Platt

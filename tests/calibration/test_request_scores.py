@@ -5,15 +5,15 @@ import pytest
 import torch
 from tiny import HIDDEN, LAYERS, make_prompts, write_prompts
 
-from calibration.batching import make_batch
-from calibration.controls import random_probes
-from calibration.logit_scale import apply, fold
-from calibration.methods.fitted import Fitted, FittedProbe, load_fitted, save_fitted
-from calibration.pipeline import bank_of
-from calibration.prompts import load_prompts
-from calibration.refusal_metric import find_refusal_tokens, first_token_log_probs, mean_kl, refusal_metric
-from calibration.request_scores import score_prompts
-from calibration.template import encode_prompts
+from calibration.evaluation.controls import random_probes
+from calibration.fitting.bank import bank_of
+from calibration.fitting.fitted import Fitted, FittedProbe, load_fitted, save_fitted
+from calibration.fitting.logit_scale import apply, fold
+from calibration.model.refusal_metric import find_refusal_tokens, first_token_log_probs, mean_kl, refusal_metric
+from calibration.prompts.batching import make_batch
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
+from calibration.recording.request_scores import score_prompts
 from probes.errors import CalibrationError, ModelError
 from probes.fingerprint import Fingerprint
 from probes.manifest import Platt, Probe

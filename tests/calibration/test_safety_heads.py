@@ -8,14 +8,14 @@ from recorded import refusing_by, training_set
 from scipy.linalg import subspace_angles
 from tiny import make_model
 
-from calibration.attention.heads import all_heads, find_attentions, without_heads
-from calibration.attention.safety_heads import safety_heads
-from calibration.attention.ships import HeadScores, kl, read_answers, shift
-from calibration.methods.fitted import Fitted
-from calibration.methods.refusal_direction import fit_refusal_direction
-from calibration.model import ChatModel
-from calibration.refusal_metric import first_token_log_probs, mean_kl, refusal_metric
-from calibration.study import Skipped
+from calibration.fitting.fitted import Fitted
+from calibration.fitting.study import Skipped
+from calibration.methods.directions.refusal_direction import fit_refusal_direction
+from calibration.model.attention_heads import all_heads, find_attentions, without_heads
+from calibration.model.chat_model import ChatModel
+from calibration.model.refusal_metric import first_token_log_probs, mean_kl, refusal_metric
+from calibration.studies.heads.safety_heads import safety_heads
+from calibration.studies.heads.ships import HeadScores, kl, read_answers, shift
 
 REFUSE = 5
 

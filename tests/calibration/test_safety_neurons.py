@@ -10,16 +10,16 @@ from recorded import training_set
 from tiny import HIDDEN, make_prompts
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from calibration.evidence import Evidence
-from calibration.methods.fitted import load_fitted, save_fitted
-from calibration.methods.neuron_probe import fit_neuron_probe, mean_interval
-from calibration.methods.safety_neurons import fit_safety_neurons
-from calibration.metrics import auroc
-from calibration.model import ChatModel
-from calibration.neurons.neurons import Neurons
-from calibration.neurons.ranking import Ranking
+from calibration.fitting.fitted import load_fitted, save_fitted
+from calibration.fitting.metrics import auroc
+from calibration.methods.neurons.neuron_probe import fit_neuron_probe, mean_interval
+from calibration.methods.neurons.ranking import Ranking
+from calibration.methods.neurons.safety_neurons import fit_safety_neurons
+from calibration.model.chat_model import ChatModel
+from calibration.model.neurons import Neurons
 from calibration.pipeline import SPLITS, Settings, calibrate
-from calibration.request_scores import score_prompts
+from calibration.recording.request_scores import score_prompts
+from calibration.report.evidence import Evidence
 from probes.artifact import Artifact
 from probes.scoring import ProbeBank
 
@@ -131,7 +131,7 @@ def test_no_interval_of_shares_leaves_their_range():
 @pytest.mark.timeout(900)
 def test_a_calibration_with_a_partner_carries_the_studies(tokenizer, splits, tmp_path, monkeypatch):
     """Probe and studies reach the artifact, patching among them."""
-    monkeypatch.setattr("calibration.neurons.patching_study.SHARES", (0.05, 1.0))
+    monkeypatch.setattr("calibration.studies.neurons.patching_study.SHARES", (0.05, 1.0))
     folders = {"aligned": tmp_path / "aligned", "partner": tmp_path / "partner"}
     for folder, chat in zip(folders.values(), make_pair(tokenizer), strict=True):
         chat.model.save_pretrained(folder)

@@ -6,16 +6,16 @@ import torch
 from recorded import refusing_by, training_set
 from tiny import make_prompts
 
-from calibration.batching import iterate_batches
-from calibration.intervention import at, since, steered
-from calibration.methods.fitted import Fitted, FittedSteering
-from calibration.methods.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.refusal_direction import fit_refusal_direction
-from calibration.methods.steering import fit_steering
-from calibration.steering.admission import admit, recommended
-from calibration.steering.continuation import TOKENS, Continuations
-from calibration.steering.dose_response import Dose, Trial
-from calibration.unseen.contenders import recorded_scores
+from calibration.evaluation.unseen.contenders import recorded_scores
+from calibration.fitting.fitted import Fitted, FittedSteering
+from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.directions.refusal_direction import fit_refusal_direction
+from calibration.methods.steering.admission import admit, recommended
+from calibration.methods.steering.continuation import TOKENS, Continuations
+from calibration.methods.steering.dose_response import Dose, Trial
+from calibration.methods.steering.vectors import fit_steering
+from calibration.model.intervention import at, since, steered
+from calibration.prompts.batching import iterate_batches
 from probes.manifest import SteeringVector
 from probes.steering import Move, displacement
 
@@ -193,7 +193,7 @@ def test_strengths_begin_where_the_server_begins(planted_chat, training):
 
 def test_the_hook_applies_the_operator_itself(planted_chat, training):
     """The stream after the block is what the operator of the ground floor makes of the stream before."""
-    from calibration.reading.activations import read_blocks
+    from calibration.recording.activations import read_blocks
 
     batch = next(iterate_batches(training.prompts.token_ids[:4], planted_chat.device))
     generator = torch.Generator().manual_seed(1)

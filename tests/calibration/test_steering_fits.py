@@ -9,14 +9,14 @@ from scipy.stats import wasserstein_distance
 from sklearn.decomposition import PCA
 from tiny import make_prompts
 
-from calibration.methods.steering import fit_steering
-from calibration.methods.steering_additive import nearest
-from calibration.methods.steering_angular import plane
-from calibration.methods.steering_conditional import pairwise_component
-from calibration.methods.steering_contrast import find_contrast
-from calibration.methods.steering_gaussian import nearest_of_rank, transport
-from calibration.methods.steering_linear_act import sorted_regression
-from calibration.methods.steering_null_space import gate_weight, null_projector
+from calibration.methods.steering.additive import nearest
+from calibration.methods.steering.angular import plane
+from calibration.methods.steering.conditional import pairwise_component
+from calibration.methods.steering.contrast import find_contrast
+from calibration.methods.steering.gaussian import nearest_of_rank, transport
+from calibration.methods.steering.linear_act import sorted_regression
+from calibration.methods.steering.null_space import gate_weight, null_projector
+from calibration.methods.steering.vectors import fit_steering
 from probes.steering import displacement, moves_of
 
 FAMILIES = {
@@ -46,7 +46,7 @@ def fitted(tokenizer, tmp_path_factory):
     """The planted model's contrast and what every family fitted on it."""
     from tiny import make_model, plant_refusal
 
-    from calibration.model import ChatModel
+    from calibration.model.chat_model import ChatModel
 
     model = make_model(len(tokenizer), seed=1)
     direction = plant_refusal(model, tokenizer)
@@ -103,7 +103,7 @@ def test_a_model_that_does_not_refuse_gets_no_steering(tokenizer, tmp_path):
     """Without refusals there is nothing to steer towards: a note, and no error."""
     from tiny import make_model
 
-    from calibration.model import ChatModel
+    from calibration.model.chat_model import ChatModel
 
     model = make_model(len(tokenizer), seed=1)
     with torch.no_grad():

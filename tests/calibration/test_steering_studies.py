@@ -9,14 +9,21 @@ from sklearn.metrics import roc_auc_score
 from tiny import HARMFUL_WORDS, make_prompts
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from calibration.methods.fitted import Fitted, FittedSteering
-from calibration.methods.neuron_damping import damped, damping, damping_study
-from calibration.methods.refusal_direction import fit_refusal_direction
-from calibration.model import ChatModel
-from calibration.steering.dynamic_composition import compose, composition_study, schedule_of, truncated_kl
-from calibration.steering.expert_bias import Choice, biased, biased_scores, expert_study, find_routers, rate_differences
-from calibration.steering.refusal_by_category import category_study, least_strength
-from calibration.study import Skipped
+from calibration.fitting.fitted import Fitted, FittedSteering
+from calibration.fitting.study import Skipped
+from calibration.methods.directions.refusal_direction import fit_refusal_direction
+from calibration.methods.steering.neuron_damping import damped, damping, damping_study
+from calibration.model.chat_model import ChatModel
+from calibration.studies.steering.dynamic_composition import compose, composition_study, schedule_of, truncated_kl
+from calibration.studies.steering.expert_bias import (
+    Choice,
+    biased,
+    biased_scores,
+    expert_study,
+    find_routers,
+    rate_differences,
+)
+from calibration.studies.steering.refusal_by_category import category_study, least_strength
 from probes.manifest import SteeringVector
 
 SIZES = {
@@ -85,7 +92,7 @@ def test_factors_are_one_minus_what_scikit_learn_s_auroc_is_above_chance():
 
 def test_damping_is_folding_the_factors_into_the_weights(planted_chat):
     """The hook gives the logits of a model whose down-projections were scaled by column; without it they are the old ones."""
-    from calibration.batching import make_batch
+    from calibration.prompts.batching import make_batch
 
     batch = make_batch([[1, 2, 40, 50, 3, 4]], [0], planted_chat.device)
     rng = np.random.default_rng(1)
@@ -128,7 +135,7 @@ def test_the_expert_of_harm_is_found(experts):
 
 def test_forced_and_shut_experts(experts):
     """Every token gets a forced expert and none a shut one; other routers, and the model afterwards, are as before."""
-    from calibration.batching import make_batch
+    from calibration.prompts.batching import make_batch
 
     chat, routers, chosen = experts.chat, find_routers(experts.chat), []
     batch = make_batch(experts.prompts.token_ids[:3], [0, 1, 2], chat.device)

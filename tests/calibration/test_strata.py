@@ -4,8 +4,8 @@ import pytest
 from tiny import write_prompts
 
 from calibration.cli import Stratum
-from calibration.prompts import load_prompts
-from calibration.template import encode_prompts
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
 from calibration.tuning.strata import KINDS, script_of, strata_of
 
 TURN = {"role": "user", "content": "bread"}

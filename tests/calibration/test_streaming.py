@@ -12,11 +12,11 @@ from recorded import training_set
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tiny import HIDDEN, make_prompts
 
-from calibration.methods import training as training_module
-from calibration.methods.classifiers import fit_classifiers
-from calibration.methods.discriminant import fit_lda
-from calibration.reading import shards
-from calibration.reading.moments import Moments
+from calibration.fitting import training_set as training_module
+from calibration.methods.classifiers.discriminant import fit_lda
+from calibration.methods.classifiers.linear_classifiers import fit_classifiers
+from calibration.recording import shards
+from calibration.recording.moments import Moments
 
 
 def clouds(count=300, width=12, offset=1000.0):
@@ -114,15 +114,15 @@ from pathlib import Path
 import numpy as np
 sys.path[:0] = [sys.argv[1]]
 from tiny import make_model, make_prompts, make_tokenizer
-from calibration.reading import shards
-from calibration.reading.activations import record
-from calibration.methods import training as bounded
-from calibration.methods.classifiers import fit_classifiers
-from calibration.methods.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.training import TrainingSet
-from calibration.model import ChatModel
-from calibration.prompts import PromptFile
-from calibration.template import EncodedPrompts
+from calibration.recording import shards
+from calibration.recording.activations import record
+from calibration.fitting import training_set as bounded
+from calibration.methods.classifiers.linear_classifiers import fit_classifiers
+from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
+from calibration.fitting.training_set import TrainingSet
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.prompt_file import PromptFile
+from calibration.prompts.template import EncodedPrompts
 
 folder, count = Path(sys.argv[2]), int(sys.argv[3])
 shards._SHARD_BYTES, bounded._MOST_BYTES = 1 << 20, 1 << 18

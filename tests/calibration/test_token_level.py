@@ -8,16 +8,16 @@ import torch
 from recorded import training_set
 from tiny import HARMFUL_WORDS, make_prompts
 
-from calibration.methods import token_level as module
-from calibration.methods import token_streams
-from calibration.methods.dilution import dilute
-from calibration.methods.token_level import fit_token_level, score_rows
-from calibration.methods.token_losses import WINDOW, attention_loss, multimax_loss, softmax_window_loss
-from calibration.methods.token_streams import TokenStreams, choose_layers, request_values
-from calibration.methods.token_training import TokenScores, train
-from calibration.metrics import auroc
-from calibration.pipeline import bank_of
-from calibration.request_scores import score_prompts
+from calibration.fitting.bank import bank_of
+from calibration.fitting.metrics import auroc
+from calibration.methods.tokens import token_level as module
+from calibration.methods.tokens import token_streams
+from calibration.methods.tokens.dilution import dilute
+from calibration.methods.tokens.token_level import fit_token_level, score_rows
+from calibration.methods.tokens.token_losses import WINDOW, attention_loss, multimax_loss, softmax_window_loss
+from calibration.methods.tokens.token_streams import TokenStreams, choose_layers, request_values
+from calibration.methods.tokens.token_training import TokenScores, train
+from calibration.recording.request_scores import score_prompts
 from probes.fingerprint import fingerprint
 from probes.readout import Readout
 

@@ -8,12 +8,12 @@ import torch
 from recorded import refusing_by, training_set
 from tiny import HARMFUL_WORDS, PLAIN_WORDS, make_prompts
 
-from calibration.attention.heads import find_attentions
-from calibration.methods.fitted import Fitted
-from calibration.refusal_metric import first_token_log_probs, refusal_metric
-from calibration.steering.toxification_reversal import reversal, reversal_study, turned_back
-from calibration.study import Skipped
-from calibration.template import template_prefix, template_suffix
+from calibration.fitting.fitted import Fitted
+from calibration.fitting.study import Skipped
+from calibration.model.attention_heads import find_attentions
+from calibration.model.refusal_metric import first_token_log_probs, refusal_metric
+from calibration.prompts.template import template_prefix, template_suffix
+from calibration.studies.steering.toxification_reversal import reversal, reversal_study, turned_back
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import pytest
 from recorded import training_set
 from tiny import make_prompts
 
-from calibration.methods.classifiers import fit_classifiers
-from calibration.pipeline import bank_of
-from calibration.request_scores import score_prompts
-from calibration.unseen import unseen_sources as module
-from calibration.unseen.contenders import TFIDF, Beside, recorded_scores
-from calibration.unseen.left_out import WRAPPED, leave_out
-from calibration.unseen.unseen_sources import COMBINED, unseen_sources
+from calibration.evaluation.unseen import unseen_sources as module
+from calibration.evaluation.unseen.contenders import TFIDF, Beside, recorded_scores
+from calibration.evaluation.unseen.left_out import WRAPPED, leave_out
+from calibration.evaluation.unseen.unseen_sources import COMBINED, unseen_sources
+from calibration.fitting.bank import bank_of
+from calibration.methods.classifiers.linear_classifiers import fit_classifiers
+from calibration.recording.request_scores import score_prompts
 from probes.errors import CalibrationError
 from probes.fingerprint import fingerprint
 

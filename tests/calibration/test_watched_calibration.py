@@ -9,13 +9,13 @@ import pytest
 import torch
 from brief import BRIEF
 
-from calibration.evidence import Evidence
-from calibration.model import ChatModel
+from calibration.methods.watches import answering
+from calibration.model.chat_model import ChatModel
+from calibration.model.structure import stream_of
 from calibration.pipeline import SPLITS, WORK, _work_folder, calibrate
-from calibration.prompts import load_prompts
-from calibration.structure import stream_of
-from calibration.template import encode_prompts
-from calibration.watching import answering
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
+from calibration.report.evidence import Evidence
 from probes.answer_reading import AnswersRead, WatchBank
 from probes.artifact import BENIGN_ANSWERS, HARMFUL_ANSWERS, Artifact
 from probes.errors import CalibrationError

@@ -7,19 +7,18 @@ import pytest
 import torch
 from tiny import HIDDEN, make_model, make_prompts, write_prompts
 
-from calibration.evaluate import certified_thresholds
-from calibration.generation import generate
-from calibration.methods.fitted import FittedProbe
-from calibration.metrics import recall_at
-from calibration.model import ChatModel
-from calibration.prompts import load_prompts
-from calibration.template import encode_prompts
-from calibration.watching.along import answer_scores, tokens_to_crossing
-from calibration.watching.answering import Answers, answer_prompts
-from calibration.watching.sides import Sides
-from calibration.watching.usual import neighbourhoods, usual_levels
-from calibration.watching.watch_study import groups_by_length
-from calibration.watching.watches import READOUTS, _bank_of, _specs, _watch
+from calibration.fitting.fitted import FittedProbe
+from calibration.fitting.metrics import certified_thresholds, recall_at
+from calibration.methods.watches.along import answer_scores, tokens_to_crossing
+from calibration.methods.watches.answering import Answers, answer_prompts
+from calibration.methods.watches.sides import Sides
+from calibration.methods.watches.usual import neighbourhoods, usual_levels
+from calibration.methods.watches.watch_study import groups_by_length
+from calibration.methods.watches.watches import READOUTS, _bank_of, _specs, _watch
+from calibration.model.chat_model import ChatModel
+from calibration.model.generation import generate
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
 from probes.answer_reading import WatchBank
 from probes.artifact import BENIGN_ANSWERS, HARMFUL_ANSWERS
 from probes.errors import CalibrationError

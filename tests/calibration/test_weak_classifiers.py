@@ -10,9 +10,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 from tiny import make_prompts
 
-from calibration.methods.fitted import load_fitted, save_fitted
-from calibration.methods.weak_classifiers import fit_perceptron, fit_svm, fit_weak_classifiers
-from calibration.unseen.contenders import recorded_scores
+from calibration.evaluation.unseen.contenders import recorded_scores
+from calibration.fitting.fitted import load_fitted, save_fitted
+from calibration.methods.classifiers.weak_classifiers import fit_perceptron, fit_svm, fit_weak_classifiers
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from tiny import make_prompts, write_prompts
 
-from calibration import wrapping_texts
-from calibration.methods.training import TrainingSet, set_aside
+from calibration.evaluation.unseen.left_out import leave_out
+from calibration.fitting.training_set import TrainingSet, set_aside
 from calibration.pipeline import SPLITS, Settings, calibrate
-from calibration.prompts import load_prompts
-from calibration.template import encode_prompts
-from calibration.unseen.left_out import leave_out
-from calibration.wrapping import wrap_prompts
+from calibration.prompts import wrapping_texts
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts
+from calibration.prompts.wrapping import wrap_prompts
 
 TEXTS = ("NAMES", "PERSONAS", "RULES", "FRAMES", "APPLICATIONS", "DEMANDS", "CLOSINGS")
 

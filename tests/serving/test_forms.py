@@ -9,7 +9,7 @@ import httpx
 import pytest
 import torch
 
-from calibration.template import read_template
+from calibration.prompts.template import read_template
 from probes.artifact import Artifact
 from probes.canary import canary_prompt
 from probes.template import Ending

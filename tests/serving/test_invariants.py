@@ -5,9 +5,9 @@ import asyncio
 import pytest
 import torch
 
-from calibration.arithmetic import VARIABLE
-from calibration.model import ChatModel
-from calibration.request_scores import score_batches
+from calibration.model.arithmetic import VARIABLE
+from calibration.model.chat_model import ChatModel
+from calibration.recording.request_scores import score_batches
 from probes.scoring import ProbeBank
 from tests.serving.lab import MODEL, of
 from tests.serving.planted import naive_scores

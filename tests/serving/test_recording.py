@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.evaluation_run import Loaded
-from calibration.methods.fitted import FittedProbe
-from calibration.methods.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.training import TrainingSet
-from calibration.metrics import auroc
-from calibration.model import ChatModel
-from calibration.pipeline import uncertified
-from calibration.prompts import load_prompts
-from calibration.reading.activations import record
-from calibration.reading.engine_source import EngineSource, engine_folder, find_engine
-from calibration.template import encode_prompts, template_suffix
+from calibration.evaluation.evaluation_run import Loaded
+from calibration.fitting.bank import uncertified
+from calibration.fitting.fitted import FittedProbe
+from calibration.fitting.metrics import auroc
+from calibration.fitting.training_set import TrainingSet
+from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts, template_suffix
+from calibration.recording.activations import record
+from calibration.recording.engine_source import EngineSource, engine_folder, find_engine
 from probes.errors import CalibrationError, PromptError, ServingError
 from probes.fingerprint import fingerprint
 from probes.manifest import Probe

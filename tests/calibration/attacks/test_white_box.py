@@ -11,16 +11,16 @@ from transformers import OPTConfig, OPTForCausalLM
 from typer.testing import CliRunner
 
 from calibration import cli
-from calibration.attacks.differentiable_score import activations_of, probe_score
-from calibration.attacks.objective import Objective
-from calibration.attacks.suffix_search import Effort, SuffixSearch, typeable_tokens
-from calibration.attacks.white_box import attack_artifact
-from calibration.batching import make_batch
-from calibration.methods.fitted import FittedProbe
-from calibration.model import ChatModel
-from calibration.prompts import load_prompts
-from calibration.request_scores import score_prompts
-from calibration.template import encode_prompts, template_suffix
+from calibration.audits.attack.differentiable_score import activations_of, probe_score
+from calibration.audits.attack.objective import Objective
+from calibration.audits.attack.suffix_search import Effort, SuffixSearch, typeable_tokens
+from calibration.audits.attack.white_box import attack_artifact
+from calibration.fitting.fitted import FittedProbe
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.batching import make_batch
+from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.template import encode_prompts, template_suffix
+from calibration.recording.request_scores import score_prompts
 from probes.artifact import Artifact
 from probes.errors import ArtifactError, CalibrationError
 from probes.manifest import Probe

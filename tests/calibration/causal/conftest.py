@@ -4,10 +4,10 @@ import pytest
 from recorded import training_set
 from tiny import make_prompts
 
-from calibration.methods.fitted import merge
-from calibration.methods.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.refusal_direction import fit_refusal_direction
-from calibration.model import ChatModel
+from calibration.fitting.fitted import merge
+from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.directions.refusal_direction import fit_refusal_direction
+from calibration.model.chat_model import ChatModel
 
 
 @pytest.fixture(scope="session")

@@ -7,15 +7,15 @@ from recorded import refusing_by, training_set
 from scipy.stats import spearmanr
 from tiny import make_model, make_prompts
 
-from calibration.batching import make_batch
-from calibration.causal.attribution import Part, _Differentiated, _estimate_batch, estimate, record
-from calibration.causal.attribution_study import attribution_study
-from calibration.causal.exact_patching import patch_exactly
-from calibration.causal.pairs import Pairs, contrast_pairs
-from calibration.causal.refusal_gradient import refusal_log_odds
-from calibration.causal.sites import Site, Sites
-from calibration.model import ChatModel
-from calibration.study import Skipped
+from calibration.fitting.study import Skipped
+from calibration.model.chat_model import ChatModel
+from calibration.model.refusal_gradient import refusal_log_odds
+from calibration.model.sites import Site, Sites
+from calibration.prompts.batching import make_batch
+from calibration.studies.causal.attribution import Part, _Differentiated, _estimate_batch, estimate, record
+from calibration.studies.causal.attribution_study import attribution_study
+from calibration.studies.causal.exact_patching import patch_exactly
+from calibration.studies.causal.pairs import Pairs, contrast_pairs
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ from planting import plant_dormant
 from recorded import refusing_by, training_set
 from tiny import HIDDEN, make_prompts
 
-from calibration.causal.directions import Direction, directions
-from calibration.causal.illusion import check, illusion_study
-from calibration.causal.sensitivity import sensitivities, sensitivity_study
-from calibration.methods.fitted import Fitted
-from calibration.methods.training import TrainingSet
-from calibration.model import ChatModel
-from calibration.study import Skipped
-from calibration.template import EncodedPrompts
+from calibration.fitting.fitted import Fitted
+from calibration.fitting.study import Skipped
+from calibration.fitting.training_set import TrainingSet
+from calibration.model.chat_model import ChatModel
+from calibration.prompts.template import EncodedPrompts
+from calibration.studies.causal.directions import Direction, directions
+from calibration.studies.causal.illusion import check, illusion_study
+from calibration.studies.causal.sensitivity import sensitivities, sensitivity_study
 
 REFUSE = (5,)
 

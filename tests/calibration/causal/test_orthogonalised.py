@@ -7,11 +7,11 @@ import torch
 from tiny import HIDDEN, make_model
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
-from calibration.batching import make_batch
-from calibration.causal.orthogonalised import orthogonalised
-from calibration.intervention import ablated
-from calibration.model import ChatModel
+from calibration.model.chat_model import ChatModel
+from calibration.model.intervention import ablated
+from calibration.prompts.batching import make_batch
 from probes.errors import ModelError
+from tests.calibration.causal.orthogonalised import orthogonalised
 
 LAB = Path(__file__).parents[3] / "examples" / "lab" / "aligned"
 TOKENS = [[1, 2, 40, 50, 60, 3, 4], [1, 2, 70, 3, 4]]

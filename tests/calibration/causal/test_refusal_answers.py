@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from calibration.causal.answers import answer_study, greedy_answers, opens_as, refusal_openings, repeats
-from calibration.causal.signature import signature_study
-from calibration.methods.fitted import Fitted
-from calibration.methods.refusal_direction import fit_refusal_direction
-from calibration.request_scores import RequestScores
-from calibration.study import Skipped
+from calibration.fitting.fitted import Fitted
+from calibration.fitting.study import Skipped
+from calibration.methods.directions.refusal_direction import fit_refusal_direction
+from calibration.model.openings import greedy_answers, opens_as, refusal_openings
+from calibration.recording.request_scores import RequestScores
+from calibration.studies.causal.answers import answer_study, repeats
+from calibration.studies.causal.signature import signature_study
 
 
 def test_openings_are_as_short_as_tells_refusals_apart():

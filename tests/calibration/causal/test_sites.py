@@ -5,12 +5,12 @@ import torch
 from tiny import HIDDEN, LAYERS, make_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from calibration.batching import make_batch
-from calibration.causal.refusal_gradient import differentiable, refusal_log_odds, stream_gradients
-from calibration.causal.sites import Site, Sites
-from calibration.float32 import in_float32, too_large
-from calibration.model import ChatModel
-from calibration.refusal_metric import refusal_metric
+from calibration.model.chat_model import ChatModel
+from calibration.model.float32 import in_float32, too_large
+from calibration.model.refusal_gradient import differentiable, refusal_log_odds, stream_gradients
+from calibration.model.refusal_metric import refusal_metric
+from calibration.model.sites import Site, Sites
+from calibration.prompts.batching import make_batch
 
 TOKENS = [[1, 2, 40, 50, 60, 3, 4], [1, 2, 70, 3, 4]]
 
@@ -100,6 +100,6 @@ def test_a_model_too_large_for_float32_is_left_alone(tokenizer, monkeypatch):
     """Where memory is short the checks say so instead of exhausting it; a float32 model needs no copy."""
     narrow = make_model(len(tokenizer), dtype=torch.bfloat16)
     assert too_large(narrow) is None
-    monkeypatch.setattr("calibration.float32._free_bytes", lambda _device: 1000)
+    monkeypatch.setattr("calibration.model.float32._free_bytes", lambda _device: 1000)
     assert "float32 weights take" in too_large(narrow)
     assert too_large(make_model(len(tokenizer))) is None

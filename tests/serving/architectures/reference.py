@@ -2,7 +2,7 @@
 
 import torch
 
-from calibration.structure import find_blocks, find_down_projections, neurons_of, stream_of
+from calibration.model.structure import find_blocks, find_down_projections, neurons_of, stream_of
 from probes.errors import ModelError
 
 

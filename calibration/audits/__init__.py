@@ -1,0 +1,1 @@
+"""Audits: commands on a finished artifact or on finished models."""

@@ -1,0 +1,1 @@
+"""White-box attacks: how far somebody with the weights gets past refusals and probes."""

@@ -1,0 +1,1 @@
+"""Evaluation: what probes are worth on prompts that took no part in fitting."""

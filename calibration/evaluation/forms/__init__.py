@@ -1,0 +1,1 @@
+"""How well probes hold the forms of a request, and thresholds for other endings."""

@@ -1,0 +1,83 @@
+"""Other endings: harmless scores of prompts that do not end as the chat template does, and which probes decide on them.
+
+A probe is certified for an ending where the threshold that harmless prompts of that ending certify still finds most of what
+it finds as plain chat.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.evaluation.forms.asked import Asked
+from calibration.prompts.forms.forms import BY_ENDING, FORMS
+from guard.threshold import certify
+from probes.errors import TooFewNegatives
+from probes.manifest import Probe
+from probes.template import Ending
+
+TARGETS = (0.01, 0.05)
+"""False-positive rates that a probe is tried at: the first that there are enough harmless prompts for."""
+KEPT = 0.9
+"""Share of its recall as plain chat that a probe must keep in a form to hold it."""
+
+
+Column = npt.NDArray[np.float32]
+"""One probe's scores `[n]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """What calibration knows of prompts that end otherwise."""
+
+    harmless: Mapping[Ending, npt.NDArray[np.float32]]
+    """Scores `[N, K]` of turns that are left open, by how; 0 of probes that read none."""
+    certified: Mapping[str, tuple[Ending, ...]]
+    """By probe, the endings beside the template's own that it decides on."""
+
+
+def certify_endings(asked: Asked, probes: Sequence[Probe]) -> Endings:
+    """Ask each validation request once for each ending, in one of its forms, and compare with plain chat."""
+    plain = [asked.ask(FORMS[:1], harmful=harmful).closed for harmful in (False, True)]
+    harmless: dict[Ending, npt.NDArray[np.float32]] = {}
+    certified: dict[str, list[Ending]] = {probe.name: [] for probe in probes}
+    for ending, names in BY_ENDING.items():
+        forms = [form for form in FORMS if form.name in names]
+        answers = [asked.ask(forms, harmful=harmful) for harmful in (False, True)]
+        below, above, closed = (
+            each[side.ends == ending]
+            for side, each in (
+                (answers[0], answers[0].open),
+                (answers[1], answers[1].open),
+                (answers[1], answers[1].closed),
+            )
+        )
+        if not len(below) or not len(above):
+            continue
+        harmless[ending] = np.where(np.isfinite(below), below, 0.0).astype(np.float32)
+        for column, probe in enumerate(probes):
+            if _reads(probe, ending) and _keeps(*(each[:, column] for each in (*plain, below, above, closed))):
+                certified[probe.name].append(ending)
+    return Endings(harmless, {name: tuple(found) for name, found in certified.items()})
+
+
+def _reads(probe: Probe, ending: Ending) -> bool:
+    """Whether a prompt with this ending has a place that the probe reads."""
+    return ending is not Ending.OPEN or probe.readout.kind != "last"
+
+
+def _keeps(
+    plain_harmless: Column, plain_harmful: Column, open_harmless: Column, open_harmful: Column, closed_harmful: Column
+) -> bool:
+    """Whether most of what is found as plain chat is found: in a closed turn as ever, or in the open one by its own cut."""
+    for target in TARGETS:
+        try:
+            plain = certify(plain_harmless, target).value
+            cut = certify(open_harmless, target).value if np.isfinite(open_harmless).all() else np.inf
+        except TooFewNegatives:
+            continue
+        found = float((plain_harmful > plain).mean())
+        kept = float(((closed_harmful > plain) | (open_harmful > cut)).mean())
+        return found > 0 and kept >= KEPT * found
+    return False

@@ -1,0 +1,1 @@
+"""Probes and combinations of them on sources that they never saw."""

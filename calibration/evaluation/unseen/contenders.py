@@ -1,0 +1,140 @@
+"""Contenders: the probes and controls that meet sources they have not seen, each fitted on what a fold leaves.
+
+Probes that are chosen by interventions on the model (the refusal direction) are not among them: each family would cost a
+whole selection.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file, save_file
+
+from calibration.evaluation.sentence_embedding import SentenceEncoder
+from calibration.evaluation.unseen.left_out import LeftOut
+from calibration.fitting.bag_of_words import tfidf_scores
+from calibration.fitting.fitted import FittedProbe, Method
+from calibration.fitting.training_set import Rows, TrainingSet
+from calibration.methods.classifiers.linear_classifiers import fit_classifiers, fit_logistic
+from calibration.methods.classifiers.refusal_readout import fit_refusal_readout
+from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
+from calibration.methods.tokens.token_level import fit_token_level, score_rows
+from calibration.model.refusal_metric import refusal_metrics
+from calibration.recording.activations import Where
+from calibration.recording.stage_file import written_whole
+from probes.errors import CalibrationError
+from probes.scoring import ProbeBank, score_of
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "harmfulness_direction": fit_harmfulness_direction,
+        "classifiers": fit_classifiers,
+        "token_level": fit_token_level,
+        "refusal_readout": fit_refusal_readout,
+    }
+)
+_KINDS = (("stack",), ("joint",), ("tokens", "attention", "multimax"))
+"""Probes by what they read: the last tokens block by block, several blocks at once, every token."""
+TFIDF, EMBEDDING, REFUSAL = "tfidf", "sentence_embedding", "first_token_refusal"
+CONTROLS = (TFIDF, EMBEDDING, REFUSAL)
+
+Scores = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What controls need of all training prompts, worked out once."""
+
+    embeddings: npt.NDArray[np.float32] | None
+    """`[N, E]`; none where they were not asked for, or no encoder is installed."""
+    refusal: npt.NDArray[np.float64] | None
+    """The model's own refusal metric `[N]`; none where it does not refuse."""
+
+    @classmethod
+    def of(cls, training: TrainingSet, refusal_tokens: Sequence[int], path: Path, *, embed: bool = True) -> "Beside":
+        """Ask the model how it would begin to answer each prompt, and `embed` them; what lies at `path` is not done again."""
+        if not path.exists():
+            asked: dict[str, npt.NDArray[np.floating]] = {}
+            encoder = SentenceEncoder.load() if embed else None
+            if encoder:
+                asked["embeddings"] = encoder.encode([prompt.text for prompt in training.prompts.prompts])
+            if refusal_tokens:
+                asked["refusal"] = refusal_metrics(training.chat, training.prompts, refusal_tokens)
+            with written_whole(path) as staging:
+                # safetensors refuses an empty file, and there may be nothing to ask.
+                save_file(asked or {"nothing": np.zeros(1)}, staging)
+        found = load_file(path)
+        return cls(found.get("embeddings"), found.get("refusal"))
+
+
+def even_combination(names: Collection[str]) -> dict[str, float]:
+    """Return weights, in sum 1, that give each kind of reading an even say, among the probes `names`; none where one is.
+
+    Errors of readings of different kinds are least alike, and no choice is made that traffic could prove wrong.
+    """
+    kinds = [found for kind in _KINDS if (found := [name for name in kind if name in names])]
+    if len(kinds) < 2:
+        return {}
+    return {name: 1 / (len(kinds) * len(kind)) for kind in kinds for name in kind}
+
+
+def require_contender(methods: Collection[str]) -> None:
+    """Raise `CalibrationError` where none of the methods asked for is fitted without a source."""
+    if not METHODS.keys() & set(methods):
+        raise CalibrationError(
+            "sources can be left out of none of the methods asked for",
+            field="--leave-one-source-out",
+            remedy=f"add one of them with --only: {', '.join(METHODS)}",
+        )
+
+
+def probe_scores(fold: LeftOut, method: str, rows: Rows) -> dict[str, Scores]:
+    """Fit a method on what the fold leaves; return its probes' scores `[N]` on the training prompts `rows`, by name."""
+    return dict(_scored(fold.training, METHODS[method](fold.training).probes, rows))
+
+
+def control_scores(fold: LeftOut, beside: Beside, rows: Rows) -> dict[str, Scores]:
+    """Return the same of the controls."""
+    training, learned = fold.training, np.concatenate([fold.training.fit, fold.training.select])
+    scores: dict[str, Scores] = {TFIDF: tfidf_scores(training.prompts.subset(learned), training.prompts.subset(rows))}
+    if beside.embeddings is not None:
+        linear = fit_logistic(beside.embeddings[learned], training.harmful[learned])
+        scores[EMBEDDING] = linear(beside.embeddings[rows])
+    if beside.refusal is not None:
+        scores[REFUSAL] = beside.refusal[rows]
+    return scores
+
+
+def _scored(training: TrainingSet, probes: Sequence[FittedProbe], rows: Rows) -> Iterator[tuple[str, Scores]]:
+    """Yield probes' names and scores: from what is recorded, and those that need every token from one more pass."""
+    for probe in filter(_is_recorded, probes):
+        yield probe.spec.name, recorded_scores(training, probe)[rows]
+    others = [probe for probe in probes if not _is_recorded(probe)]
+    if others:
+        scores = score_rows(training, others, rows)
+        yield from ((probe.spec.name, column) for probe, column in zip(others, scores.T, strict=True))
+
+
+def _is_recorded(probe: FittedProbe) -> bool:
+    return probe.spec.readout.kind in ("last", "mean") and probe.spec.site == "resid_post"
+
+
+def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np.float64]:
+    """Return a probe's scores `[N]` on all training prompts, from their recorded activations."""
+    readout = probe.spec.readout
+    if not _is_recorded(probe):
+        raise CalibrationError(
+            f"readout {readout.kind} at {probe.spec.site} cannot be had from what is recorded",
+            field=probe.spec.name,
+            remedy="score the prompts with `score_rows`, which passes them through the model",
+        )
+    where: Where = "mean" if readout.kind == "mean" else readout.offset
+    parts = [
+        training.project(layer, where, row.double().numpy().T)
+        for layer, row in zip(probe.spec.layers, probe.weight, strict=True)
+    ]
+    [head] = ProbeBank.of([probe.spec], probe.tensors()).heads
+    return score_of(probe.spec, np.sum(parts, axis=0), head)

@@ -1,0 +1,63 @@
+"""Choosing by sources that were not fitted on: which block, which position, which weights of a second stage.
+
+A random part of the training prompts shares its sources with the rest, and on the lab gives recall 100 % to probes that reach
+half of that on prompts of other wordings. So every candidate is fitted without some of the sources and judged on those.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.fitting.linear import Linear
+from calibration.fitting.metrics import auroc, recall_at
+from calibration.fitting.training_set import Rows, TrainingSet
+from calibration.recording.activations import Where
+
+_MOST_JUDGED = 3000
+"""Prompts per class to choose by: the standard error of a recall is then below one point."""
+
+Features = npt.NDArray[np.float32]
+Fit = Callable[[Features, npt.NDArray[np.bool_]], Linear]
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Training prompts `rows` `[N]`, and how they are divided: places in `rows` to fit on and to judge by, fold by fold."""
+
+    training: TrainingSet
+    rows: Rows
+    folds: tuple[tuple[Rows, Rows], ...]
+    by_source: bool
+    """Whether no source is on both sides of any fold."""
+
+    @classmethod
+    def of(cls, training: TrainingSet) -> "Judges":
+        """Divide the training prompts, or a sample of them that memory can hold."""
+        everything = training.held(np.sort(np.concatenate([training.fit, training.select])))
+        sides = [training.sample(everything, harmful=label, most=_MOST_JUDGED) for label in (False, True)]
+        rows = np.sort(np.concatenate(sides))
+        folds = replace(training, fit=rows, select=rows[:0]).folds()
+        places = tuple((np.searchsorted(rows, fold.fit), np.searchsorted(rows, fold.select)) for fold in folds)
+        return cls(training, rows, places, all(fold.is_by_source for fold in folds))
+
+    @property
+    def harmful(self) -> npt.NDArray[np.bool_]:
+        """Labels `[N]`."""
+        return self.training.harmful[self.rows]
+
+    def logits(self, fit: Fit, layer: int, where: Where) -> npt.NDArray[np.float64]:
+        """Return each prompt's logit `[N]` by the reading that was fitted without its fold; NaN for prompts in none."""
+        features, harmful = self.training.features(layer, where, self.rows), self.harmful
+        logits = np.full(len(self.rows), np.nan)
+        for fitted, judged in self.folds:
+            logits[judged] = fit(features[fitted], harmful[fitted])(features[judged])
+        return logits
+
+    def numbers(self, logits: npt.NDArray[np.float64]) -> tuple[float, float]:
+        """Return recall at 1 % false positives and AUROC, means over the folds: cuts are set on unseen sources too."""
+        harmful = self.harmful
+        sides = [(logits[judged][harmful[judged]], logits[judged][~harmful[judged]]) for _, judged in self.folds]
+        recalls = [recall_at(above, below, 0.01) for above, below in sides]
+        return float(np.mean(recalls)), float(np.mean([auroc(above, below) for above, below in sides]))

@@ -1,0 +1,42 @@
+"""Logit scale: every probe's score in the same unit, the log-odds of harm on the calibration set.
+
+Platt's map is affine with a positive slope, as is the last step of a probe's score, so it can be folded into the probe's
+scale and bias. Thresholds keep their meaning, scores of different probes can be compared and averaged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from calibration.fitting.fitted import FittedProbe
+from calibration.fitting.platt import fit_platt
+from probes.manifest import Platt
+
+_IDENTITY = Platt(slope=1.0, intercept=0.0)
+
+
+def logit_maps(scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) -> list[Platt]:
+    """Return for each column of `scores` `[N, K]` the map to log-odds; the identity for a probe that points the wrong way."""
+    fitted = [fit_platt(scores[:, column], harmful) for column in range(scores.shape[1])]
+    return [platt if platt.slope > 0 else _IDENTITY for platt in fitted]
+
+
+def fold(probes: Sequence[FittedProbe], maps: Sequence[Platt]) -> tuple[FittedProbe, ...]:
+    """Return the probes with each map folded into scale and bias."""
+    return tuple(_fold(probe, platt) for probe, platt in zip(probes, maps, strict=True))
+
+
+def apply(maps: Sequence[Platt], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return `scores` `[N, K']` with the maps applied to its first columns; the rest stay."""
+    mapped = scores.copy()
+    for column, platt in enumerate(maps):
+        mapped[:, column] = platt.slope * scores[:, column] + platt.intercept
+    return mapped
+
+
+def _fold(probe: FittedProbe, platt: Platt) -> FittedProbe:
+    spec = probe.spec
+    folded = {"scale": platt.slope * spec.scale, "bias": platt.slope * spec.bias + platt.intercept}
+    return replace(probe, spec=spec.model_copy(update=folded))

@@ -1,1 +1,0 @@
-"""Forms: one request asked in many ways, to see which of them the probes hold."""

@@ -1,0 +1,1 @@
+"""Linear classifiers of a block's stream, at one token or the mean of all."""

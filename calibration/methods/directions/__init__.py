@@ -1,0 +1,1 @@
+"""Directions: of refusal and of harmfulness, as a difference of means."""

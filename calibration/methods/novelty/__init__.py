@@ -1,0 +1,1 @@
+"""Novelty: how unlike benign traffic a prompt is. Such scores never block alone."""

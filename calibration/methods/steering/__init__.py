@@ -1,0 +1,1 @@
+"""Steering vectors: fitted, measured at several strengths, and admitted or left out."""

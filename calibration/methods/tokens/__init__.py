@@ -1,0 +1,1 @@
+"""Probes that read every token of a prompt."""

@@ -1,0 +1,1 @@
+"""Watches: probes read along the model's own answers, and certified on harmless ones."""

@@ -1,0 +1,59 @@
+"""The refusal metric as something to differentiate, and its gradient on the residual stream."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from calibration.model.chat_model import ChatModel
+from calibration.model.structure import stream_of
+from calibration.prompts.batching import Batch
+
+
+def refusal_log_odds(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """Return `log P_R - log(1 - P_R)` `[B]` from next-token logits `[B, V]`: the refusal metric, without its epsilon."""
+    refusing = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    refusing[list(tokens)] = True
+    return logits[:, refusing].logsumexp(dim=-1) - logits[:, ~refusing].logsumexp(dim=-1)
+
+
+@contextmanager
+def differentiable(chat: ChatModel) -> Iterator[None]:
+    """Within the block, forward passes outside inference mode make a graph that begins at the embeddings."""
+
+    def begin(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.detach().requires_grad_()
+
+    model: Any = chat.model
+    handle = model.get_input_embeddings().register_forward_hook(begin)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        handle.remove()
+
+
+def stream_gradients(
+    chat: ChatModel, batch: Batch, layers: Sequence[int], tokens: Sequence[int]
+) -> dict[int, torch.Tensor]:
+    """Return the gradient of the refusal metric on `resid_post` by block: float32 `[B, T, D]`, zero on padding."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_block: Any, _args: Any, output: Any) -> None:
+            stream = stream_of(output)
+            if stream is not None:
+                kept[layer] = stream
+
+        return hook
+
+    handles = [chat.blocks[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        with differentiable(chat):
+            metric = refusal_log_odds(chat.differentiable_logits(batch), tokens).sum()
+        found = torch.autograd.grad(metric, [kept[layer] for layer in layers])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return dict(zip(layers, (gradient.float() for gradient in found), strict=True))

@@ -1,0 +1,1 @@
+"""The forms that one request is asked in, and the texts around it."""

@@ -1,0 +1,186 @@
+"""Activations: what the residual stream held after every block, read once per prompt and kept on disk.
+
+Shards are written whole, one after another, so an interrupted run goes on where it stopped and ends with the same
+bytes, and memory holds one shard however many prompts there are. Positions count from the prompt's end, as in readouts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from calibration.model.chat_model import ChatModel
+from calibration.model.structure import stream_of
+from calibration.prompts.batching import Batch, make_batch
+from calibration.prompts.progress import track
+from calibration.prompts.template import EncodedPrompts
+from calibration.recording.recording import Recording
+from calibration.recording.shards import (
+    ActivationSource,
+    Shard,
+    Tensors,
+    Where,
+    is_whole,
+    plan_shards,
+    save_shard,
+    tensor_name,
+)
+from probes.errors import CalibrationError, ModelError
+
+__all__ = ["InProcess", "Recording", "Where", "read_blocks", "read_shard", "record"]
+
+
+@contextmanager
+def read_blocks(
+    chat: ChatModel, layers: Sequence[int], keep: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Fill the dictionary, at each pass, with `keep(resid_post [B, T, D])` by layer. Hooks are gone at exit."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def see(layer: int, stream: torch.Tensor) -> None:
+        kept[layer] = keep(stream)
+
+    with _watched(chat, layers, see):
+        yield kept
+
+
+@contextmanager
+def _watched(chat: ChatModel, layers: Sequence[int], see: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
+    def hook_for(layer: int) -> Callable[..., None]:
+        def hook(_block: Any, _args: Any, output: Any) -> None:
+            stream = stream_of(output)
+            if stream is None:
+                raise ModelError(
+                    f"block {layer} gave no tensor", field="model", remedy="use a decoder-only language model"
+                )
+            see(layer, stream)
+
+        return hook
+
+    handles = [chat.blocks[layer].register_forward_hook(hook_for(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def read_neurons(
+    projections: Mapping[int, nn.Module], keep: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[dict[int, torch.Tensor]]:
+    """Fill the dictionary, at each pass, with `keep(mlp_neurons)` by layer, from blocks' down-projections by layer.
+
+    Neurons come as `[B, T, W]`, or from a few models as `[B * T, W]`. Hooks are gone at exit.
+    """
+    kept: dict[int, torch.Tensor] = {}
+
+    def hook_for(layer: int) -> Callable[..., None]:
+        def hook(_projection: Any, args: tuple[torch.Tensor, ...]) -> None:
+            kept[layer] = keep(args[0])
+
+        return hook
+
+    handles = [module.register_forward_pre_hook(hook_for(layer)) for layer, module in projections.items()]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def record(
+    chat: ChatModel,
+    prompts: EncodedPrompts,
+    where: Sequence[Where],
+    folder: Path,
+    *,
+    title: str = "reading activations",
+    source: ActivationSource | None = None,
+) -> Recording:
+    """Read every block at the positions `where` of every prompt into shards in `folder`; finished shards are reused.
+
+    `folder` must be named for the model, the prompts, the positions and the `source` (`chat` itself where none is
+    named), so that what lies there is of this run. Raises `CalibrationError` naming the prompt and the layer where an
+    activation is NaN or infinite, and where the disk is full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = plan_shards(prompts.lengths.tolist(), chat.num_layers * chat.hidden_size * len(where))
+    paths = [folder / f"{shard.index:05d}.safetensors" for shard in shards]
+    missing = [shard for shard in shards if not is_whole(paths[shard.index])]
+    read = (source or InProcess(chat)).read(prompts, where, missing)
+    for shard, tensors in track(read, title, total=len(missing)):
+        _require_finite(tensors, prompts, where, chat.num_layers)
+        save_shard(tensors, paths[shard.index])
+    return Recording(tuple(paths), len(prompts.prompts))
+
+
+@dataclass(frozen=True, slots=True)
+class InProcess:
+    """The source that is there without asking: the model in this process."""
+
+    chat: ChatModel
+
+    def read(
+        self, prompts: EncodedPrompts, where: Sequence[Where], shards: Sequence[Shard]
+    ) -> Iterator[tuple[Shard, Tensors]]:
+        """Yield the shards in their order."""
+        for shard in shards:
+            yield shard, read_shard(self.chat, prompts.token_ids, where, shard)
+
+
+def read_shard(chat: ChatModel, token_ids: Sequence[Sequence[int]], where: Sequence[Where], shard: Shard) -> Tensors:
+    """Return the content of one shard. `token_ids` are those of all prompts: the shard's rows index them.
+
+    Hooks write into the shard's own tensors, on the model's device, and the host is met once, at the end.
+    """
+    dtype = next(chat.model.parameters()).dtype
+    num_rows = len(shard.rows)
+    tensors = {
+        tensor_name(place, layer): torch.empty(
+            num_rows, chat.hidden_size, dtype=torch.float32 if place == "mean" else dtype, device=chat.device
+        )
+        for place in where
+        for layer in range(chat.num_layers)
+    }
+    first = 0
+    for rows in shard.batches:
+        batch = make_batch(token_ids, rows, chat.device)
+        into = {name: tensor[first : first + len(rows)] for name, tensor in tensors.items()}
+        with _watched(chat, range(chat.num_layers), _keep(batch, where, into)):
+            chat.last_logits(batch)
+        first += len(rows)
+    return {name: tensor.cpu() for name, tensor in tensors.items()} | {"rows": torch.tensor(shard.rows)}
+
+
+def _keep(batch: Batch, where: Sequence[Where], into: Tensors) -> Callable[[int, torch.Tensor], None]:
+    index = torch.arange(len(batch.lengths), device=batch.lengths.device)
+    positions = {place: batch.from_end(place) for place in where if place != "mean"}
+    weights = (batch.mask / batch.lengths[:, None]).unsqueeze(1).float()
+
+    def see(layer: int, stream: torch.Tensor) -> None:
+        for place in where:
+            at_place = torch.bmm(weights, stream.float())[:, 0] if place == "mean" else stream[index, positions[place]]
+            into[tensor_name(place, layer)].copy_(at_place)
+
+    return see
+
+
+def _require_finite(tensors: Tensors, prompts: EncodedPrompts, where: Sequence[Where], num_layers: int) -> None:
+    for layer in range(num_layers):
+        finite: npt.NDArray[np.bool_] = np.ones(len(tensors["rows"]), dtype=bool)
+        for place in where:
+            finite &= torch.isfinite(tensors[tensor_name(place, layer)]).all(dim=1).numpy()
+        if not finite.all():
+            prompt = prompts.prompts[int(tensors["rows"][int(finite.argmin())])]
+            raise CalibrationError(
+                f"the activations after block {layer} are NaN or infinite",
+                field=f"prompt {prompt.id}",
+                remedy="load the model in the precision it was trained in (float16 overflows where bfloat16 does not)",
+            )

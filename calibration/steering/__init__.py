@@ -1,1 +1,0 @@
-"""Steering, measured: what vectors and other pushes do to refusals, and what harmless answers pay for it."""

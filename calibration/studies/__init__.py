@@ -1,0 +1,1 @@
+"""Studies: optional measurements that explain probes and vectors. No artifact needs them."""

@@ -1,0 +1,1 @@
+"""What the model's refusals do when a part of it is changed."""

@@ -1,0 +1,123 @@
+"""Whole answers: how many are refusals when the refusal direction is ablated, and when it is added.
+
+The first token says what a model is about to do; whether it goes through with it is seen in the answer. An answer counts
+as a refusal when it opens as the model's own refusals do, by its first tokens: no table of phrases.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from calibration.fitting.fitted import NO_REFUSAL_VECTOR, Fitted, FittedSteering
+from calibration.fitting.metrics import rate
+from calibration.fitting.study import Skipped, Study, Table
+from calibration.fitting.training_set import TrainingSet
+from calibration.model.chat_model import ChatModel
+from calibration.model.intervention import ablated, added
+from calibration.model.openings import NUM_TOKENS, greedy_answers, opens_as, refusal_openings
+from calibration.model.structure import stream_of
+from calibration.prompts.progress import track
+from calibration.prompts.template import EncodedPrompts
+from probes.manifest import Rate
+
+_MOST = 64
+"""Prompts per class: an interval of about 12 points either way."""
+_REPEATED = 3
+_Way = Callable[[], AbstractContextManager[None]]
+
+
+def answer_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+    """Return the study of whole answers under ablation and addition. Raises `Skipped` without a refusal direction."""
+    steering = next((item for item in found.steering if item.spec.name == "refusal"), None)
+    if steering is None:
+        raise Skipped(NO_REFUSAL_VECTOR)
+    learned = [greedy_answers(training.chat, _sample(training, True, each)) for each in (True, False)]
+    openings = refusal_openings(learned[0], learned[1], training.refusal_tokens)
+    shares, repeated = {}, {}
+    for name, (is_harmful, way) in track(list(_ways(training.chat, steering).items()), "answering under interventions"):
+        with way():
+            answers = greedy_answers(training.chat, _sample(training, False, is_harmful))
+        shares[name] = rate(sum(opens_as(answer, openings) for answer in answers), len(answers))
+        repeated[name] = sum(map(repeats, answers)) / len(answers)
+    return (_study(shares, repeated, len(openings), steering),)
+
+
+def repeats(answer: tuple[int, ...]) -> bool:
+    """Return whether an answer says the same three tokens twice: the mark of a model pushed off its course."""
+    runs = [answer[start : start + _REPEATED] for start in range(len(answer) - _REPEATED + 1)]
+    # What follows the answer's end is padding.
+    runs = [run for run in runs if run[-1] != run[0] or len(set(run)) > 1]
+    return len(set(runs)) < len(runs)
+
+
+def _sample(training: TrainingSet, is_fit: bool, is_harmful: bool) -> EncodedPrompts:
+    rows = training.fit if is_fit else training.select
+    return training.prompts.subset(training.sample(rows, harmful=is_harmful, most=_MOST))
+
+
+def _ways(chat: ChatModel, steering: FittedSteering) -> dict[str, tuple[bool, _Way]]:
+    """Return each way to run the model: whether on harmful prompts, and what is done to it."""
+    vector, [layer] = steering.vector[0], steering.spec.layers
+    shift = steering.spec.evidence["strength"] * vector
+    served = steering.spec.evidence.get("served_strength", steering.spec.evidence["strength"]) * vector
+    return {
+        "harmful, untouched": (True, nullcontext),
+        "harmful, direction ablated": (True, lambda: ablated(chat, vector)),
+        "harmless, untouched": (False, nullcontext),
+        "harmless, direction ablated": (False, lambda: ablated(chat, vector)),
+        "harmless, added at every position": (False, lambda: added(chat, layer, shift)),
+        "harmless, added as served": (False, lambda: _added_from_last(chat, layer, served)),
+    }
+
+
+@contextmanager
+def _added_from_last(chat: ChatModel, layer: int, vector: torch.Tensor) -> Iterator[None]:
+    """Within the block, `vector` is added where each token of the answer is predicted, as a steered request has it."""
+
+    def hook(_block: Any, _args: Any, output: Any) -> Any:
+        stream = stream_of(output)
+        if stream is None:
+            return output
+        edited = stream.clone()
+        edited[:, -1] = (stream[:, -1].float() + vector.to(stream.device)).to(stream.dtype)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    handle = chat.blocks[layer].register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _study(shares: dict[str, Rate], repeated: dict[str, float], num_openings: int, steering: FittedSteering) -> Study:
+    plain, without, harmless, more = (
+        shares[name]
+        for name in (
+            "harmful, untouched",
+            "harmful, direction ablated",
+            "harmless, untouched",
+            "harmless, added at every position",
+        )
+    )
+    return Study(
+        name="refusal_answers",
+        title="What the refusal direction does to whole answers",
+        finding=(
+            f"Ablating it takes refusals of harmful prompts from {plain.value:.0%} to {without.value:.0%} "
+            f"(n = {plain.count}); adding it at strength {steering.spec.evidence['strength']:g} takes refusals of harmless "
+            f"prompts from {harmless.value:.0%} to {more.value:.0%} (n = {harmless.count}), with "
+            f"{repeated['harmless, added at every position']:.0%} of the answers repeating themselves. Greedy answers of "
+            f"{NUM_TOKENS} tokens to selection prompts, judged by how the model's own refusals open ({num_openings} found)."
+        ),
+        tables=(
+            Table(
+                name="refused",
+                columns=("prompts", "refused", "95 % from", "to", "repeats itself", "n"),
+                rows=tuple(
+                    (name, each.value, each.low, each.high, repeated[name], each.count) for name, each in shares.items()
+                ),
+            ),
+        ),
+    )

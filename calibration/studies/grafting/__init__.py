@@ -1,0 +1,1 @@
+"""One position's state replaced by a harmless prompt's."""

@@ -1,0 +1,1 @@
+"""Attention heads, scored by what the model does without them."""

@@ -1,0 +1,1 @@
+"""Safety neurons patched from one model into its partner, and their price in helpfulness."""

@@ -1,0 +1,1 @@
+"""Novelty scores compared on the same prompts."""

@@ -1,0 +1,1 @@
+"""Ways of steering beside the vectors that an artifact holds."""

@@ -1,1 +1,0 @@
-"""Unseen sources: what probes and combinations of them are worth on prompts of a kind that they never saw."""

@@ -1,1 +1,0 @@
-"""Watches: probes read along the model's own answers, measured on harmless ones, and certified like prompts' scores."""
