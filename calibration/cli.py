@@ -41,6 +41,15 @@ _ModelOption = Annotated[
 ]
 
 
+def _list_methods(asked: bool) -> None:
+    if asked:
+        from calibration.registry import methods, studies
+        from calibration.report.display import installed_table
+
+        Console().print(installed_table(methods().values(), studies().values()))
+        raise typer.Exit
+
+
 def calibrate(
     model: Annotated[str, typer.Argument(help="Folder or Hugging Face id of the chat model to guard.")],
     train: Annotated[Path, typer.Option(help="Prompts (JSONL) that probes are fitted on and chosen by.")],
@@ -133,24 +142,30 @@ def calibrate(
         bool,
         typer.Option(
             "--full",
-            help="Beyond directions, classifiers and the token-level probe: every other method, further steering, and all "
-            "studies. Several times as long.",
+            help="Run every method and every study that --list names, and not only the methods that run by default. "
+            "Several times as long.",
         ),
     ] = False,
     also: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Run this method or study beside those of a plain calibration; a wrong name lists them. Repeatable.",
+            help="Run this method or study beside those of a plain calibration; --list names them all. Repeatable.",
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Run this method or study, and no other that is not named so; a wrong name lists them. Repeatable.",
+            help="Run this method or study, and no other that is not named so; --list names them all. Repeatable.",
         ),
     ] = None,
+    list_methods: Annotated[  # noqa: ARG001 - its callback does all
+        bool,
+        typer.Option(
+            "--list", is_eager=True, callback=_list_methods, help="List every installed method and study, and stop."
+        ),
+    ] = False,
     keep_work: Annotated[
         bool, typer.Option("--keep-work", help="Keep the recorded activations and every stage's file.")
     ] = False,

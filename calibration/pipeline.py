@@ -7,7 +7,7 @@
     04-admitted.safetensors     what is left once steering vectors were measured
     05-evaluation.json          the report on the test split
     05-forms.safetensors        what the probes make of requests in other forms
-    06-<diagnostic>.json        what was learned once everything was fitted, or why it could not be asked
+    06-<study>.json             what was learned once everything was fitted, or why it could not be asked
     07-unseen/                  one file per source left out, where that was asked for
     07-answers/                 the model's answers, batch by batch, where they are to be watched
     08-evidence.json            all that a reviewer is shown
@@ -38,8 +38,6 @@ from calibration.evaluation.controls import control_notes, random_probes, report
 from calibration.evaluation.evaluate import Report, evaluate
 from calibration.evaluation.forms.results import FormResults, ask_in_forms
 from calibration.evaluation.separation import separation_map
-from calibration.evaluation.unseen.contenders import METHODS as CONTENDING
-from calibration.evaluation.unseen.contenders import require_contender
 from calibration.evaluation.unseen.left_out import require_families
 from calibration.evaluation.unseen.unseen_sources import COMBINED, UnseenSources, unseen_sources
 from calibration.fitting.bank import bank_of, tensors_of, uncertified
@@ -47,7 +45,7 @@ from calibration.fitting.fitted import Fitted, FittedProbe, load_fitted, merge, 
 from calibration.fitting.logit_scale import apply, fold, logit_maps
 from calibration.fitting.metrics import evaluate_scores
 from calibration.fitting.platt import fit_platt
-from calibration.fitting.study import Skipped, Study
+from calibration.fitting.study import Skipped, StudyResult
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.steering.admission import KL_BUDGET, admit
 from calibration.methods.steering.dose_response import Dose, dose_response
@@ -72,10 +70,18 @@ from calibration.recording.engine_source import IN_PROCESS, EngineSource, requir
 from calibration.recording.ray_source import RayCluster, Replica
 from calibration.recording.request_scores import RequestScores, score_prompts
 from calibration.recording.stage_file import room_for, write_whole, written_whole
-from calibration.registry import DEFAULT, DIAGNOSTICS, METHODS, WITH_PARTNER, require_known, require_method
+from calibration.registry import (
+    methods,
+    plain,
+    refitted,
+    require_known,
+    require_method,
+    studies,
+    users_of_a_partner,
+)
 from calibration.report.evidence import FILE as EVIDENCE
 from calibration.report.evidence import Evidence, split_scores
-from calibration.studies.causal.signature import STUDY as SIGNATURE
+from calibration.studies.causal.signature import RESULT as SIGNATURE
 from calibration.studies.causal.signature import signature_study
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.canary import canary_prompt
@@ -85,8 +91,8 @@ from probes.manifest import Manifest, Platt, Probe
 from probes.scoring import ProbeBank
 from probes.template import Template
 
-_ANSWER: TypeAdapter[tuple[Study, ...] | str] = TypeAdapter(tuple[Study, ...] | str)
-"""What a diagnostic learned, or why it could not be asked."""
+_ANSWER: TypeAdapter[tuple[StudyResult, ...] | str] = TypeAdapter(tuple[StudyResult, ...] | str)
+"""What a study found, or why it could not be asked."""
 WORK = ".foreguard-work"
 SPLITS = ("train", "validation", "test")
 _CANARY = "canary"
@@ -126,28 +132,28 @@ class Settings:
     watch_answers: int | None = None
     """Most tokens of the answers that watches are calibrated for; no watches where there is none."""
     full: bool = False
-    """Fit every method, ask every diagnostic, and measure every control, however long it takes."""
+    """Fit every method, ask every study, and measure every control, however long it takes."""
     also: tuple[str, ...] = ()
-    """Names of methods and diagnostics to run beside those of `catalogue.DEFAULT`."""
+    """Names of methods and studies to run beside the methods of a plain calibration."""
     only: tuple[str, ...] | None = None
-    """Names of the methods and diagnostics to run, and no others; it goes with neither `full` nor `also`."""
+    """Names of the methods and studies to run, and no others; it goes with neither `full` nor `also`."""
 
     def runs(self, name: str) -> bool:
-        """Whether a method or a diagnostic is asked for."""
+        """Whether a method or a study is asked for."""
         if self.only is not None:
             return name in self.only
-        return self.full or name in DEFAULT or name in self.also
+        return self.full or name in plain() or name in self.also
 
     def require_one_choice(self) -> None:
         """Raise `CalibrationError` unless what is to run exists, is said in one way, and has a use for what was given."""
         require_known(self.also, "--also")
         if self.only is not None:
             self._require_only(self.only)
-        if self.partner and not any(map(self.runs, WITH_PARTNER)):
+        if self.partner and not any(map(self.runs, users_of_a_partner())):
             raise CalibrationError(
                 "nothing that is to run compares the model with a partner",
                 field="--partner",
-                remedy=f"add --full, or --also with one of {', '.join(WITH_PARTNER)}",
+                remedy=f"add --full, or --also with one of {', '.join(users_of_a_partner())}",
             )
 
     def _require_only(self, names: tuple[str, ...]) -> None:
@@ -207,7 +213,7 @@ def calibrate(
     require_tokens(settings.watch_answers)
     settings.require_one_choice()
     if settings.leave_one_source_out:
-        require_contender(list(filter(settings.runs, CONTENDING)))
+        refitted(list(filter(settings.runs, methods())))
     with stage("reading the prompts and the model's fingerprint"):
         files = _read_files(train, validation, test)
         identity = fingerprint(model, dtype=None if settings.dtype == "auto" else settings.dtype)
@@ -369,13 +375,13 @@ def _read_activations(run: _Run) -> TrainingSet:
 
 def _fit(run: _Run, training: TrainingSet, settings: Settings) -> Fitted:
     parts = []
-    for name, method in METHODS.items():
+    for name, method in methods().items():
         if not settings.runs(name):
             continue
         path = run.work / f"03-{name}.safetensors"
         if not path.exists():
             with stage(f"fitting {name}"):
-                save_fitted(method(training), path)
+                save_fitted(method.fit(training), path)
         parts.append(load_fitted(path))
     return merge(parts)
 
@@ -394,21 +400,21 @@ def _admitted(run: _Run, training: TrainingSet, found: Fitted, validation: Reque
 
 def _diagnose(
     run: _Run, training: TrainingSet, found: Fitted, settings: Settings
-) -> dict[str, tuple[Study, ...] | str]:
-    """Return by diagnostic what it learned, or why it could not be asked."""
-    answers: dict[str, tuple[Study, ...] | str] = {}
-    for name, diagnostic in DIAGNOSTICS.items():
+) -> dict[str, tuple[StudyResult, ...] | str]:
+    """Return by study what it found, or why it could not be asked."""
+    answers: dict[str, tuple[StudyResult, ...] | str] = {}
+    for name, study in studies().items():
         if not settings.runs(name):
             continue
         path = run.work / f"06-{name}.json"
         if not path.exists():
             with stage(f"study {name}"):
-                write_whole(path, _ANSWER.dump_json(_answer(partial(diagnostic, training, found))).decode())
+                write_whole(path, _ANSWER.dump_json(_answer(partial(study.measure, training, found))).decode())
         answers[name] = _ANSWER.validate_json(path.read_text())
     return answers
 
 
-def _answer(ask: Callable[[], tuple[Study, ...]]) -> tuple[Study, ...] | str:
+def _answer(ask: Callable[[], tuple[StudyResult, ...]]) -> tuple[StudyResult, ...] | str:
     try:
         return ask()
     except Skipped as skipped:
@@ -471,9 +477,8 @@ def _unseen(run: _Run, training: TrainingSet, settings: Settings) -> UnseenSourc
     if not settings.leave_one_source_out:
         return None
     with stage("leaving out one source at a time"):
-        contending = list(filter(settings.runs, CONTENDING))
-        tokens = training.refusal_tokens
-        return unseen_sources(training, run.work / "07-unseen", tokens, contending, embed=settings.full)
+        asked, tokens = refitted(list(filter(settings.runs, methods()))), training.refusal_tokens
+        return unseen_sources(training, run.work / "07-unseen", asked, tokens, embed=settings.full)
 
 
 def _forms(run: _Run, found: Fitted, validation: RequestScores, settings: Settings) -> FormResults:

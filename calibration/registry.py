@@ -1,94 +1,102 @@
-"""What a calibration runs: the methods that fit, then the diagnostics that ask what was fitted.
-
-The order counts: methods' probes stand in the artifact in this order, so the catalogue cannot be changed.
-"""
+"""The methods and studies that are installed: this project's and those of other packages, found by their entry points."""
 
 from collections.abc import Collection, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
+from typing import TypeVar
 
-from calibration.fitting.fitted import Diagnostic, Method
-from calibration.methods.classifiers.linear_classifiers import fit_classifiers
-from calibration.methods.classifiers.refusal_readout import fit_refusal_readout
-from calibration.methods.classifiers.weak_classifiers import fit_weak_classifiers
-from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.directions.refusal_direction import fit_refusal_direction
-from calibration.methods.neurons.safety_neurons import fit_safety_neurons
-from calibration.methods.novelty.out_of_distribution import fit_novelty
-from calibration.methods.steering.neuron_damping import damping_study
-from calibration.methods.steering.vectors import fit_steering
-from calibration.methods.tokens.content import fit_content
-from calibration.methods.tokens.token_level import fit_token_level
-from calibration.studies.causal.answers import answer_study
-from calibration.studies.causal.attribution_study import attribution_study
-from calibration.studies.causal.illusion import illusion_study
-from calibration.studies.causal.sensitivity import sensitivity_study
-from calibration.studies.grafting.grafting_study import grafting
-from calibration.studies.heads.safety_heads import safety_heads
-from calibration.studies.neurons.alignment_tax import study_alignment_tax
-from calibration.studies.neurons.patching_study import study_patching
-from calibration.studies.novelty.comparison import compare_novelty
-from calibration.studies.steering.dynamic_composition import composition_study
-from calibration.studies.steering.expert_bias import expert_study
-from calibration.studies.steering.refusal_by_category import category_study
-from calibration.studies.steering.toxification_reversal import reversal_study
+from calibration.fitting.contract import Method, Study
 from probes.errors import CalibrationError
 
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        "refusal_direction": fit_refusal_direction,
-        "harmfulness_direction": fit_harmfulness_direction,
-        "classifiers": fit_classifiers,
-        "weak_classifiers": fit_weak_classifiers,
-        "token_level": fit_token_level,
-        "content": fit_content,
-        "refusal_readout": fit_refusal_readout,
-        "safety_neurons": fit_safety_neurons,
-        "novelty": fit_novelty,
-        "steering": fit_steering,
-    }
-)
-DIAGNOSTICS: Mapping[str, Diagnostic] = MappingProxyType(
-    {
-        "neuron_patching": study_patching,
-        "alignment_tax": study_alignment_tax,
-        "safety_heads": safety_heads,
-        "grafting": grafting,
-        "refusal_answers": answer_study,
-        "attribution": attribution_study,
-        "concept_sensitivity": sensitivity_study,
-        "subspace_illusion": illusion_study,
-        "refusal_by_category": category_study,
-        "composition": composition_study,
-        "damping": damping_study,
-        "experts": expert_study,
-        "toxification_reversal": reversal_study,
-        "novelty_scores": compare_novelty,
-    }
-)
-DEFAULT = ("refusal_direction", "harmfulness_direction", "classifiers", "token_level", "content")
-"""The methods of a calibration that is not told otherwise, and asks no diagnostics: what a policy usually reads and steers
-with."""
+METHODS, STUDIES = "foreguard.methods", "foreguard.studies"
+"""Entry point groups."""
 
-WITH_PARTNER = ("safety_neurons", "neuron_patching", "alignment_tax", "novelty_scores")
-"""What a partner has a part in."""
+_Kind = TypeVar("_Kind", Method, Study)
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """Return every installed method by name, in the order in which their probes stand in an artifact.
+
+    Raises `CalibrationError` that names the package where an entry point gives no method, or two give one name.
+    """
+    return _installed(METHODS, Method)
+
+
+@cache
+def studies() -> Mapping[str, Study]:
+    """Return every installed study by name, in the order in which they are measured. Raises as `methods` does."""
+    return _installed(STUDIES, Study)
+
+
+def plain() -> tuple[str, ...]:
+    """Return the names of the methods that a plain calibration runs."""
+    return tuple(name for name, method in methods().items() if method.plain)
+
+
+def refitted(names: Collection[str]) -> list[Method]:
+    """Return those methods of these names that are fitted without a source. Raises `CalibrationError` where none is."""
+    can = [method for method in methods().values() if method.refits]
+    found = [method for method in can if method.name in names]
+    if not found:
+        raise CalibrationError(
+            "sources can be left out of none of the methods asked for",
+            field="--leave-one-source-out",
+            remedy=f"add one of them with --only: {', '.join(method.name for method in can)}",
+        )
+    return found
+
+
+def users_of_a_partner() -> tuple[str, ...]:
+    """Return the names of the methods and studies that contrast the model with a partner."""
+    everything: list[Method | Study] = [*methods().values(), *studies().values()]
+    return tuple(each.name for each in everything if each.uses_partner)
 
 
 def require_known(names: Collection[str], option: str) -> None:
-    """Raise `CalibrationError` unless each name, given by an option, is a method's or a diagnostic's."""
+    """Raise `CalibrationError` unless each name, given by an option, is a method's or a study's."""
     for name in names:
-        if name not in METHODS and name not in DIAGNOSTICS:
+        if name not in methods() and name not in studies():
             raise CalibrationError(
-                f"there is no method or diagnostic {name!r}",
+                f"there is no method or study {name!r}",
                 field=option,
-                remedy=f"methods are {', '.join(METHODS)}; diagnostics are {', '.join(DIAGNOSTICS)}",
+                remedy=f"methods are {', '.join(methods())}; studies are {', '.join(studies())}",
             )
 
 
 def require_method(names: Collection[str]) -> None:
     """Raise `CalibrationError` unless one of the names asked for with `--only` is a method's."""
-    if not METHODS.keys() & set(names):
+    if not methods().keys() & set(names):
         raise CalibrationError(
             "no method was asked for, so nothing would be fitted",
             field="--only",
-            remedy=f"add one of {', '.join(METHODS)}",
+            remedy=f"add one of {', '.join(methods())}",
         )
+
+
+def _installed(group: str, kind: type[_Kind]) -> Mapping[str, _Kind]:
+    packages: dict[str, str] = {}
+    found: list[_Kind] = []
+    for entry in entry_points(group=group):
+        package = entry.dist.name if entry.dist else "an unknown package"
+        if packages.setdefault(entry.name, package) != package:
+            raise CalibrationError(
+                f"{packages[entry.name]} and {package} both have a {kind.__name__.lower()} {entry.name!r}",
+                field=group,
+                remedy="uninstall one of the packages, or rename its entry point",
+            )
+        found.append(_loaded(entry, kind, package))
+    ordered = {each.name: each for each in sorted(found, key=lambda each: (each.rank, each.name))}
+    return MappingProxyType(ordered)
+
+
+def _loaded(entry: EntryPoint, kind: type[_Kind], package: str) -> _Kind:
+    value = entry.load()
+    if not isinstance(value, kind) or value.name != entry.name:
+        raise CalibrationError(
+            f"entry point {entry.name!r} of {package} is no {kind.__name__} of that name",
+            field=entry.group,
+            remedy=f"let {entry.value} be a `calibration.fitting.contract.{kind.__name__}` named {entry.name!r}",
+        )
+    return value

@@ -13,7 +13,6 @@ import typer
 
 from benchmarks.detection.document import document
 from benchmarks.detection.public_sets import JAILBREAK, assemble
-from calibration.evaluation.unseen.contenders import METHODS
 from calibration.evaluation.unseen.left_out import SEED
 from calibration.evaluation.unseen.unseen_sources import unseen_sources
 from calibration.fitting.training_set import TrainingSet
@@ -23,6 +22,8 @@ from calibration.prompts.prompt_file import PromptFile, load_prompts
 from calibration.prompts.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.prompts.wrapping import wrap_prompts
 from calibration.recording.activations import record
+from calibration.registry import methods as installed
+from calibration.registry import refitted
 from probes.fingerprint import fingerprint
 
 _MOST_TOKENS = 1024
@@ -39,7 +40,7 @@ def main(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help=f"Fit this method; all where none is named: {', '.join(METHODS)}. Repeatable."),
+        typer.Option(help="Fit this method; all that can be fitted without a source where none is named. Repeatable."),
     ] = None,
     seeds: Annotated[
         int, typer.Option(min=1, help="Repeat with so many choices of what is fitted on and sets the cut.")
@@ -60,9 +61,9 @@ def main(
     recording = record(chat, encoded, (*range(offset + 1), "mean"), work / "activations")
     training = TrainingSet.split(chat, encoded, recording, offset)
     tokens = training.refusal_tokens
-    methods = method or list(METHODS)
+    methods = refitted(method or list(installed()))
     found = [
-        unseen_sources(training, work / f"unseen-{seed}", tokens, methods, leave_out, SEED + seed)
+        unseen_sources(training, work / f"unseen-{seed}", methods, tokens, leave_out, SEED + seed)
         for seed in track(range(seeds), "choosing anew what sets the cut")
     ]
     text = document(found, encoded)

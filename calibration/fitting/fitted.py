@@ -4,14 +4,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from calibration.fitting.study import Study
-from calibration.fitting.training_set import TrainingSet
+from calibration.fitting.study import StudyResult
 from calibration.recording.stage_file import written_whole
 from probes.head import head_shapes
 from probes.manifest import Probe, SteeringVector
@@ -62,26 +60,10 @@ class Fitted:
     probes: tuple[FittedProbe, ...] = ()
     steering: tuple[FittedSteering, ...] = ()
     notes: tuple[str, ...] = ()
-    studies: tuple[Study, ...] = ()
+    studies: tuple[StudyResult, ...] = ()
     """What was learned beside them."""
     not_asked: Mapping[str, str] = field(default_factory=dict)
     """Studies that could not be asked, by name, and why."""
-
-
-class Method(Protocol):
-    """A way to fit probes or steering vectors."""
-
-    def __call__(self, training: TrainingSet) -> Fitted:
-        """Fit on the training set. Raises `CalibrationError`."""
-        ...
-
-
-class Diagnostic(Protocol):
-    """A question put to the model once everything is fitted."""
-
-    def __call__(self, training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
-        """Return what was learned. Raises `Skipped` where the question does not arise, and `CalibrationError`."""
-        ...
 
 
 def merge(parts: Iterable[Fitted]) -> Fitted:
@@ -142,6 +124,6 @@ def load_fitted(path: Path) -> Fitted:
                 for spec in steering
             ),
             notes=tuple(header["notes"]),
-            studies=tuple(Study.model_validate(study) for study in header["studies"]),
+            studies=tuple(StudyResult.model_validate(study) for study in header["studies"]),
             not_asked=header["not_asked"],
         )

@@ -40,7 +40,7 @@ class Table(Strict):
     rows: tuple[tuple[str | float | int, ...], ...]
 
 
-class Study(Strict):
+class StudyResult(Strict):
     """One question put to the model, and its answer."""
 
     name: str

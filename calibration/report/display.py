@@ -1,14 +1,17 @@
 """Tables: an artifact and an evaluation as a person reads them in a terminal."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from calibration.evaluation.evaluate import ProbeReport, Report
+from calibration.fitting.contract import Method, Study
 from calibration.fitting.metrics import certified_thresholds
-from calibration.fitting.study import Study
+from calibration.fitting.study import StudyResult
 from probes.artifact import BENIGN_ANSWERS, BENIGN_SCORES, HARMFUL_ANSWERS, HARMFUL_SCORES, Artifact
 from probes.manifest import Evaluation, FormRates, Probe, Rate
 from probes.readout import Readout
@@ -59,7 +62,7 @@ def artifact_summary(artifact: Artifact, prevalence: float | None = None) -> Ren
     )
 
 
-def study_tables(study: Study) -> RenderableType:
+def study_tables(study: StudyResult) -> RenderableType:
     """Return a study's tables and its finding."""
     tables = []
     for each in study.tables:
@@ -76,6 +79,24 @@ def not_asked_table(reasons: Mapping[str, str]) -> Table:
     for name, reason in reasons.items():
         table.add_row(name, Text(reason))
     return table
+
+
+def installed_table(methods: Iterable[Method], studies: Iterable[Study]) -> RenderableType:
+    """Return what can be asked for with `--only` and `--also`, and what runs when nothing is."""
+    fitted = table_of("methods", "name", "runs", "without a source", "what it is")
+    for method in methods:
+        runs = "by default" if method.plain else "when asked"
+        fitted.add_row(method.name, runs, "yes" if method.refits else "no", _title(method.fit))
+    measured = table_of("studies, which run when asked", "name", "what it is")
+    for study in studies:
+        measured.add_row(study.name, _title(study.measure))
+    return Group(fitted, measured)
+
+
+def _title(function: Callable[..., Any]) -> str:
+    """Return the first paragraph of the docstring of the function's file."""
+    text = sys.modules[function.__module__].__doc__ or function.__doc__ or ""
+    return " ".join(text.strip().split("\n\n")[0].split())
 
 
 def _combinations(artifact: Artifact) -> Table:

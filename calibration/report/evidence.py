@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from calibration.evaluation.evaluate import Report
 from calibration.evaluation.separation import SeparationMap
 from calibration.evaluation.unseen.unseen_sources import UnseenSources
-from calibration.fitting.study import Study
+from calibration.fitting.study import StudyResult
 from calibration.methods.steering.dose_response import Dose
 from calibration.recording.stage_file import Strict
 from probes.artifact import Artifact
@@ -35,8 +35,8 @@ class Evidence(Strict):
     test_scores: dict[str, SplitScores]
     doses: dict[str, tuple[Dose, ...]]
     """By steering vector, strength ascending from 0."""
-    studies: tuple[Study, ...] = ()
-    """What methods and diagnostics learned, in the order in which they ran."""
+    studies: tuple[StudyResult, ...] = ()
+    """What methods and studies found, in the order in which they ran."""
     not_asked: dict[str, str] = Field(default_factory=dict)
     """Studies that could not be asked of this model or of these prompts, by name, and why."""
     unseen: UnseenSources | None = None

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from calibration.evaluation.evaluate import ControlReport, Report
-from calibration.fitting.study import Study
+from calibration.fitting.study import StudyResult
 from calibration.report import figures
 from calibration.report.evidence import Evidence, SplitScores
 from calibration.report.style import styled
@@ -130,7 +130,7 @@ def _best(report: Report) -> list[str]:
     return [name for name in report.probes if name in chosen]
 
 
-def _charts(study: Study) -> Iterator[Picture]:
+def _charts(study: StudyResult) -> Iterator[Picture]:
     for chart in study.charts:
         yield Picture(f"{study.name}_{chart.name}", study.title, chart.caption, figures.lines(chart))
 

@@ -7,6 +7,7 @@ import pytest
 
 from calibration.evaluation.unseen.combination import FoldScores, choose_combination, stacking_weights
 from calibration.evaluation.unseen.contenders import even_combination
+from calibration.registry import methods
 
 NAMES = ["one", "two", "noise"]
 
@@ -54,12 +55,13 @@ def test_a_default_stays_unless_another_is_proved_better():
     assert choose_combination(telling, NAMES, 0.01, nearly) == {"noise": 1.0}
 
 
-def test_each_kind_of_reading_has_an_even_say():
-    """Kinds that were not fitted are passed over, probes of one kind share its say, and one kind is no combination."""
-    weights = even_combination(["lda", "stack", "joint", "tokens", "multimax"])
+def test_each_kind_of_reading_has_an_even_part():
+    """Kinds that were not fitted are passed over, probes of one kind share its part, and one kind is no combination."""
+    every = list(methods().values())
+    weights = even_combination(every, ["lda", "stack", "joint", "tokens", "multimax"])
     assert weights == pytest.approx({"stack": 1 / 3, "joint": 1 / 3, "tokens": 1 / 6, "multimax": 1 / 6})
-    assert even_combination(["stack", "joint", "harmfulness"]) == {"stack": 0.5, "joint": 0.5}
-    assert even_combination(["tokens", "attention"]) == {}
+    assert even_combination(every, ["stack", "joint", "harmfulness"]) == {"stack": 0.5, "joint": 0.5}
+    assert even_combination(every, ["tokens", "attention"]) == {}
 
 
 def test_no_weight_is_negative():

@@ -15,7 +15,7 @@ from calibration.evaluation.evaluation_run import evaluate_artifact
 from calibration.pipeline import SPLITS, WORK, Settings, calibrate
 from calibration.prompts.prompt_file import load_prompts
 from calibration.recording.request_scores import score_batches
-from calibration.registry import DEFAULT, DIAGNOSTICS, METHODS
+from calibration.registry import methods, plain, studies
 from calibration.report.evidence import Evidence
 from guard.threshold import certify
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
@@ -211,13 +211,14 @@ def test_a_model_that_changes_during_the_run_is_refused(planted, splits, tmp_pat
     """Weights written over in the middle would give an artifact of two models: nothing is written or kept."""
     folder = tmp_path / "model"
     shutil.copytree(planted.folder, folder)
-    read = METHODS["harmfulness_direction"]
+    method = methods()["harmfulness_direction"]
 
     def overwrite(training):
         (folder / "config.json").write_text((folder / "config.json").read_text().replace('"rms_norm_eps"', '"x"'))
-        return read(training)
+        return method.fit(training)
 
-    monkeypatch.setattr("calibration.pipeline.METHODS", METHODS | {"harmfulness_direction": overwrite})
+    changed = {**methods(), method.name: replace(method, fit=overwrite)}
+    monkeypatch.setattr("calibration.pipeline.methods", lambda: changed)
     with pytest.raises(CalibrationError, match="changed while it was being read"):
         calibrate(folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
@@ -254,7 +255,7 @@ def test_thresholds_from_stored_scores_hold_in_simulation(calibrated):
     assert broken / 500 <= 0.07
 
 
-def test_a_plain_calibration_fits_less_and_asks_no_diagnostics(planted, splits, tmp_path, monkeypatch):
+def test_a_plain_calibration_fits_less_and_measures_no_study(planted, splits, tmp_path, monkeypatch):
     """Its probes are those of the default methods, with certified thresholds; no encoder reads the prompts beside it."""
     monkeypatch.setattr(
         "calibration.evaluation.controls.SentenceEncoder.load", lambda: pytest.fail("an encoder was loaded")
@@ -270,15 +271,15 @@ def test_a_plain_calibration_fits_less_and_asks_no_diagnostics(planted, splits, 
 
 def test_what_runs_is_said_in_one_way():
     """The default, the default and more, all, or nothing but what is named; two of them at once contradict each other."""
-    names = (*METHODS, *DIAGNOSTICS)
-    assert tuple(filter(Settings().runs, names)) == DEFAULT
-    assert set(filter(Settings(also=("novelty", "experts")).runs, names)) == {*DEFAULT, "novelty", "experts"}
+    names = (*methods(), *studies())
+    assert tuple(filter(Settings().runs, names)) == plain()
+    assert set(filter(Settings(also=("novelty", "experts")).runs, names)) == {*plain(), "novelty", "experts"}
     assert tuple(filter(Settings(full=True).runs, names)) == names
     assert tuple(filter(Settings(only=("novelty",)).runs, names)) == ("novelty",)
     for other in ({"full": True}, {"also": ("novelty",)}):
         with pytest.raises(CalibrationError, match="asks for more than the names given"):
             Settings(only=("classifiers",), **other).require_one_choice()
-    with pytest.raises(CalibrationError, match="no method or diagnostic 'classifier'") as caught:
+    with pytest.raises(CalibrationError, match="no method or study 'classifier'") as caught:
         Settings(also=("classifier",)).require_one_choice()
     assert caught.value.field == "--also"
     with pytest.raises(CalibrationError, match="nothing that is to run compares") as caught:
@@ -288,9 +289,9 @@ def test_what_runs_is_said_in_one_way():
 
 
 def test_a_method_that_does_not_exist_is_refused_with_the_names_of_those_that_do(splits, tmp_path):
-    """Before any work: a wrong name is listed against the catalogue, and diagnostics alone would fit nothing."""
+    """Before any work: a wrong name is told with the right ones, and studies alone would fit nothing."""
     files = [splits[split] for split in SPLITS]
-    with pytest.raises(CalibrationError, match="no method or diagnostic 'classifier'") as caught:
+    with pytest.raises(CalibrationError, match="no method or study 'classifier'") as caught:
         calibrate(tmp_path / "none", *files, tmp_path / "a", Settings(only=("classifier",)))
     assert "classifiers" in caught.value.remedy
     with pytest.raises(CalibrationError, match="nothing would be fitted"):
@@ -344,13 +345,13 @@ def test_every_study_bears_what_was_not_fitted(planted, splits, tmp_path, method
         planted.folder,
         *(splits[split] for split in SPLITS),
         tmp_path / "a",
-        replace(BRIEF, only=(method, *DIAGNOSTICS), limit=60),
+        replace(BRIEF, only=(method, *studies()), limit=60),
     )
     assert done.manifest.probes
     evidence = Evidence.of(Artifact.load(tmp_path / "a"))
     names = [study.name for study in evidence.studies]
     assert len(set(names)) == len(names)
-    assert {*names, *evidence.not_asked} >= {*DIAGNOSTICS, "jailbreak_signature", "steering"}
+    assert {*names, *evidence.not_asked} >= {*studies(), "jailbreak_signature", "steering"}
     assert not set(names) & evidence.not_asked.keys()
     assert all(evidence.not_asked.values())
     assert "--partner" in evidence.not_asked["neuron_patching"]

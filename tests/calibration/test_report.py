@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from calibration.fitting.study import Chart, Series, Study, Table
+from calibration.fitting.study import Chart, Series, StudyResult, Table
 from calibration.report.evidence import FILE, Evidence, SplitScores, split_scores
 from calibration.report.figures import reliability_points, roc_points
 from calibration.report.page import write_report
@@ -214,7 +214,9 @@ def test_a_study_stands_on_the_page_with_its_finding_charts_and_tables(artifact,
     line = Series(name="real", x=(1, 10, 100), y=(0.1, 0.5, 0.9), low=(0.0, 0.4, 0.8), high=(0.2, 0.6, 1.0))
     chart = Chart(name="curve", caption="how far", x_label="k", y_label="C", series=(line,), log_x=True)
     table = Table(name="cells", columns=("neuron", "score"), rows=(("3.17", 0.25),))
-    study = Study(name="probe_study", title="A study", finding="It held <once>.", charts=(chart,), tables=(table,))
+    study = StudyResult(
+        name="probe_study", title="A study", finding="It held <once>.", charts=(chart,), tables=(table,)
+    )
     evidence = Evidence.of(artifact).model_copy(update={"studies": (study,)})
     page = write_report(replace(artifact, attachments={FILE: evidence.to_file()}), tmp_path)
     text = page.read_text()

@@ -12,7 +12,6 @@ from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen
 from calibration.fitting.fitted import Fitted, FittedSteering
 from calibration.fitting.study import Skipped
 from calibration.methods.directions.refusal_direction import fit_refusal_direction
-from calibration.methods.steering.neuron_damping import damped, damping, damping_study
 from calibration.model.chat_model import ChatModel
 from calibration.studies.steering.dynamic_composition import compose, composition_study, schedule_of, truncated_kl
 from calibration.studies.steering.expert_bias import (
@@ -23,6 +22,7 @@ from calibration.studies.steering.expert_bias import (
     find_routers,
     rate_differences,
 )
+from calibration.studies.steering.neuron_damping import damped, damping, damping_study
 from calibration.studies.steering.refusal_by_category import category_study, least_strength
 from probes.manifest import SteeringVector
 

@@ -14,9 +14,12 @@ from calibration.evaluation.unseen.unseen_sources import COMBINED, unseen_source
 from calibration.fitting.bank import bank_of
 from calibration.methods.classifiers.linear_classifiers import fit_classifiers
 from calibration.recording.request_scores import score_prompts
+from calibration.registry import methods, refitted
 from probes.errors import CalibrationError
 from probes.fingerprint import fingerprint
 
+EVERY = refitted(list(methods()))
+DIRECTION, CLASSIFIERS = methods()["harmfulness_direction"], methods()["classifiers"]
 FLIP = {"harmful": "harmless", "harmless": "harmful"}
 
 
@@ -30,7 +33,7 @@ def training(planted_chat, tmp_path):
 
 def test_an_honest_source_is_recalled_and_a_lying_one_is_not(training, tmp_path):
     """What the liar calls harmless is flagged, and what it calls harmful is not: its labels had no say."""
-    found = unseen_sources(training, tmp_path / "unseen").sources
+    found = unseen_sources(training, tmp_path / "unseen", EVERY).sources
     assert set(found) == {"one", "two", "liar"}
     for probe in ("logistic", "lda", "stack", "pooled", COMBINED, TFIDF):
         assert found["liar"][probe].flagged.value > 0.9
@@ -64,14 +67,14 @@ def test_the_source_left_out_takes_no_part(training):
 
 def test_a_run_that_was_stopped_does_finished_parts_no_more(training, tmp_path, monkeypatch):
     """Four of six parts are measured, the run dies, the next one measures the other two and gives the same table."""
-    brief = {"methods": ("harmfulness_direction",)}
+    brief = {"methods": [DIRECTION]}
     whole, real, calls = unseen_sources(training, tmp_path / "whole" / "unseen", **brief), module._measure, []
 
-    def dying(fold, part, beside):
-        calls.append(part)
+    def dying(fold, method, beside):
+        calls.append(method)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(fold, part, beside)
+        return real(fold, method, beside)
 
     monkeypatch.setattr(module, "_measure", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -82,17 +85,17 @@ def test_a_run_that_was_stopped_does_finished_parts_no_more(training, tmp_path, 
 
 def test_a_method_that_is_asked_for_later_is_all_that_is_done(training, tmp_path, monkeypatch):
     """Scores by the others are read back; the table has both, and the combination may use both."""
-    first = unseen_sources(training, tmp_path / "unseen", methods=("harmfulness_direction",), only=("one", "liar"))
+    first = unseen_sources(training, tmp_path / "unseen", methods=[DIRECTION], only=("one", "liar"))
     real, calls = module._measure, []
 
-    def counting(fold, part, beside):
-        calls.append(part)
-        return real(fold, part, beside)
+    def counting(fold, method, beside):
+        calls.append(method)
+        return real(fold, method, beside)
 
     monkeypatch.setattr(module, "_measure", counting)
-    both = ("harmfulness_direction", "classifiers")
+    both = [DIRECTION, CLASSIFIERS]
     found = unseen_sources(training, tmp_path / "unseen", methods=both, only=("one", "liar")).sources
-    assert calls == ["classifiers", "classifiers"]
+    assert calls == [CLASSIFIERS, CLASSIFIERS]
     assert found["one"]["harmfulness"] == first.sources["one"]["harmfulness"]
     assert {"harmfulness", "lda", COMBINED, TFIDF} <= set(found["liar"])
 
@@ -100,15 +103,15 @@ def test_a_method_that_is_asked_for_later_is_all_that_is_done(training, tmp_path
 @pytest.mark.parametrize("missing", [("one", "two", "liar"), ("two",)])
 def test_a_probe_that_is_not_found_in_every_fold_is_not_in_the_table(training, tmp_path, monkeypatch, missing):
     """A model may refuse in one fold and not in another: columns stay with their names, and the others are shown."""
-    real, plain = module.probe_scores, ("harmfulness_direction",)
-    expected = unseen_sources(training, tmp_path / "plain" / "unseen", methods=plain)
+    real, readout = module.probe_scores, methods()["refusal_readout"]
+    expected = unseen_sources(training, tmp_path / "plain" / "unseen", methods=[DIRECTION])
 
     def without(fold, method, rows):
         left_out = training.prompts.prompts[fold.left_out[0]].source
-        return {} if method == "refusal_readout" and left_out in missing else real(fold, method, rows)
+        return {} if method is readout and left_out in missing else real(fold, method, rows)
 
     monkeypatch.setattr(module, "probe_scores", without)
-    both = ("refusal_readout", *plain)
+    both = [readout, DIRECTION]
     assert unseen_sources(training, tmp_path / "both" / "unseen", methods=both) == expected
     with pytest.raises(CalibrationError, match="no probe was found in every fold"):
         unseen_sources(training, tmp_path / "both" / "unseen", methods=both[:1])
@@ -152,7 +155,7 @@ def test_what_wrappers_do_has_a_row_and_a_say(wrapped, tmp_path, monkeypatch):
         return real(folds, *arguments)
 
     monkeypatch.setattr(module, "choose_combination", asked)
-    found = unseen_sources(wrapped, tmp_path / "unseen", methods=("harmfulness_direction",))
+    found = unseen_sources(wrapped, tmp_path / "unseen", methods=[DIRECTION])
     assert list(found.sources) == ["one", "two", WRAPPED]
     assert list(found.named) == ["one", "two"]
     assert found.sources[WRAPPED]["harmfulness"].recall.count >= 20
@@ -172,7 +175,7 @@ def test_one_source_is_no_ground_to_say_anything(planted_chat, tmp_path):
     """The error says which key to add."""
     training = training_set(planted_chat, tmp_path, make_prompts(80, 2))
     with pytest.raises(CalibrationError, match="1 family") as caught:
-        unseen_sources(training, tmp_path / "unseen")
+        unseen_sources(training, tmp_path / "unseen", EVERY)
     assert '"source"' in caught.value.remedy
 
 
@@ -181,4 +184,4 @@ def test_a_class_that_stands_in_one_source_only(planted_chat, tmp_path):
     lines = [line | {"source": f"all {line['label']}"} for line in make_prompts(120, 3)]
     training = training_set(planted_chat, tmp_path, lines)
     with pytest.raises(CalibrationError, match="without source 'all harmful' 0 harmful"):
-        unseen_sources(training, tmp_path / "unseen")
+        unseen_sources(training, tmp_path / "unseen", EVERY)

@@ -15,7 +15,7 @@ from calibration.audits.attack.objective import Objective
 from calibration.audits.attack.suffix_search import Effort, Ids, SuffixSearch
 from calibration.fitting.fitted import FittedProbe
 from calibration.fitting.metrics import certified_thresholds, rate
-from calibration.fitting.study import Study, Table
+from calibration.fitting.study import StudyResult, Table
 from calibration.model.chat_model import ChatModel
 from calibration.model.float32 import in_float32, is_narrow, too_large
 from calibration.model.refusal_metric import find_refusal_tokens, first_token_log_probs
@@ -57,7 +57,7 @@ def attack_artifact(
     effort: Effort | None = None,
     dtype: str = "auto",
     device: str = "cpu",
-) -> Study:
+) -> StudyResult:
     """Attack `num_prompts` harmful prompts of `file`: against refusal alone, and against refusal and each of `probes`.
 
     Without `probes`, against each probe of the artifact. Harmless prompts of `file` help to find how the model refuses.
@@ -106,7 +106,7 @@ def _target(chat: ChatModel, artifact: Artifact, prompts: EncodedPrompts, names:
     return _Target(chat, ProbeBank.from_artifact(artifact), tuple(weights[name] for name in names), cuts, tokens)
 
 
-def _attack(target: _Target, prompts: EncodedPrompts, effort: Effort) -> Study:
+def _attack(target: _Target, prompts: EncodedPrompts, effort: Effort) -> StudyResult:
     search = SuffixSearch(target.chat, prompts.token_ids, len(template_suffix(target.chat.tokenizer)), effort)
     columns = dict(zip(target.bank.names, target.cuts.tolist(), strict=True))
     alone = Objective("refusal", target.tokens)
@@ -145,13 +145,15 @@ def _with_suffixes(target: _Target, prompts: EncodedPrompts, suffixes: list[Ids]
     return encode_prompts(target.chat.tokenizer, replace(prompts.file, prompts=attacked), target.chat.context)
 
 
-def _study(target: _Target, scored: dict[str, RequestScores], both: dict[str, RequestScores], effort: Effort) -> Study:
+def _study(
+    target: _Target, scored: dict[str, RequestScores], both: dict[str, RequestScores], effort: Effort
+) -> StudyResult:
     count = len(scored["untouched"].refusal)
     refused = {name: int((each.refusal > 0).sum()) for name, each in scored.items()}
     rows = [_row(name, target, scored, both[name]) for name in both]
     said = "; ".join(f"{row[0]} {row[1]:.0%} to {row[4]:.0%}" for row in rows)
     note = " Searched in float32, scored in the model's own precision." if is_narrow(target.chat.model) else ""
-    return Study(
+    return StudyResult(
         name="white_box_attack",
         title="Under white-box attack",
         finding=(

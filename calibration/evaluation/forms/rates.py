@@ -9,14 +9,14 @@ from scipy.stats import binom
 from calibration.evaluation.forms.asked import Answered, Asked
 from calibration.evaluation.forms.endings import KEPT, TARGETS, Endings
 from calibration.fitting.metrics import rate
-from calibration.fitting.study import Study, Table
+from calibration.fitting.study import StudyResult, Table
 from calibration.prompts.forms.forms import FORMS
 from guard.threshold import certify
 from probes.errors import TooFewNegatives
 from probes.manifest import FormRates, Probe
 from probes.template import Ending
 
-STUDY = "forms"
+RESULT = "forms"
 _TOO_MANY = 0.05
 """A form with more false positives than the promise allows by chance in one of 20 is not held."""
 
@@ -26,7 +26,7 @@ Thresholds = Mapping[str, npt.NDArray[np.float64]]
 
 def measure_forms(
     asked: Asked, probes: Sequence[Probe], plain: npt.NDArray[np.float32], endings: Endings
-) -> tuple[dict[str, dict[str, FormRates]], Study]:
+) -> tuple[dict[str, dict[str, FormRates]], StudyResult]:
     """Return by probe its rates in each form that the chat template can write, and a study of them.
 
     `plain` `[N, K]` are the harmless scores that thresholds for plain chat are certified on.
@@ -84,7 +84,7 @@ def _is_kept(wrong: npt.NDArray[np.bool_], answered: Answered, target: float) ->
     return bool(binom.sf(int(wrong.sum()) - 1, len(wrong), allowed) >= _TOO_MANY)
 
 
-def _study(found: Mapping[str, Mapping[str, FormRates]], target: float) -> Study:
+def _study(found: Mapping[str, Mapping[str, FormRates]], target: float) -> StudyResult:
     titles = {form.name: form.title for form in FORMS}
     tables = tuple(
         Table(
@@ -109,7 +109,9 @@ def _study(found: Mapping[str, Mapping[str, FormRates]], target: float) -> Study
         f"Of {sizes.harmful.count} harmful and {sizes.harmless.count} harmless requests in each form, at the threshold for "
         f"{target:.0%} of each turn. {' '.join(sentences)}"
     )
-    return Study(name=STUDY, title="Does the form of a request change its verdict?", finding=finding, tables=tables)
+    return StudyResult(
+        name=RESULT, title="Does the form of a request change its verdict?", finding=finding, tables=tables
+    )
 
 
 def _sentence(probe: str, rates: Mapping[str, FormRates], titles: Mapping[str, str]) -> str:

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from calibration.evaluation.forms.asked import Asked
 from calibration.evaluation.forms.endings import Endings, certify_endings
-from calibration.evaluation.forms.rates import STUDY, measure_forms
-from calibration.fitting.study import Study
+from calibration.evaluation.forms.rates import RESULT, measure_forms
+from calibration.fitting.study import StudyResult
 from calibration.model.chat_model import ChatModel
 from calibration.prompts.template import EncodedPrompts
 from calibration.recording.stage_file import written_whole
@@ -26,7 +26,7 @@ from probes.template import Ending
 _MOST_CERTIFYING = 4000
 """Validation requests per class that certify other endings: more promise no lower rates than thresholds are asked for."""
 _RATES: TypeAdapter[dict[str, dict[str, FormRates]]] = TypeAdapter(dict[str, dict[str, FormRates]])
-_STUDIES: TypeAdapter[tuple[Study, ...]] = TypeAdapter(tuple[Study, ...])
+_STUDIES: TypeAdapter[tuple[StudyResult, ...]] = TypeAdapter(tuple[StudyResult, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class FormResults:
     """Harmless scores `[N, K]` by ending."""
     certified: Mapping[str, tuple[Ending, ...]] = field(default_factory=dict)
     rates: Mapping[str, dict[str, FormRates]] = field(default_factory=dict)
-    studies: tuple[Study, ...] = ()
+    studies: tuple[StudyResult, ...] = ()
     not_asked: Mapping[str, str] = field(default_factory=dict)
 
     def noted(self, spec: Probe) -> Probe:
@@ -83,7 +83,9 @@ def ask_in_forms(
     """
     asked = Asked.of(chat, bank, validation, _MOST_CERTIFYING if most else 0)
     if not asked.can_ask:
-        return FormResults(not_asked={STUDY: "there are no single-turn requests of both classes to ask in other forms"})
+        return FormResults(
+            not_asked={RESULT: "there are no single-turn requests of both classes to ask in other forms"}
+        )
     endings = certify_endings(asked, bank.probes)
     return _measured(Asked.of(chat, bank, test, most), bank, plain, endings)
 
@@ -91,6 +93,6 @@ def ask_in_forms(
 def _measured(asked: Asked, bank: ProbeBank, plain: npt.NDArray[np.float32], endings: Endings) -> FormResults:
     if not asked.can_ask:
         reason = "the test prompts have no single-turn requests of both classes"
-        return FormResults(endings.harmless, endings.certified, not_asked={STUDY: reason})
+        return FormResults(endings.harmless, endings.certified, not_asked={RESULT: reason})
     rates, study = measure_forms(asked, bank.probes, plain, endings)
     return FormResults(endings.harmless, endings.certified, rates, (study,))

@@ -4,10 +4,9 @@ Probes that are chosen by interventions on the model (the refusal direction) are
 whole selection.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +15,17 @@ from safetensors.numpy import load_file, save_file
 from calibration.evaluation.sentence_embedding import SentenceEncoder
 from calibration.evaluation.unseen.left_out import LeftOut
 from calibration.fitting.bag_of_words import tfidf_scores
-from calibration.fitting.fitted import FittedProbe, Method
+from calibration.fitting.contract import Method
+from calibration.fitting.fitted import FittedProbe
 from calibration.fitting.training_set import Rows, TrainingSet
-from calibration.methods.classifiers.linear_classifiers import fit_classifiers, fit_logistic
-from calibration.methods.classifiers.refusal_readout import fit_refusal_readout
-from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
-from calibration.methods.tokens.token_level import fit_token_level, score_rows
+from calibration.methods.classifiers.linear_classifiers import fit_logistic
+from calibration.methods.tokens.token_level import score_rows
 from calibration.model.refusal_metric import refusal_metrics
 from calibration.recording.activations import Where
 from calibration.recording.stage_file import written_whole
 from probes.errors import CalibrationError
 from probes.scoring import ProbeBank, score_of
 
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        "harmfulness_direction": fit_harmfulness_direction,
-        "classifiers": fit_classifiers,
-        "token_level": fit_token_level,
-        "refusal_readout": fit_refusal_readout,
-    }
-)
-_KINDS = (("stack",), ("joint",), ("tokens", "attention", "multimax"))
-"""Probes by what they read: the last tokens block by block, several blocks at once, every token."""
 TFIDF, EMBEDDING, REFUSAL = "tfidf", "sentence_embedding", "first_token_refusal"
 CONTROLS = (TFIDF, EMBEDDING, REFUSAL)
 
@@ -70,30 +58,25 @@ class Beside:
         return cls(found.get("embeddings"), found.get("refusal"))
 
 
-def even_combination(names: Collection[str]) -> dict[str, float]:
-    """Return weights, in sum 1, that give each kind of reading an even say, among the probes `names`; none where one is.
+def even_combination(methods: Sequence[Method], names: Collection[str]) -> dict[str, float]:
+    """Return weights, in sum 1, that share out evenly by what probes read (`Method.reads`), among the probes `names`.
 
-    Errors of readings of different kinds are least alike, and no choice is made that traffic could prove wrong.
+    Errors of probes that read different things are least alike, and no choice is made that traffic could prove wrong.
+    Where all read the same, there is nothing to average: no weights.
     """
-    kinds = [found for kind in _KINDS if (found := [name for name in kind if name in names])]
+    kinds: dict[str, list[str]] = {}
+    for method in methods:
+        for name, what in method.reads.items():
+            if name in names:
+                kinds.setdefault(what, []).append(name)
     if len(kinds) < 2:
         return {}
-    return {name: 1 / (len(kinds) * len(kind)) for kind in kinds for name in kind}
+    return {name: 1 / (len(kinds) * len(own)) for own in kinds.values() for name in own}
 
 
-def require_contender(methods: Collection[str]) -> None:
-    """Raise `CalibrationError` where none of the methods asked for is fitted without a source."""
-    if not METHODS.keys() & set(methods):
-        raise CalibrationError(
-            "sources can be left out of none of the methods asked for",
-            field="--leave-one-source-out",
-            remedy=f"add one of them with --only: {', '.join(METHODS)}",
-        )
-
-
-def probe_scores(fold: LeftOut, method: str, rows: Rows) -> dict[str, Scores]:
+def probe_scores(fold: LeftOut, method: Method, rows: Rows) -> dict[str, Scores]:
     """Fit a method on what the fold leaves; return its probes' scores `[N]` on the training prompts `rows`, by name."""
-    return dict(_scored(fold.training, METHODS[method](fold.training).probes, rows))
+    return dict(_scored(fold.training, method.fit(fold.training).probes, rows))
 
 
 def control_scores(fold: LeftOut, beside: Beside, rows: Rows) -> dict[str, Scores]:

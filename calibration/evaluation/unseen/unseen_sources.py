@@ -18,7 +18,6 @@ from safetensors.numpy import save_file
 from calibration.evaluation.unseen.combination import FoldScores, choose_combination
 from calibration.evaluation.unseen.contenders import (
     CONTROLS,
-    METHODS,
     Beside,
     control_scores,
     even_combination,
@@ -32,6 +31,7 @@ from calibration.evaluation.unseen.left_out import (
     leave_out,
     require_families,
 )
+from calibration.fitting.contract import Method
 from calibration.fitting.metrics import auroc, cut_at, rate
 from calibration.fitting.training_set import TrainingSet
 from calibration.prompts.progress import track
@@ -79,8 +79,8 @@ class UnseenSources(Strict):
 def unseen_sources(
     training: TrainingSet,
     folder: Path,
+    methods: Sequence[Method],
     refusal_tokens: Sequence[int] = (),
-    methods: Collection[str] = tuple(METHODS),
     only: Collection[str] | None = None,
     seed: int = SEED,
     *,
@@ -97,10 +97,11 @@ def unseen_sources(
     """
     require_families(training.prompts)
     folder.mkdir(parents=True, exist_ok=True)
+    by_name = {method.name: method for method in methods}
     tasks = {
         (family, part): folder / f"{number:03d}-{part}.safetensors"
         for number, family in enumerate(kinds_to_leave_out(training.prompts))
-        for part in (*methods, _CONTROLS)
+        for part in (*by_name, _CONTROLS)
         if only is None or family in only
     }
     missing = [task for task, path in tasks.items() if not path.exists()]
@@ -108,12 +109,12 @@ def unseen_sources(
     kept = folder.parent / "controls.safetensors"
     beside = Beside.of(training, refusal_tokens, kept, embed=embed) if asked else Beside(None, None)
     for family, part in track(missing, "leaving out one family of sources at a time"):
-        _measure(leave_out(training, family, seed), part, beside).save(tasks[family, part])
+        _measure(leave_out(training, family, seed), by_name.get(part), beside).save(tasks[family, part])
     found: dict[str, _Measured] = {}
     for (family, _), path in tasks.items():
         measured = _Measured.load(path)
         found[family] = found[family].beside(measured) if family in found else measured
-    return _table(found)
+    return _table(found, methods)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,10 @@ class _Measured:
         return cls(scores, names, sources)
 
 
-def _measure(fold: LeftOut, part: str, beside: Beside) -> _Measured:
+def _measure(fold: LeftOut, method: Method | None, beside: Beside) -> _Measured:
+    """Measure the probes of a method, or the controls where there is none."""
     rows = np.concatenate([fold.judged, fold.left_out])
-    scores = control_scores(fold, beside, rows) if part == _CONTROLS else probe_scores(fold, part, rows)
+    scores = probe_scores(fold, method, rows) if method else control_scores(fold, beside, rows)
     # A method may find nothing: a fold on which the model does not refuse has no refusal readout.
     columns = np.stack(list(scores.values()), axis=1) if scores else np.empty((len(rows), 0))
     judged, left_out = np.split(columns, [len(fold.judged)])
@@ -164,7 +166,7 @@ def _measure(fold: LeftOut, part: str, beside: Beside) -> _Measured:
     return _Measured(fold_scores, tuple(scores), fold.sources)
 
 
-def _table(measured: dict[str, _Measured]) -> UnseenSources:
+def _table(measured: dict[str, _Measured], methods: Sequence[Method]) -> UnseenSources:
     first = next(iter(measured.values())).names
     names = [name for name in first if all(name in each.names for each in measured.values())]
     own = [name for name in names if name not in CONTROLS]
@@ -172,22 +174,22 @@ def _table(measured: dict[str, _Measured]) -> UnseenSources:
         raise CalibrationError(
             "no probe was found in every fold",
             field="--leave-one-source-out",
-            remedy=f"ask for more of {', '.join(METHODS)}",
+            remedy="ask for another method too: --only classifiers finds probes in every fold",
         )
     logits = {family: each.columns(own).in_logits() for family, each in measured.items()}
     sources = {}
     for family, each in measured.items():
         columns = {name: each.columns([name]) for name in names}
-        weights = _chosen({other: fold for other, fold in logits.items() if other != family}, own)
+        weights = _chosen({other: fold for other, fold in logits.items() if other != family}, own, methods)
         columns[COMBINED] = logits[family].combined(np.array([weights.get(name, 0.0) for name in own]))
         for source in sorted(set(each.sources)):
             rows = np.array(each.sources) == source
             sources[source] = {name: _unseen(fold, rows) for name, fold in columns.items()}
-    return UnseenSources(target_fpr=_TARGET, sources=sources, combination=_chosen(logits, own))
+    return UnseenSources(target_fpr=_TARGET, sources=sources, combination=_chosen(logits, own, methods))
 
 
-def _chosen(folds: Mapping[str, FoldScores], names: Sequence[str]) -> dict[str, float]:
-    return choose_combination(list(folds.values()), names, _TARGET, even_combination(names))
+def _chosen(folds: Mapping[str, FoldScores], names: Sequence[str], methods: Sequence[Method]) -> dict[str, float]:
+    return choose_combination(list(folds.values()), names, _TARGET, even_combination(methods, names))
 
 
 def _unseen(fold: FoldScores, rows: npt.NDArray[np.bool_]) -> Unseen:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from calibration.fitting.bag_of_words import tfidf_scores
 from calibration.fitting.metrics import auroc
-from calibration.fitting.study import Chart, Series, Study, Table
+from calibration.fitting.study import Chart, Series, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 
 
@@ -24,14 +24,14 @@ Marks = Mapping[str, Sequence[Mark]]
 """By kind, block by block."""
 
 
-def block_study(training: TrainingSet, marks: Marks, num_fitted: int) -> Study:
+def block_study(training: TrainingSet, marks: Marks, num_fitted: int) -> StudyResult:
     """Return the study of `marks`, the classifiers having been fitted on `num_fitted` prompts."""
     select = training.prompts.subset(training.select)
     words = tfidf_scores(training.prompts.subset(training.fit), select)
     area = auroc(words[select.harmful], words[~select.harmful])
     blocks = tuple(map(float, range(training.chat.num_layers)))
     aurocs = [Series(name=kind, x=blocks, y=tuple(mark.auroc for mark in each)) for kind, each in marks.items()]
-    return Study(
+    return StudyResult(
         name="weak_classifiers",
         title="How early harm can be read",
         finding=_finding(marks, area, num_fitted, len(training.select)),

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no annotations
 
 from calibration.fitting.choosing import Fit, Judges
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.linear import Linear
 from calibration.fitting.metrics import auroc, recall_at
@@ -191,3 +192,13 @@ def _thinned(choices: Sequence[_Choice], num_layers: int) -> list[_Choice]:
     middle = [choice for choice in choices if low <= choice.layer + 1 <= high] or list(choices)
     keep = np.unique(np.linspace(0, len(middle) - 1, min(len(middle), _MOST_STACKED)).round().astype(int))
     return [middle[index] for index in keep]
+
+
+METHOD = Method(
+    "classifiers",
+    fit_classifiers,
+    rank=30,
+    plain=True,
+    refits=True,
+    reads={"stack": "the last tokens, block by block", "joint": "several blocks at once"},
+)

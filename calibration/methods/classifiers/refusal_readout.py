@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
 
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.model.refusal_metric import refusal_metrics
@@ -51,3 +52,6 @@ def fit_refusal_readout(training: TrainingSet) -> Fitted:
 
 def _both(training: TrainingSet, rows: Rows) -> Rows:
     return np.sort(np.concatenate([training.sample(rows, harmful=label, most=_MOST) for label in (False, True)]))
+
+
+METHOD = Method("refusal_readout", fit_refusal_readout, rank=70, refits=True)

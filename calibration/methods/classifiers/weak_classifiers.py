@@ -17,6 +17,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no annotations
 
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.linear import Linear
 from calibration.fitting.metrics import auroc, recall_at
@@ -156,3 +157,6 @@ def _fitted(spec: Probe, weight: npt.NDArray[np.float64], head: Mapping[str, npt
         torch.from_numpy(weight.astype(np.float32)),
         {name: torch.from_numpy(each.astype(np.float32)) for name, each in head.items()},
     )
+
+
+METHOD = Method("weak_classifiers", fit_weak_classifiers, rank=40)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.fitting.choosing import Judges
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.linear import Linear
 from calibration.fitting.training_set import TrainingSet
@@ -59,3 +60,6 @@ def _choose(candidates: list[FittedProbe], instruction_offset: int) -> FittedPro
 
 def _auroc(probe: FittedProbe) -> float:
     return probe.spec.evidence["selection_auroc"]
+
+
+METHOD = Method("harmfulness_direction", fit_harmfulness_direction, rank=20, plain=True, refits=True)

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Sequence
 
-from calibration.fitting.study import Chart, Series, Study, Table
+from calibration.fitting.study import Chart, Series, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.directions.refusal_candidates import MAXIMUM_KL, Candidate, Jury
 from calibration.prompts.template import template_suffix
 
-STUDY = "refusal_choice"
+RESULT = "refusal_choice"
 
 
 def choice_study(
     training: TrainingSet, jury: Jury, judged: Sequence[Candidate], chosen: Candidate | None, *, num_contrast: int
-) -> Study:
+) -> StudyResult:
     """Return the study of `judged`, with their numbers at strength 1; `num_contrast` prompts gave the means."""
     names = _names(training)
-    return Study(
-        name=STUDY,
+    return StudyResult(
+        name=RESULT,
         title="How the refusal direction was chosen",
         finding=_finding(jury, judged, chosen, names, num_contrast),
         charts=(

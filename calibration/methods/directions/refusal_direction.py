@@ -13,11 +13,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedSteering
 from calibration.fitting.training_set import NO_REFUSALS, Rows, TrainingSet
 from calibration.methods.directions.directions import difference_in_means, direction_probe
 from calibration.methods.directions.refusal_candidates import MAXIMUM_KL, Candidate, Jury
-from calibration.methods.directions.refusal_choice import STUDY, choice_study
+from calibration.methods.directions.refusal_choice import RESULT, choice_study
 from calibration.model.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.prompts.progress import track
 from calibration.prompts.prompt_file import MINIMUM_PER_CLASS
@@ -48,7 +49,7 @@ def fit_refusal_direction(training: TrainingSet) -> Fitted:
 
 
 def _none(reason: str) -> Fitted:
-    return Fitted(notes=(f"no refusal direction: {reason}",), not_asked={STUDY: reason})
+    return Fitted(notes=(f"no refusal direction: {reason}",), not_asked={RESULT: reason})
 
 
 def _contrast_rows(training: TrainingSet) -> Rows:
@@ -149,3 +150,6 @@ def _evidence(jury: Jury, best: Candidate) -> dict[str, float]:
         "baseline_harmless": jury.refusal(jury.harmless),
         "induce_served": served[best.strength],
     } | ({"served_strength": enough[0]} if enough else {})
+
+
+METHOD = Method("refusal_direction", fit_refusal_direction, rank=10, plain=True)

@@ -15,7 +15,7 @@ from scipy.stats import t
 from calibration.fitting.fitted import FittedProbe
 from calibration.fitting.linear import Linear
 from calibration.fitting.metrics import auroc, recall_at
-from calibration.fitting.study import Chart, Series, Study
+from calibration.fitting.study import Chart, Series, StudyResult
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.classifiers.linear_classifiers import fit_logistic
 from calibration.methods.neurons.ranking import Ranking, matched_random
@@ -61,7 +61,9 @@ class _Pool:
         return _Trial(ranking, numbers, linear, recall_at(above, below, 0.01), auroc(above, below))
 
 
-def fit_neuron_probe(training: TrainingSet, neurons: Neurons, rankings: Sequence[Ranking]) -> tuple[FittedProbe, Study]:
+def fit_neuron_probe(
+    training: TrainingSet, neurons: Neurons, rankings: Sequence[Ranking]
+) -> tuple[FittedProbe, StudyResult]:
     """Return the probe, and the study of how many neurons it takes. The first ranking's random twins are the control.
 
     All blocks must have the same number of neurons, as a probe's tensor does.
@@ -123,7 +125,7 @@ def _probe(neurons: Neurons, best: _Trial, random: Sequence[_Trial]) -> FittedPr
 
 def _study(
     pool: _Pool, best: _Trial, rankings: Sequence[Ranking], ranked: Sequence[_Trial], random: Sequence[_Trial]
-) -> Study:
+) -> StudyResult:
     alike = [each for each in random if len(each.numbers) == len(best.numbers)]
     mean, low, high = mean_interval([each.auroc for each in alike])
     recall, *_ = mean_interval([each.recall for each in alike])
@@ -140,7 +142,7 @@ def _study(
         )
         for name, what in (("auroc", "AUROC"), ("recall", "recall at 1 % false positives"))
     )
-    return Study(
+    return StudyResult(
         name="neuron_count",
         title="How many neurons the probe needs",
         finding=(

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Chart, Series, Skipped, Study, required_of_the_model
+from calibration.fitting.study import Chart, Series, Skipped, StudyResult, required_of_the_model
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.neurons.activation_contrast import rank_by_change
 from calibration.methods.neurons.neuron_probe import fit_neuron_probe
@@ -91,13 +92,13 @@ def behaving_prompts(training: TrainingSet, tokens: Sequence[int]) -> tuple[Enco
     )
 
 
-def _curves(rankings: list[Ranking]) -> Study:
+def _curves(rankings: list[Ranking]) -> StudyResult:
     first = rankings[0]
     best = first.share(0.05)
     counts = np.bincount(first.neurons.layer_of(best), minlength=len(first.neurons.widths))
     mass = float(first.scores[best].sum() / first.scores[first.candidates].sum())
     profile = ", ".join(f"block {layer}: {count}" for layer, count in enumerate(counts) if count)
-    return Study(
+    return StudyResult(
         name="safety_neurons",
         title="Safety neurons: how their scores fall off",
         finding=(
@@ -126,3 +127,6 @@ def _curve(ranking: Ranking) -> Chart:
         series=tuple(series),
         log_x=True,
     )
+
+
+METHOD = Method("safety_neurons", fit_safety_neurons, rank=80, uses_partner=True)

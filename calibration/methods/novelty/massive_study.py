@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from calibration.fitting.study import Chart, Series, Study, Table
+from calibration.fitting.study import Chart, Series, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.novelty.massive import RATIO, Mask, Peak
 from calibration.recording.shards import Where
@@ -10,10 +10,12 @@ from calibration.recording.shards import Where
 _MOST_NAMED = 8
 
 
-def massive_study(training: TrainingSet, peaks: Sequence[Peak], left_out: Mapping[tuple[int, Where], Mask]) -> Study:
+def massive_study(
+    training: TrainingSet, peaks: Sequence[Peak], left_out: Mapping[tuple[int, Where], Mask]
+) -> StudyResult:
     """Return the study of all blocks' `peaks`, and of the coordinates `left_out` by block and place."""
     blocks = tuple(map(float, range(len(peaks))))
-    return Study(
+    return StudyResult(
         name="massive_activations",
         title="Massive activations",
         finding=_finding(training, peaks, left_out),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.metrics import auroc, recall_at
 from calibration.fitting.training_set import Rows, TrainingSet
@@ -95,3 +96,6 @@ def _probe(training: TrainingSet, best: _Candidate) -> FittedProbe:
     )
     head = {name: torch.from_numpy(tensor.astype(np.float32)) for name, tensor in distance.tensors.items()}
     return FittedProbe(spec, torch.from_numpy(space.weight.astype(np.float32))[None], head)
+
+
+METHOD = Method("novelty", fit_novelty, rank=90)

@@ -23,7 +23,7 @@ import torch
 from calibration.fitting.fitted import Fitted, FittedSteering
 from calibration.fitting.metrics import auroc
 from calibration.fitting.training_set import NO_REFUSALS, Rows, TrainingSet
-from calibration.methods.steering.admission_study import STUDY, Measured, steering_study
+from calibration.methods.steering.admission_study import RESULT, Measured, steering_study
 from calibration.methods.steering.continuation import Continuations
 from calibration.methods.steering.contrast import mean_displacement
 from calibration.methods.steering.dose_response import Dose, Trial, served, strengths_of
@@ -89,7 +89,7 @@ def admit(
 
 
 def _not_studied(found: Fitted, reason: str) -> Fitted:
-    return replace(found, not_asked={**found.not_asked, STUDY: reason})
+    return replace(found, not_asked={**found.not_asked, RESULT: reason})
 
 
 def _without(found: Fitted, reasons: Mapping[str, str]) -> Fitted:

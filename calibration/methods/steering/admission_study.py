@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calibration.fitting.fitted import FittedSteering
-from calibration.fitting.study import Chart, Series, Study, Table
+from calibration.fitting.study import Chart, Series, StudyResult, Table
 from calibration.methods.steering.dose_response import Dose
 
-STUDY = "steering"
+RESULT = "steering"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +19,12 @@ class Measured:
     objection: str | None
 
 
-def steering_study(measured: Sequence[Measured], budget: float, num_harmless: int) -> Study:
+def steering_study(measured: Sequence[Measured], budget: float, num_harmless: int) -> StudyResult:
     """Return the trade of every vector: harmful prompts refused against the change of harmless answers."""
     kept = [each.steering.spec.name for each in measured if not each.objection]
     before = measured[0].curve[0].refused_harmful
-    return Study(
-        name=STUDY,
+    return StudyResult(
+        name=RESULT,
         title="What steering buys, and what harmless prompts pay",
         finding=(
             f"Of {len(measured)} steering vectors {len(kept)} go into the artifact: {', '.join(kept) or 'none'}. Untouched, "

@@ -4,6 +4,7 @@
 artifact that cost them too much.
 """
 
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.steering.additive import Pairs, fit_additive
@@ -31,3 +32,6 @@ def fit_steering(training: TrainingSet) -> Fitted:
             *fit_angular(contrast),
         )
     )
+
+
+METHOD = Method("steering", fit_steering, rank=95)

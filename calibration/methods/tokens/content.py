@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.metrics import auroc, recall_at
 from calibration.fitting.training_set import Rows, TrainingSet
@@ -120,3 +121,6 @@ def _words(texts: list[str], rng: np.random.Generator) -> str:
     while sum(map(len, found)) < 5 * wanted:
         found.append(texts[int(rng.integers(len(texts)))])
     return " ".join(found)
+
+
+METHOD = Method("content", fit_content, rank=60, plain=True)

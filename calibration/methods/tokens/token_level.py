@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.metrics import auroc, recall_at
 from calibration.fitting.training_set import Rows, TrainingSet
@@ -163,3 +164,13 @@ def _judged(kind: _Kind, select: TokenStreams, weight: torch.Tensor) -> list[tup
         above, below = values[select.harmful], values[~select.harmful]
         judged.append((recall_at(above, below, 0.01), auroc(above, below), readout))
     return judged
+
+
+METHOD = Method(
+    "token_level",
+    fit_token_level,
+    rank=50,
+    plain=True,
+    refits=True,
+    reads=dict.fromkeys(("tokens", "attention", "multimax"), "every token"),
+)

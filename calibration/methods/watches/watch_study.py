@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.fitting.metrics import FALSE_POSITIVE_RATES, certified_thresholds, rate
-from calibration.fitting.study import Chart, Series, Study, Table
+from calibration.fitting.study import Chart, Series, StudyResult, Table
 from calibration.methods.watches.along import tokens_to_crossing
 from calibration.methods.watches.sides import Sides
 from guard.threshold import minimum_negatives
 from probes.answer_reading import WatchBank
 from probes.manifest import Rate, Watch
 
-STUDY = "watched_answers"
+RESULT = "watched_answers"
 _LENGTHS = 4
 """Groups of answers by length, of about equal size."""
 _MOST_LINES = 4
@@ -40,7 +40,7 @@ class _Crossings:
 
 def study_watches(
     bank: WatchBank, channels: list[int], sides: Mapping[str, Sides], scores: Mapping[str, Sequence[Scores]]
-) -> Study:
+) -> StudyResult:
     """Return the study of the bank's watches, which read the probes' `channels` `[W]`.
 
     `scores` are those of harmless and of harmful answers, `[N, W]` each, by split.
@@ -51,8 +51,8 @@ def study_watches(
         _areas(bank.watches),
         *([_recalls(crossings), _lengths(crossings), _delays(crossings)] if crossings else []),
     ]
-    return Study(
-        name=STUDY,
+    return StudyResult(
+        name=RESULT,
         title="Watching answers",
         finding=_finding(bank, sides, scores, crossings),
         charts=_charts(crossings, sides["test"]),

@@ -14,13 +14,13 @@ import torch
 
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.metrics import auroc, evaluate_scores
-from calibration.fitting.study import Study
+from calibration.fitting.study import StudyResult
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.watches.along import answer_scores
 from calibration.methods.watches.answering import Answers, answer_prompts
 from calibration.methods.watches.sides import Sides, labelled
 from calibration.methods.watches.usual import usual_levels
-from calibration.methods.watches.watch_study import STUDY, study_watches
+from calibration.methods.watches.watch_study import RESULT, study_watches
 from calibration.model.openings import refusal_openings
 from calibration.prompts.template import EncodedPrompts
 from probes.answer_reading import WatchBank
@@ -47,7 +47,7 @@ class Watched:
     watches: tuple[Watch, ...] = ()
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Named as in an artifact; none where there is no watch."""
-    studies: tuple[Study, ...] = ()
+    studies: tuple[StudyResult, ...] = ()
     notes: tuple[str, ...] = ()
     not_asked: Mapping[str, str] = field(default_factory=dict)
     """The study of watches and why there is none, where answers were to be watched."""
@@ -55,7 +55,7 @@ class Watched:
     @classmethod
     def none(cls, reason: str) -> "Watched":
         """Return that there is no watch, and why."""
-        return cls(notes=(f"no watch: {reason}",), not_asked={STUDY: reason})
+        return cls(notes=(f"no watch: {reason}",), not_asked={RESULT: reason})
 
 
 def require_tokens(most_tokens: int | None) -> None:
@@ -127,7 +127,7 @@ def _watch(bank: ProbeBank, specs: Sequence[Watch], sides: Mapping[str, Sides]) 
     watches, tensors = _measured(bank, specs, sides["train"])
     kept, notes = _chosen(bank, watches, tensors, sides["train"])
     if not kept:
-        return Watched(notes=notes, not_asked={STUDY: notes[0].removeprefix("no watch: ")})
+        return Watched(notes=notes, not_asked={RESULT: notes[0].removeprefix("no watch: ")})
     reader, channels = WatchBank.of(kept, tensors), [bank.channel(watch.probe) for watch in kept]
     scores = {
         split: [answer_scores(reader, answers) for answers in sides[split].columns(channels)]

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import NO_REFUSAL_VECTOR, Fitted, FittedSteering
 from calibration.fitting.metrics import rate
-from calibration.fitting.study import Skipped, Study, Table
+from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.chat_model import ChatModel
 from calibration.model.intervention import ablated, added
@@ -28,7 +29,7 @@ _REPEATED = 3
 _Way = Callable[[], AbstractContextManager[None]]
 
 
-def answer_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def answer_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
     """Return the study of whole answers under ablation and addition. Raises `Skipped` without a refusal direction."""
     steering = next((item for item in found.steering if item.spec.name == "refusal"), None)
     if steering is None:
@@ -91,7 +92,9 @@ def _added_from_last(chat: ChatModel, layer: int, vector: torch.Tensor) -> Itera
         handle.remove()
 
 
-def _study(shares: dict[str, Rate], repeated: dict[str, float], num_openings: int, steering: FittedSteering) -> Study:
+def _study(
+    shares: dict[str, Rate], repeated: dict[str, float], num_openings: int, steering: FittedSteering
+) -> StudyResult:
     plain, without, harmless, more = (
         shares[name]
         for name in (
@@ -101,7 +104,7 @@ def _study(shares: dict[str, Rate], repeated: dict[str, float], num_openings: in
             "harmless, added at every position",
         )
     )
-    return Study(
+    return StudyResult(
         name="refusal_answers",
         title="What the refusal direction does to whole answers",
         finding=(
@@ -121,3 +124,6 @@ def _study(shares: dict[str, Rate], repeated: dict[str, float], num_openings: in
             ),
         ),
     )
+
+
+STUDY = Study("refusal_answers", answer_study, rank=50)

@@ -5,8 +5,9 @@ import numpy.typing as npt
 import torch
 from scipy.stats import spearmanr
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Chart, Series, Skipped, Study, Table
+from calibration.fitting.study import Chart, Series, Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.float32 import in_float32, is_narrow, too_large
 from calibration.model.sites import Kind, Sites
@@ -35,7 +36,7 @@ _Exact = dict[Part, torch.Tensor]
 _Floats = npt.NDArray[np.float64]
 
 
-def attribution_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
+def attribution_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
     """Return the study. Raises `Skipped` where it cannot be asked. Gradients are taken in float32."""
     tokens, model = training.require_refusals(), training.chat.model
     if reason := too_large(model):
@@ -72,11 +73,11 @@ def _checked(estimates: dict[Part, Estimate]) -> list[Part]:
     return chosen
 
 
-def _study(estimates: dict[Part, Estimate], exact: _Exact, pairs: Pairs, note: str) -> Study:
+def _study(estimates: dict[Part, Estimate], exact: _Exact, pairs: Pairs, note: str) -> StudyResult:
     rows = [_agreement(kind, estimates, exact) for kind in _NAMES if any(part.kind == kind for part in exact)]
     best = max(exact, key=lambda part: float(exact[part].mean()))
     plain, refined = (_spearman(*_columns(estimates, exact, which)) for which in ("magnitude", "refined"))
-    return Study(
+    return StudyResult(
         name=_NAME,
         title=_TITLE,
         finding=(
@@ -154,3 +155,6 @@ def _name(part: Part) -> str:
         return f"{_NAMES[part.kind]} after block {part.layer}, position {-1 - part.unit}"
     unit = "" if part.kind in ("attention", "mlp") else f" {part.unit}"
     return f"{_NAMES[part.kind]}{unit} of block {part.layer}"
+
+
+STUDY = Study("attribution", attribution_study, rank=60)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Skipped, Study, Table
+from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.chat_model import ChatModel
 from calibration.model.refusal_metric import first_token_log_probs, refusal_metric
@@ -68,7 +69,7 @@ class Patched:
         return "acts along what varies between prompts"
 
 
-def illusion_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def illusion_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
     """Return the study of every residual probe. Raises `Skipped` without one, and where nothing is refused."""
     tokens, wanted = training.require_refusals(), required_directions(found, training.chat.hidden_size)
     prompts = _refused(training, tokens)
@@ -163,10 +164,10 @@ def _hook(move: Move, positions: torch.Tensor) -> Any:
     return hook
 
 
-def _study(patched: list[Patched], count: int) -> Study:
+def _study(patched: list[Patched], count: int) -> StudyResult:
     grouped = {each.verdict: [other.name for other in patched if other.verdict == each.verdict] for each in patched}
     verdicts = "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in grouped.items())
-    return Study(
+    return StudyResult(
         name="subspace_illusion",
         title="Do the directions act through what the model uses?",
         finding=f"{verdicts}. Measured on {count} refused harmful selection prompts, patched to the mean of harmless "
@@ -185,3 +186,6 @@ def _study(patched: list[Patched], count: int) -> Study:
             ),
         ),
     )  # fmt: skip
+
+
+STUDY = Study("subspace_illusion", illusion_study, rank=80)

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.metrics import rate
-from calibration.fitting.study import Skipped, Study, Table
+from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.float32 import in_float32, too_large
 from calibration.model.refusal_gradient import stream_gradients
@@ -57,7 +58,7 @@ class Sensitivity:
         return _p_value(abs(float(self.derivatives.mean())), np.abs(self.random.mean(axis=1)))
 
 
-def sensitivity_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def sensitivity_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
     """Return the study of every residual probe. Raises `Skipped` without one, and where the model does not refuse."""
     tokens, wanted = training.require_refusals(), required_directions(found, training.chat.hidden_size)
     if reason := too_large(training.chat.model):
@@ -100,12 +101,12 @@ def _p_value(observed: float, drawn: npt.NDArray[np.float64]) -> float:
     return float((1 + (drawn >= observed).sum()) / (1 + len(drawn)))
 
 
-def _study(measured: list[Sensitivity]) -> Study:
+def _study(measured: list[Sensitivity]) -> StudyResult:
     count, draws = len(measured[0].derivatives), len(measured[0].random)
     said = "; ".join(f"moved {moved}: {_names(measured, moved)}" for moved in MOVED)
     still = sorted({each.name for each in measured if not each.derivatives.any()})
     dead = f" Nothing read by {', '.join(still)} there can reach the first token." if still else ""
-    return Study(
+    return StudyResult(
         name=_NAME,
         title=_TITLE,
         finding=(
@@ -135,3 +136,6 @@ def _row(each: Sensitivity) -> tuple[str | float, ...]:
     bound = float(np.quantile(np.abs(each.random.mean(axis=1)), 0.95))
     mean = float(each.derivatives.mean())
     return each.name, each.moved, share.value, share.low, share.high, each.p_share, mean, bound, each.p_mean
+
+
+STUDY = Study("concept_sensitivity", sensitivity_study, rank=70)

@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.metrics import certified_thresholds, rate
-from calibration.fitting.study import Chart, Series, Skipped, Study, Table
+from calibration.fitting.study import Chart, Series, Skipped, StudyResult, Table
 from calibration.fitting.training_set import NO_REFUSALS
 from calibration.prompts.template import EncodedPrompts
 from calibration.recording.request_scores import RequestScores
 from probes.manifest import Probe, Rate
 
-STUDY = "jailbreak_signature"
+RESULT = "jailbreak_signature"
 _HARM, _REFUSAL = "harmfulness", "refusal"
 _MOST_DRAWN = 150
 _JAILBREAK = "jailbreak"
@@ -33,7 +33,7 @@ _Mask = npt.NDArray[np.bool_]
 
 def signature_study(
     prompts: EncodedPrompts, scored: RequestScores, found: Fitted, benign: npt.NDArray[np.float32]
-) -> tuple[Study, ...]:
+) -> tuple[StudyResult, ...]:
     """Return where N prompts lie; `benign` `[M, K]` are the scores that certify the cuts.
 
     Raises `Skipped` where one of the two probes, the model's own refusals, or a certified cut is missing.
@@ -97,14 +97,14 @@ def _chart(plane: npt.NDArray[np.float64], groups: dict[str, _Mask], which: str,
     )
 
 
-def _study(table: dict[str, list[Rate]], chart: Chart, which: str, harm: Probe) -> Study:
+def _study(table: dict[str, list[Rate]], chart: Chart, which: str, harm: Probe) -> StudyResult:
     share = {name: rates[1] for name, rates in table.items()}
     said = "; ".join(
         f"{name} {each.value:.1%} ({each.low:.1%} to {each.high:.1%}, n = {each.count})" for name, each in share.items()
     )
     cosine = harm.evidence.get("cos_refusal", float("nan"))
-    return Study(
-        name=STUDY,
+    return StudyResult(
+        name=RESULT,
         title="Harm recognised, refusal absent",
         finding=(
             f"Share of {which} of the test split above the certified 1 % cut of harmfulness and below that of refusal: "

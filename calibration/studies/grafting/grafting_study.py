@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Chart, Series, Skipped, Study, Table
+from calibration.fitting.study import Chart, Series, Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.prompts.progress import track
 from calibration.studies.grafting.grafting import Arena, Trial
@@ -17,7 +18,7 @@ _SURVIVES = 0.9
 _SEED = 20_260
 
 
-def grafting(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def grafting(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
     """Return the study on selection prompts. Raises `Skipped` where too few behave as labelled, or there is no probe."""
     training.require_refusals()
     if not found.probes:
@@ -31,7 +32,7 @@ def grafting(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
     return (_study(arena),)
 
 
-def _study(arena: Arena) -> Study:
+def _study(arena: Arena) -> StudyResult:
     num_layers = arena.training.chat.num_layers
     layers = np.unique(np.linspace(0, num_layers - 1, min(num_layers, _MOST_LAYERS)).round().astype(int)).tolist()
     rng = np.random.default_rng(_SEED)
@@ -41,7 +42,7 @@ def _study(arena: Arena) -> Study:
     plain = arena.trial(None, benign)
     attacks = {layer: arena.trial(layer, benign) for layer in track(layers, "grafting benign states")}
     controls = {layer: arena.trial(layer, refused) for layer in track(layers, "grafting refused states")}
-    return Study(
+    return StudyResult(
         name=_NAME,
         title=_TITLE,
         finding=_finding(plain, attacks, controls),
@@ -114,3 +115,6 @@ def _table(plain: Trial, attacks: dict[int, Trial]) -> Table:
         columns=("probe", "no graft", *(f"block {layer}" for layer in attacks)),
         rows=(("still refused", plain.refused.value, *(t.refused.value for t in attacks.values())), *rows),
     )
+
+
+STUDY = Study("grafting", grafting, rank=40)

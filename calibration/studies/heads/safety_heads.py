@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import t as student
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Chart, Series, Study, Table, required_of_the_model
+from calibration.fitting.study import Chart, Series, StudyResult, Table, required_of_the_model
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.model.attention_heads import Head, Removal, all_heads, find_attentions
 from calibration.model.refusal_metric import first_token_log_probs
@@ -28,7 +29,7 @@ _Grown = Mapping[Removal, Sequence[Outcome]]
 _Drawn = Mapping[tuple[Removal, int], Sequence[Outcome]]
 
 
-def safety_heads(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
+def safety_heads(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
     """Return the study. Raises `Skipped` for a model that does not refuse, or whose heads cannot be told apart."""
     tokens = training.require_refusals()
     with required_of_the_model():
@@ -46,11 +47,11 @@ def _prompts(training: TrainingSet, rows: Rows, most: int, *, harmful: bool) -> 
     return training.prompts.subset(training.sample(rows, harmful=harmful, most=most))
 
 
-def _study(court: Court, alone: Sequence[HeadEffect], group: Sequence[HeadEffect], num_scoring: int) -> Study:
+def _study(court: Court, alone: Sequence[HeadEffect], group: Sequence[HeadEffect], num_scoring: int) -> StudyResult:
     heads = [effect.head for effect in group]
     grown = {removal: judge_growing(court, heads, removal) for removal in REMOVALS}
     drawn = judge_random(court, [effect.head for effect in alone if effect.head not in heads], _DRAWN_SIZES)
-    return Study(
+    return StudyResult(
         name=_NAME,
         title=_TITLE,
         finding=" ".join(_finding(heads, grown, drawn, removal) for removal in REMOVALS)
@@ -152,3 +153,6 @@ def _group(group: Sequence[HeadEffect], grown: _Grown) -> Table:
         columns=("head added (block.head)", "angle so far, degrees", "KL so far, nats", *measured),
         rows=tuple(rows),
     )
+
+
+STUDY = Study("safety_heads", safety_heads, rank=30)

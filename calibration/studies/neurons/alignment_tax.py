@@ -7,8 +7,9 @@ how alike two rankings of the same thing are.
 import numpy as np
 from scipy.stats import spearmanr
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Study, Table
+from calibration.fitting.study import StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.neurons.activation_contrast import Contrast, contrast_prompts
 from calibration.methods.neurons.ranking import Ranking
@@ -18,7 +19,7 @@ from calibration.model.neurons import Neurons
 _SHARE = 0.05
 
 
-def study_alignment_tax(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
+def study_alignment_tax(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
     """Return how alike the two rankings are. Raises `Skipped` without a partner or without neurons."""
     aligned, partner = paired_neurons(training)
     safety, helpful = (_halves(training, aligned, partner, harmful=label) for label in (True, False))
@@ -54,13 +55,13 @@ def _alike(neurons: Neurons, one: Contrast, other: Contrast) -> tuple[float, flo
 
 def _study(
     across: tuple[float, ...], safety: tuple[float, ...], helpful: tuple[float, ...], *, num_prompts: tuple[int, int]
-) -> Study:
+) -> StudyResult:
     names = (
         f"overlap of the best {_SHARE:.0%} (by chance {_SHARE:.0%})",
         "Spearman correlation of all change scores",
         "correlation of mean changes among the best",
     )
-    return Study(
+    return StudyResult(
         name="alignment_tax",
         title="Alignment tax: do safety and helpfulness share their neurons?",
         finding=(
@@ -80,3 +81,6 @@ def _study(
             ),
         ),
     )
+
+
+STUDY = Study("alignment_tax", study_alignment_tax, rank=20, uses_partner=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Chart, Series, Skipped, Study, Table
+from calibration.fitting.study import Chart, Series, Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.neurons.activation_contrast import rank_by_change
 from calibration.methods.neurons.ranking import Ranking, matched_random
@@ -99,7 +100,7 @@ class _Bench:
         )
 
 
-def study_patching(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
+def study_patching(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
     """Return the patching curve on selection prompts. Raises `Skipped` where there is nothing to patch or to restore."""
     aligned, partner = paired_neurons(training)
     bench = _set_up(training, aligned, partner, training.require_refusals())
@@ -163,10 +164,10 @@ class _Point:
         return f"{_shown(self.by_refusals)} of the refusals and {_shown(self.by_log_odds)} of the log-odds"
 
 
-def _study(bench: _Bench, arms: dict[str, _Arm]) -> Study:
+def _study(bench: _Bench, arms: dict[str, _Arm]) -> StudyResult:
     tasks = [(share, name) for share in SHARES for name in arms]
     points = [_point(bench, name, share, arms[name]) for share, name in track(tasks, "patching neurons")]
-    return Study(
+    return StudyResult(
         name="neuron_patching",
         title="What patched neurons restore",
         finding=_finding(bench, points),
@@ -247,3 +248,6 @@ def _table(points: Sequence[_Point]) -> Table:
         for point in points
     )
     return Table(name="effects", columns=columns, rows=rows)
+
+
+STUDY = Study("neuron_patching", study_patching, rank=10, uses_partner=True)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.metrics import auroc, cut_at, rate
-from calibration.fitting.study import Skipped, Study, Table
+from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.novelty.distance import Distance, Space
 from calibration.methods.novelty.out_of_distribution import NAME
@@ -53,7 +54,7 @@ class _Scored:
         return found
 
 
-def compare_novelty(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def compare_novelty(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
     """Return the comparison at the block of probe `novelty`. Raises `Skipped` where there is no such probe."""
     probe = next((each for each in found.probes if each.spec.name == NAME), None)
     if probe is None:
@@ -117,13 +118,13 @@ def _likelihoods(training: TrainingSet, parts: Parts) -> dict[str, _Scored]:
     return scores
 
 
-def _study(parts: Parts, scores: Mapping[str, _Scored]) -> Study:
+def _study(parts: Parts, scores: Mapping[str, _Scored]) -> StudyResult:
     rows = tuple(
         (name, len(scored.parts.cut), group, count, area, above.value, above.low, above.high)
         for name, scored in scores.items()
         for group, (count, area, above) in scored.measured().items()
     )
-    return Study(
+    return StudyResult(
         name="novelty_scores",
         title="Out-of-distribution scores",
         finding=_finding(parts, scores),
@@ -160,3 +161,6 @@ def _finding(parts: Parts, scores: Mapping[str, _Scored]) -> str:
 
 def _percent(share: Rate) -> str:
     return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%}, n = {share.count})"
+
+
+STUDY = Study("novelty_scores", compare_novelty, rank=140, uses_partner=True)

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted, FittedSteering
-from calibration.fitting.study import Chart, Series, Skipped, Study, Table
+from calibration.fitting.study import Chart, Series, Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.chat_model import ChatModel
 from calibration.model.intervention import Strengths, steered
@@ -31,7 +32,7 @@ _MOST = 16
 Alphas = npt.NDArray[np.float64]
 
 
-def composition_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def composition_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
     """Return the strengths that the composition gives all of an artifact's vectors at once. Raises `Skipped` without any."""
     if not found.steering:
         raise Skipped("there is no steering vector in the artifact")
@@ -44,7 +45,7 @@ def composition_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]
     )
     parts = (f"{s.name} {s.y[0]:.2f} at the first token and {s.y[-1]:.2f} at the last" for s in series)
     return (
-        Study(
+        StudyResult(
             name="composition",
             title="How long steering has to last",
             finding=f"Mean strength over {len(every)} harmful prompts, {_STEPS} tokens each, together: {'; '.join(parts)}.",
@@ -141,3 +142,6 @@ def _placed(alphas: torch.Tensor, start: int) -> Strengths:
         return found
 
     return strengths
+
+
+STUDY = Study("composition", composition_study, rank=100)

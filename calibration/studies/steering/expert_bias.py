@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Skipped, Study, Table
+from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.steering.dose_response import Trial
 from calibration.model.chat_model import ChatModel
@@ -39,7 +40,7 @@ class Choice:
     shut: tuple[int, ...] = ()
 
 
-def expert_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
+def expert_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
     """Return what forcing the experts of harm does. Raises `Skipped` for a model without experts or refusals."""
     tokens, routers = training.require_refusals(), find_routers(training.chat)
     if not routers:
@@ -60,7 +61,9 @@ def expert_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # 
         f"refused {before.refused_harmful:.0%} before and {after.refused_harmful:.0%} after "
         f"({len(trial.harmful.prompts)} prompts), harmless first tokens changed by {after.kl_harmless:.2f} nats."
     )
-    return (Study(name="experts", title="Forcing the experts of harm (SteerMoE)", finding=finding, tables=(table,)),)
+    return (
+        StudyResult(name="experts", title="Forcing the experts of harm (SteerMoE)", finding=finding, tables=(table,)),
+    )
 
 
 def biased_scores(logits: torch.Tensor, choice: Choice, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,3 +146,6 @@ def _is_routing(output: Any) -> bool:
         return False
     logits, scores, indices = output
     return bool(logits.ndim == 2 and scores.shape == indices.shape and indices.dtype == torch.int64)
+
+
+STUDY = Study("experts", expert_study, rank=120)

@@ -9,9 +9,10 @@ strength of the refusal vector under which nine in ten are refused.
 import numpy as np
 import numpy.typing as npt
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import NO_REFUSAL_VECTOR, Fitted, FittedSteering
 from calibration.fitting.metrics import cut_at
-from calibration.fitting.study import Skipped, Study, Table
+from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.steering.dose_response import STRENGTHS, served
 from calibration.model.refusal_metric import Intervention, first_token_log_probs, refusal_metric
@@ -25,7 +26,7 @@ _ENOUGH = 0.9
 LogOdds = npt.NDArray[np.float64]
 
 
-def category_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:
+def category_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
     """Return the table of categories. Raises `Skipped` without a refusal vector, or where categories are too small."""
     vector = next((each for each in found.steering if each.spec.name == "refusal"), None)
     categories = _by_category(training)
@@ -67,12 +68,12 @@ def least_strength(doses: dict[float, LogOdds]) -> float | None:
     return next((dose for dose in sorted(doses) if (doses[dose] > 0).mean() >= _ENOUGH), None)
 
 
-def _study(vector: FittedSteering, table: Table, cut: float) -> Study:
+def _study(vector: FittedSteering, table: Table, cut: float) -> StudyResult:
     needed = {str(row[0]): row[4] for row in table.rows}
     numbers = [each for each in needed.values() if isinstance(each, float)]
     hardest = max(needed, key=lambda name: needed[name] if isinstance(needed[name], float) else np.inf)
     least, most = (min(numbers), max(numbers)) if numbers else ("none", "none")
-    return Study(
+    return StudyResult(
         name="refusal_by_category",
         title="Refusal by category",
         finding=(
@@ -96,3 +97,6 @@ def _log_odds(training: TrainingSet, rows: Rows, intervention: Intervention | No
     if intervention is None:
         return refusal_metric(first_token_log_probs(training.chat, prompts), training.refusal_tokens)
     return refusal_metric(first_token_log_probs(training.chat, prompts, intervention), training.refusal_tokens)
+
+
+STUDY = Study("refusal_by_category", category_study, rank=90)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Chart, Series, Skipped, Study, Table, required_of_the_model
+from calibration.fitting.study import Chart, Series, Skipped, StudyResult, Table, required_of_the_model
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.steering.dose_response import Dose, Trial
 from calibration.model.attention_heads import Attention, find_attentions
@@ -36,7 +37,7 @@ Outputs = list[torch.Tensor]
 """Each block's head outputs at one token, float32 `[B, H, W]`."""
 
 
-def reversal_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
+def reversal_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
     """Return what the reversal does to refusals and to harmless answers. Raises `Skipped` where that cannot be asked."""
     chat, tokens = training.chat, training.require_refusals()
     with required_of_the_model():
@@ -137,7 +138,7 @@ def _by_head(outputs: torch.Tensor, width: int) -> torch.Tensor:
     return outputs.float().reshape(len(outputs), -1, width)
 
 
-def _study(curve: Sequence[Dose], num_harmful: int, num_harmless: int) -> Study:
+def _study(curve: Sequence[Dose], num_harmful: int, num_harmless: int) -> StudyResult:
     best = max(curve, key=lambda dose: dose.refused_harmful)
     finding = (
         f"Untouched, the model refuses {curve[0].refused_harmful:.0%} of {num_harmful} harmful selection prompts; with its "
@@ -162,10 +163,13 @@ def _study(curve: Sequence[Dose], num_harmful: int, num_harmless: int) -> Study:
     table = Table(
         name="doses", columns=columns, rows=tuple(tuple(getattr(dose, name) for name in columns) for dose in curve)
     )
-    return Study(
+    return StudyResult(
         name="toxification_reversal",
         title="Heads turned back from where a prefix leads them",
         finding=finding,
         charts=(chart,),
         tables=(table,),
     )
+
+
+STUDY = Study("toxification_reversal", reversal_study, rank=130)

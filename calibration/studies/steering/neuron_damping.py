@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from scipy.stats import rankdata
 
+from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
-from calibration.fitting.study import Study, Table, required_of_the_model
+from calibration.fitting.study import StudyResult, Table, required_of_the_model
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.steering.dose_response import Trial
 from calibration.model.chat_model import ChatModel
@@ -28,7 +29,7 @@ _MOST = 96
 Values = npt.NDArray[np.float64]
 
 
-def damping_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  # noqa: ARG001 - a diagnostic gets it
+def damping_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
     """Return what damping does to refusals and to harmless answers. Raises `Skipped` without neurons or refusals."""
     tokens = training.require_refusals()
     with required_of_the_model():
@@ -50,7 +51,9 @@ def damping_study(training: TrainingSet, found: Fitted) -> tuple[Study, ...]:  #
     )
     table = Table(name="damping", columns=("measured", "before", "after"), rows=rows_of_table)
     return (
-        Study(name="damping", title="Damping the neurons that detect harm (AurA)", finding=finding, tables=(table,)),
+        StudyResult(
+            name="damping", title="Damping the neurons that detect harm (AurA)", finding=finding, tables=(table,)
+        ),
     )
 
 
@@ -101,3 +104,6 @@ def _reading(chat: ChatModel, batch: Batch) -> Iterator[list[torch.Tensor]]:
         for module in chat.down_projections():
             stack.callback(module.register_forward_pre_hook(keep).remove)
         yield kept
+
+
+STUDY = Study("damping", damping_study, rank=110)
