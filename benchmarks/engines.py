@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.batches import Request
 from benchmarks.subjects import Subject
-from serving.process import SMALL
+from serving.offline.process import SMALL
 
 Steps = dict[str, Any]
 """Of one batch: the seconds of its `prefill` and of its `decode` steps, and the `actions` of the guard, counted."""

@@ -13,8 +13,8 @@ import torch
 from benchmarks.shared_weights import Unguarded
 from probes.scoring import ProbeBank, Tap
 from serving.config import GuardConfig
-from serving.engine.guarded_pass import Layout
-from serving.engine.runner_v1 import attach_v1
+from serving.worker.guarded_pass import Layout
+from serving.worker.runner_v1 import attach_v1
 
 
 class HookedWorker(Unguarded):

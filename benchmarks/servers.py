@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.load import Client
 from benchmarks.subjects import MODEL, Subject
-from serving.process import ServerProcess, free_port, guarded_command, running, unguarded_command
+from serving.offline.process import ServerProcess, free_port, guarded_command, running, unguarded_command
 
 _WARM_UP = list(range(100, 116))
 # vLLM's CPU engine keeps its worker in a process of its own, and its scheduler spins while it waits for it: on two cores the

@@ -14,7 +14,7 @@ from torch import nn
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from probes.artifact import Artifact
-from serving.engine.worker import GuardedWorker
+from serving.worker.worker import GuardedWorker
 
 _FIRST: dict[str, nn.Module] = {}
 

@@ -63,7 +63,7 @@ class _Batch:
         """Let so many of the requests to come arrive, or all of them."""
         from vllm import SamplingParams
 
-        from serving.engine.wire import EXTRA
+        from serving.wire import EXTRA
 
         for name, prompt, max_tokens, asks in islice(self.to_come, count):
             extra = {EXTRA: dict(asks)} if asks else None
@@ -123,7 +123,7 @@ def _engine(spec: _Spec) -> Any:
         digest = Artifact.load(artifact).manifest.digest
         options["additional_config"] = GuardConfig(artifact=artifact, artifact_digest=digest, policy=policy).to_vllm()
     if spec.worker.endswith(".Guarded"):
-        from serving.server import SCHEDULER
+        from serving.launch.server import SCHEDULER
 
         options["scheduler_cls"] = SCHEDULER
     return LLMEngine.from_engine_args(EngineArgs(**options))
@@ -145,7 +145,7 @@ def _in_lockstep(batches: Mapping[str, _Batch], chance: random.Random) -> dict[s
 
 
 def _action(output: Any) -> str | None:
-    from serving.engine.wire import EXTRA, VERDICT
+    from serving.wire import EXTRA, VERDICT
 
     carried = (output.kv_transfer_params or {}).get(EXTRA)
     return str(carried[VERDICT]["action"]) if carried else None

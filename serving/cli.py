@@ -32,7 +32,7 @@ def serve(
 
         foreguard serve ./model --artifact ./artifact --policy policy.yaml -- --max-model-len 4096
     """
-    from serving.server import Launch, serve
+    from serving.launch.server import Launch, serve
 
     adapters = _adapters(adapter or [])
     serve(Launch(model, artifact, policy, host, port, vllm=context.args, adapters=adapters))

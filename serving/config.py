@@ -17,7 +17,7 @@ from guard.policy_file import load_policy
 from probes.artifact import Artifact
 from probes.errors import ArtifactMismatch, ServingError
 from serving.checked import require_policy
-from serving.engine.wire import EXTRA
+from serving.wire import EXTRA
 
 
 class AdapterConfig(BaseModel):

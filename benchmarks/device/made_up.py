@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from probes.artifact import Artifact
-from serving.engine.worker import GuardedWorker
+from serving.worker.worker import GuardedWorker
 
 
 class MadeUp(GuardedWorker):

@@ -31,7 +31,7 @@ def _engine(settings: dict[str, Any]) -> Any:
     args: Namespace = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(settings["arguments"])
     if settings["guard"]:
         from serving.config import GuardConfig
-        from serving.server import SCHEDULER
+        from serving.launch.server import SCHEDULER
 
         args.worker_cls, args.scheduler_cls = "benchmarks.device.made_up.MadeUp", SCHEDULER
         args.additional_config = GuardConfig.model_validate(settings["guard"]).to_vllm()

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.device.shape import Shape
 from serving.config import GuardConfig
-from serving.process import SMALL
+from serving.offline.process import SMALL
 
 _ALONE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
 _SHARE = "0.45"

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 from benchmarks.soak.census import Census, census
-from serving.engine.gate import GuardedScheduler
+from serving.core.gate import GuardedScheduler
 
 
 class SoakExtension:

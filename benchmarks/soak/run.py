@@ -20,7 +20,7 @@ from benchmarks.soak.processes import usage
 from benchmarks.soak.prompts import Prompts
 from benchmarks.soak.rest import Rest, grown, left_behind
 from benchmarks.soak.server import Subject, look, soaked_server
-from serving.process import ServerProcess
+from serving.offline.process import ServerProcess
 
 BULK_SHARE = 0.8
 BULK_AT_ONCE, MIX_AT_ONCE = 64, 12

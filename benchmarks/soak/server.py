@@ -16,7 +16,7 @@ from benchmarks.soak.processes import usage
 from benchmarks.soak.rest import Rest
 from benchmarks.subjects import MODEL
 from probes.errors import ServingError
-from serving.process import ServerProcess, free_port, guarded_command, running
+from serving.offline.process import ServerProcess, free_port, guarded_command, running
 
 _ROOT = Path(__file__).parents[2]
 _INSIDERS = [

@@ -19,7 +19,7 @@ from serving.demo.asking import KEY, MODEL, Answer, ask
 from serving.demo.offline import expected_actions
 from serving.demo.questions import Question, questions
 from serving.demo.show import answers_table, metrics_table, sum_up
-from serving.process import free_port, guarded_command, running
+from serving.offline.process import free_port, guarded_command, running
 
 _FOREGUARD = str(Path(sys.executable).with_name("foreguard"))
 _WIDTH = 130  # of the tables, where no terminal says its own

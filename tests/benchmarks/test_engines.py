@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.shared_weights import share
 from benchmarks.stepper import _begin, _in_lockstep
-from serving.engine.wire import EXTRA, VERDICT
+from serving.wire import EXTRA, VERDICT
 
 
 def layer(fill: float, width: int = 3) -> nn.Module:

@@ -12,8 +12,8 @@ from tests.deploy.layouts import LAYOUTS, ROOT, resources
 
 PARSE = """
 import json, sys
-from serving.guardable import require_guardable
-from serving.server import _parse
+from serving.launch.guardable import require_guardable
+from serving.launch.server import _parse
 for arguments in json.load(sys.stdin):
     args = _parse(arguments)
     require_guardable(args, _parse(arguments[:1]))

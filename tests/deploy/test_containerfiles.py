@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from serving.supported import is_supported
+from serving.launch.supported import is_supported
 from tests.deploy.layouts import ROOT, resources
 
 FILES = tuple(ROOT / "deploy" / f"Containerfile.{engine}" for engine in ("cpu", "cuda"))

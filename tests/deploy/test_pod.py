@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.readiness import PATH
+from serving.api.readiness import PATH
 from serving.settings import METRICS_KEY
 from tests.deploy.layouts import claims, loader, monitor, resources
 

@@ -5,7 +5,7 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from serving.guardable import require_guardable
+from serving.launch.guardable import require_guardable
 from tests.gpu.modes import MODES, graphs_of
 from tests.serving.lab import MODEL
 

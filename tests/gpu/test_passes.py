@@ -15,10 +15,10 @@ from probes.readout import Readout
 from probes.scoring import ProbeBank
 from probes.steering import Move, SteeringBank
 from probes.template import whole
-from serving.engine.guarded_pass import GuardedPass, Places
-from serving.engine.sensor import Sensor
-from serving.engine.tap import laid_out, project, silence, silent
-from serving.engine.wire import NO_ORDERS, Due, Orders, Steer
+from serving.wire import NO_ORDERS, Due, Orders, Steer
+from serving.worker.guarded_pass import GuardedPass, Places
+from serving.worker.sensor import Sensor
+from serving.worker.tap import laid_out, project, silence, silent
 
 HIDDEN, BLOCK, BLOCKS, MAX_TOKENS = 8, 4, 8, 16
 A_WHILE = 200_000_000
@@ -56,7 +56,7 @@ def sensor(device):
 
 @pytest.fixture
 def guard(sensor, probes, monkeypatch):
-    monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
+    monkeypatch.setattr("serving.worker.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
     guard = GuardedPass(sensor, probes, SteeringBank(("away",), {}, ((1.0, 1.0, 0.5),)))
     attention = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=8, dtype=torch.float32)
     guard.allocate(KVCacheConfig(BLOCKS, [], [KVCacheGroupSpec(["layer.0"], attention)]))

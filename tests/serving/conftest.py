@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.process import free_port, guarded_command, unguarded_command
+from serving.offline.process import free_port, guarded_command, unguarded_command
 from tests.serving.lab import MODEL, Reference
 from tests.serving.planted import planted_artifact
 from tests.serving.server import FLAGS, permitting, served

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import openai
 
-from serving.process import ServerProcess, running
+from serving.offline.process import ServerProcess, running
 
 SERVED_NAME = "lab"
 FLAGS = ["--served-model-name", SERVED_NAME, "--max-model-len", "1024"]
@@ -50,7 +50,7 @@ class Server:
 def permitting(command: list[str], *variables: str) -> list[str]:
     """Return `command`, a guarded server's, that does not refuse these variables: for tests that need what they open."""
     code = (
-        f"import sys; from serving.environment import REFUSED; [REFUSED.pop(name) for name in {variables!r}];"
+        f"import sys; from serving.launch.environment import REFUSED; [REFUSED.pop(name) for name in {variables!r}];"
         f" from guard.cli import main; sys.argv = {command!r}; main()"
     )
     return [sys.executable, "-c", code]

@@ -13,8 +13,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from serving.config import GuardConfig
-from serving.engine.gate import guarded_scheduler
-from serving.engine.wire import EXTRA, NO_ORDERS, ORDERS, SCORES, VERDICT
+from serving.core.gate import guarded_scheduler
+from serving.wire import EXTRA, NO_ORDERS, ORDERS, SCORES, VERDICT
 from tests.serving.lab import MODEL
 
 BLOCK, BLOCKS = 16, 64

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from probes.artifact import Artifact
-from serving.process import free_port, guarded_command
+from serving.offline.process import free_port, guarded_command
 from tests.serving.adapter import AdaptedReference, make_adapter
 from tests.serving.lab import MODEL
 from tests.serving.planted import naive_scores, planted_artifact

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from serving.routes import OPEN, ROUTES
+from serving.api.routes import OPEN, ROUTES
 from serving.settings import BODY_TIMEOUT, MAX_BODY
 from tests.serving.server import SERVED_NAME
 from tests.serving.world import BENIGN, OBSERVER_KEY, World, clearly_harmful, policy_text, steered_prompt

@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from serving.engine.wire import STOP_ANSWER, STOP_BLOCKED
+from serving.wire import STOP_ANSWER, STOP_BLOCKED
 from tests.serving.server import SERVED_NAME
 from tests.serving.world import BENIGN, MESSAGE, OBSERVER_KEY, TOKENS
 

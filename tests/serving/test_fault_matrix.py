@@ -14,7 +14,7 @@ import openai
 import psutil
 import pytest
 
-from serving.process import free_port, guarded_command
+from serving.offline.process import free_port, guarded_command
 from tests.serving.faults.at_run_time import ARGUMENT, HEADER
 from tests.serving.faults.matrix import DEATHS, FAULTS, NORMAL, POLICIES, Outcome, matrix
 from tests.serving.faults.server import faulty_command

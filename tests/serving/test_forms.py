@@ -13,7 +13,7 @@ from calibration.prompts.template import read_template
 from probes.artifact import Artifact
 from probes.canary import canary_prompt
 from probes.template import Ending
-from serving.process import free_port, guarded_command
+from serving.offline.process import free_port, guarded_command
 from tests.serving.lab import MODEL
 from tests.serving.planted import dividing_limit, naive_scores
 from tests.serving.server import FLAGS, SERVED_NAME, served

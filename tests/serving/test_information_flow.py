@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving.process import free_port, guarded_command
+from serving.offline.process import free_port, guarded_command
 from tests.serving.field_values import Prompt
 from tests.serving.inventory import inventory
 from tests.serving.questions import Answer, beside, questions, read

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from probes.errors import ServingError
-from serving.process import SMALL, free_port, guarded_command
+from serving.offline.process import SMALL, free_port, guarded_command
 from tests.serving.faults.plugins import install_plugin
 from tests.serving.faults.server import faulty_command
 from tests.serving.lab import MODEL

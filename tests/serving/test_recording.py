@@ -22,7 +22,7 @@ from probes.errors import CalibrationError, PromptError, ServingError
 from probes.fingerprint import fingerprint
 from probes.manifest import Probe
 from probes.readout import Readout
-from serving.recording import vllm_engine
+from serving.offline.recording import vllm_engine
 from tests.serving.lab import LAB, MODEL
 
 ROWS = 400

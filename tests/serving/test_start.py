@@ -19,8 +19,8 @@ from probes.errors import (
     SchemaTooNew,
     ServingError,
 )
-from serving.process import free_port, guarded_command
-from serving.server import Launch, serve
+from serving.launch.server import Launch, serve
+from serving.offline.process import free_port, guarded_command
 from serving.settings import BODY_TIMEOUT, MAX_BODY, METRICS_KEY, READY_AGE
 from tests.serving.adapter import make_adapter
 from tests.serving.lab import MODEL

@@ -12,7 +12,7 @@ from itertools import takewhile
 import torch
 from safetensors.torch import load_file
 
-from serving.process import SMALL
+from serving.offline.process import SMALL
 from tests.serving.architectures import checkpoint, quantised
 from tests.serving.architectures.configs import LONGEST, VOCABULARY
 from tests.serving.architectures.reference import Reference

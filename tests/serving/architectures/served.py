@@ -13,11 +13,11 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from serving.engine.wire import EXTRA
+from serving.wire import EXTRA
 
 
 def engine(order):
-    """Start vLLM as `serving.recording` does, but for the worker and the tokenizer, which random models have none of."""
+    """Start vLLM as `serving.offline.recording` does, but for the worker, and the tokenizer, which random models lack."""
     args = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(
         ["--model", order["model"], *order["arguments"]]
     )

@@ -64,7 +64,7 @@ def test_a_model_without_a_context_in_its_cache_is_refused(name, kind, tmp_path)
     (model / "tokenizer.json").write_text("{}")
     config = one_probe(model, tmp_path / "artifact")
     with pytest.raises(EngineFailed, match=r"^probes\.errors\.ModelError: model: .* remedy: "):
-        serve(tmp_path, [[1]], IN_ONE_CHUNK, config.to_vllm(), worker="serving.engine.worker.GuardedWorker")
+        serve(tmp_path, [[1]], IN_ONE_CHUNK, config.to_vllm(), worker="serving.worker.worker.GuardedWorker")
 
 
 def one_probe(model, folder):

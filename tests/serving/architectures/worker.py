@@ -7,11 +7,11 @@ from probes.errors import ModelError
 from probes.manifest import Probe
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
-from serving.engine.decoder import find_decoder
-from serving.engine.down_projection import down_projection
-from serving.engine.dry_run import dry_run_of
-from serving.engine.recorder import Gathered, RecordingWorker
-from serving.engine.sensor import install
+from serving.offline.recorder import Gathered, RecordingWorker
+from serving.worker.decoder import find_decoder
+from serving.worker.down_projection import down_projection
+from serving.worker.dry_run import dry_run_of
+from serving.worker.sensor import install
 
 
 class ParityWorker(RecordingWorker):

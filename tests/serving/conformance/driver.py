@@ -45,7 +45,7 @@ def make_engine(settings: dict[str, Any]) -> Any:
     args = parser.parse_args(settings["arguments"])
     if settings["guard"]:
         from serving.config import GuardConfig
-        from serving.server import SCHEDULER, WORKER
+        from serving.launch.server import SCHEDULER, WORKER
 
         args.worker_cls, args.scheduler_cls = WORKER, SCHEDULER
         args.additional_config = GuardConfig.model_validate(settings["guard"]).to_vllm()

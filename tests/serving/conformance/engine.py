@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.config import GuardConfig
-from serving.process import SMALL
+from serving.offline.process import SMALL
 from tests.serving.lab import MODEL
 
 _ALONE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}

@@ -6,7 +6,7 @@ alone, and the tokens of an unguarded engine of the same mode that is asked the 
 
 import pytest
 
-from serving.engine.wire import STOP_BLOCKED
+from serving.wire import STOP_BLOCKED
 from tests.serving.conformance.cast import TOLERANCE, Cast
 from tests.serving.conformance.modes import EVERY, V1_ASYNCHRONOUS
 from tests.serving.conformance.playing import play_every_scenario

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from serving.config import GuardConfig
-from serving.engine.wire import STOP_ANSWER
+from serving.wire import STOP_ANSWER
 from tests.serving.conformance.cast import TOLERANCE, Cast
 from tests.serving.conformance.engine import engine
 from tests.serving.conformance.modes import EVERY, V1_ASYNCHRONOUS

@@ -16,16 +16,16 @@ import torch
 from guard.decide import BoundPolicy
 from guard.verdict import Unscored, Verdict
 from probes.scoring import ProbeBank
-from serving import listener
-from serving.engine.gate import GuardedScheduler
-from serving.engine.kv_slots import KVSlots
-from serving.engine.runner_v1 import LayoutV1
-from serving.engine.wire import NO_ORDERS, ORDERS, SCORES
-from serving.engine.worker import GuardedWorker
-from serving.exchange import Prompt
-from serving.listener import Listener
-from serving.responder import Responder
-from serving.voice import GuardMiddleware
+from serving.api import verdict_reader as listener
+from serving.api.exchange import Prompt
+from serving.api.middleware import GuardMiddleware
+from serving.api.responder import Responder
+from serving.api.verdict_reader import VerdictReader
+from serving.core.gate import GuardedScheduler
+from serving.wire import NO_ORDERS, ORDERS, SCORES
+from serving.worker.kv_slots import KVSlots
+from serving.worker.runner_v1 import LayoutV1
+from serving.worker.worker import GuardedWorker
 
 HEADER = "x-fault"
 ARGUMENT = "fault"
@@ -175,7 +175,7 @@ def _only_when(fault: str, real: Callable[..., Any], instead: Callable[..., Any]
 
 def _fail_to_record() -> None:
     """Make reading, or counting, a verdict fail for faulty requests' prompts: it is done where their headers are unknown."""
-    record, faulty = Listener._record, []
+    record, faulty = VerdictReader._record, []
 
     def entered(*args: Any, **options: Any) -> Prompt:
         entry = Prompt(*args, **options)
@@ -183,14 +183,14 @@ def _fail_to_record() -> None:
             faulty.append((entry, _asked.get()))
         return entry
 
-    def record_others(self: Listener, prompt: Prompt, verdict: Verdict, *known: Verdict | None) -> None:
+    def record_others(self: VerdictReader, prompt: Prompt, verdict: Verdict, *known: Verdict | None) -> None:
         fault = next((fault for entry, fault in faulty if entry is prompt), None)
         if fault == "listener" and verdict.unscored is None:
             raise Planted
         with patch.object(self._metrics, "observe", _fail) if fault == "metrics" else ExitStack():
             record(self, prompt, verdict, *known)
 
-    listener.Prompt, Listener._record = entered, record_others
+    listener.Prompt, VerdictReader._record = entered, record_others
 
 
 class FaultyVoice(GuardMiddleware):

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from serving.engine.gate import GuardedScheduler
-from serving.engine.wire import SCORES
-from serving.engine.worker import GuardedWorker
+from serving.core.gate import GuardedScheduler
+from serving.wire import SCORES
+from serving.worker.worker import GuardedWorker
 
 
 class SilentTap(GuardedWorker):

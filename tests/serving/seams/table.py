@@ -2,7 +2,7 @@
 
 `MODULE NAME` says that a module has a name, `MODULE CLASS.NAME(a, b)` that a class has an attribute, or a method that takes
 such parameters in this order, and `MODULE CLASS.METHOD -> NAME` that a method calls a name: what is overridden or wrapped
-must be called. `A or B` holds where either does: `serving/engine/versions.py` makes up for what differs.
+must be called. `A or B` holds where either does: `serving/core/versions.py` makes up for what differs.
 """
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler Scheduler"
@@ -22,7 +22,7 @@ _APP = "vllm.entrypoints.launchers.api_server.app_state"
 _OLD_APP = "vllm.entrypoints.openai.api_server"
 
 SEAMS: dict[str, tuple[str, ...]] = {
-    "serving/engine/gate.py": (
+    "serving/core/gate.py": (
         f"{_SCHEDULER}.add_request(request)",
         f"{_SCHEDULER}._update_request_as_session(session, update)",
         f"{_SCHEDULER}.schedule",
@@ -53,7 +53,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.lora.request LoRARequest.lora_path",
         "vllm.sampling_params SamplingParams.extra_args",
     ),
-    "serving/engine/constraints.py": tuple(
+    "serving/core/constraints.py": tuple(
         f"vllm.sampling_params SamplingParams.{field}"
         for field in (
             "structured_outputs",
@@ -65,14 +65,14 @@ SEAMS: dict[str, tuple[str, ...]] = {
             "repetition_penalty",
         )
     ),
-    "serving/engine/interpreter_stack.py": (
+    "serving/worker/interpreter_stack.py": (
         "vllm.v1.engine.core EngineCoreProc.run_busy_loop",
         "vllm.v1.engine.core DPEngineCoreProc.run_busy_loop",
         "vllm.v1.engine.core EngineCoreProc.run_engine_core -> run_busy_loop",
         "vllm.v1.executor.multiproc_executor WorkerProc.worker_busy_loop",
         "vllm.v1.executor.multiproc_executor WorkerProc.worker_main -> worker_busy_loop",
     ),
-    "serving/engine/versions.py": (
+    "serving/core/versions.py": (
         f"{_SCHEDULER}._preempt_request(request, timestamp, drop_stale_output) or "
         f"{_SCHEDULER}._preempt_request(request, timestamp)",
         f"{_REQUEST}.drop_stale_output or {_REQUEST}.async_tokens_to_discard",
@@ -81,11 +81,8 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_OUTPUT}.sampled_token_ids",
         f"{_OUTPUT}.req_id_to_index",
         f"{_OUTPUT}.prompt_logprobs_dict",
-        "vllm.model_executor.layers.fusion.quant_activation get_input_quant_key(layer) or "
-        "vllm.model_executor.layers.fusion.quant_activation expose_input_quant_key(layer, kernel)",
-        _STARTUP,
     ),
-    "serving/engine/orders.py": (
+    "serving/core/orders.py": (
         f"{_SCHEDULER}.kv_cache_config",
         f"{_SCHEDULER}.kv_cache_manager",
         f"{_SCHEDULER}.connector",
@@ -100,15 +97,18 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_REQUEST}.num_prompt_tokens",
         f"{_REQUEST}.num_computed_tokens",
     ),
-    "serving/engine/kv_slots.py": (
+    "serving/worker/kv_slots.py": (
         f"{_KV} KVCacheConfig.num_blocks",
-        f"{_KV} KVCacheConfig.kv_cache_groups",
-        f"{_KV} KVCacheGroupSpec.kv_cache_spec",
         f"{_KV} FullAttentionSpec.block_size",
         f"{_KV} KVCacheSpec.page_size_bytes",
+    ),
+    "serving/scoring_group.py": (
+        f"{_KV} KVCacheConfig.kv_cache_groups",
+        f"{_KV} KVCacheGroupSpec.kv_cache_spec",
+        f"{_KV} FullAttentionSpec",
         f"{_KV} UniformTypeKVCacheSpecs.kv_cache_specs",
     ),
-    "serving/engine/runner_v1.py": (
+    "serving/worker/runner_v1.py": (
         f"{_V1}._prepare_inputs(scheduler_output, num_scheduled_tokens)",
         f"{_V1}.execute_model -> _prepare_inputs",
         f"{_V1}.input_batch",
@@ -118,7 +118,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.v1.worker.block_table MultiGroupBlockTable.__getitem__",
         "vllm.v1.worker.block_table BlockTable.slot_mapping",
     ),
-    "serving/engine/runner_v2.py": (
+    "serving/worker/runner_v2.py": (
         f"{_V2}.prepare_attn(input_batch)",
         f"{_V2}.execute_model -> prepare_attn",
         f"{_V2}.block_tables",
@@ -127,11 +127,11 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_V2_BATCH}.query_start_loc_np",
         f"{_V2_BATCH}.num_computed_tokens_np",
     ),
-    "serving/engine/dry_run.py": (
+    "serving/worker/dry_run.py": (
         f"{_V1}._dummy_run(num_tokens, allow_microbatching, is_profile)",
         f"{_V2}._dummy_run(num_tokens, skip_attn, is_profile)",
     ),
-    "serving/engine/worker.py": (
+    "serving/worker/worker.py": (
         *(
             f"{worker}.{method}"
             for worker in (_WORKER, _CPU_WORKER)
@@ -162,7 +162,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.config.cache CacheConfig.kv_cache_memory_bytes",
         "vllm.config.vllm VllmConfig.additional_config",
     ),
-    "serving/engine/guarded_pass.py": (
+    "serving/worker/guarded_pass.py": (
         "vllm.distributed.parallel_state get_pp_group",
         "vllm.distributed.parallel_state get_tp_group",
         "vllm.distributed.parallel_state GroupCoordinator.broadcast_object(obj, src)",
@@ -170,36 +170,38 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.distributed.parallel_state GroupCoordinator.is_last_rank",
         "vllm.distributed.communication_op tensor_model_parallel_all_reduce(input_)",
     ),
-    "serving/engine/due_scores.py": ("vllm.v1.outputs AsyncModelRunnerOutput.get_output",),
-    "serving/engine/pipeline_stages.py": (
+    "serving/worker/pending_scores.py": ("vllm.v1.outputs AsyncModelRunnerOutput.get_output",),
+    "serving/worker/pipeline_stages.py": (
         "vllm.sequence IntermediateTensors.tensors",
         f"{_V1}.execute_model(scheduler_output, intermediate_tensors)",
         f"{_V2}.execute_model(scheduler_output, intermediate_tensors)",
         f"{_WORKER}.execute_model -> execute_model",
     ),
-    "serving/engine/decoder.py": (
+    "serving/worker/decoder.py": (
         "vllm.model_executor.layers.attention_layer_base AttentionLayerBase",
         "vllm.model_executor.models.utils PPMissingLayer",
         "vllm.compilation.wrapper TorchCompileWithNoGuardsWrapper",
     ),
-    "serving/engine/down_projection.py": (
+    "serving/worker/down_projection.py": (
         f"{_LINEAR}.input_size",
         f"{_LINEAR}.input_is_parallel",
         f"{_LINEAR}.tp_rank",
         f"{_LINEAR}.tp_size",
         "vllm.model_executor.layers.fused_moe MoERunner",
+        "vllm.model_executor.layers.fusion.quant_activation get_input_quant_key(layer) or "
+        "vllm.model_executor.layers.fusion.quant_activation expose_input_quant_key(layer, kernel)",
     ),
-    "serving/engine/tap.py": (
+    "serving/worker/tap.py": (
         "vllm.utils.torch_utils direct_register_custom_op(op_name, op_func, mutates_args, fake_impl, target_lib)",
     ),
-    "serving/engine/recorder.py": (
+    "serving/offline/recorder.py": (
         f"{_V1}.requests",
         f"{_V1_BATCH}.req_ids",
         f"{_V1_BATCH}.num_prompt_tokens",
         "vllm.config.model ModelConfig.get_hidden_size",
         "vllm.v1.engine.llm_engine LLMEngine.collective_rpc(method, args)",
     ),
-    "serving/listener.py": (
+    "serving/api/verdict_reader.py": (
         "vllm.v1.engine.async_llm AsyncLLM.generate(prompt, sampling_params, request_id, lora_request)",
         "vllm.outputs RequestOutput.kv_transfer_params",
         "vllm.outputs RequestOutput.prompt_token_ids",
@@ -207,14 +209,14 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.outputs CompletionOutput.stop_reason",
         "vllm.outputs CompletionOutput.finish_reason",
     ),
-    "serving/hidden_logprobs.py": (
+    "serving/api/hidden_logprobs.py": (
         "vllm.outputs RequestOutput.prompt_logprobs",
         "vllm.outputs RequestOutput.prompt_token_ids",
         "vllm.outputs CompletionOutput.routed_experts",
         "vllm.sampling_params SamplingParams.logprobs",
         "vllm.logprobs Logprob.logprob",
     ),
-    "serving/selftest.py": (
+    "serving/api/selftest.py": (
         "vllm.v1.engine.async_llm AsyncLLM.collective_rpc(method)",
         "vllm.v1.engine.async_llm AsyncLLM.generate(data_parallel_rank)",
         "vllm.v1.engine.async_llm AsyncLLM.engine_core",
@@ -222,7 +224,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.v1.engine.core_client DPLBAsyncMPClient.core_engines",
         "vllm.config.model ModelConfig.get_vocab_size",
     ),
-    "serving/voice.py": (
+    "serving/api/middleware.py": (
         f"{_APP} init_app_state -> OpenAIServingModels or {_OLD_APP} init_app_state -> OpenAIServingModels",
         "vllm.entrypoints.openai.models.serving OpenAIServingModels.base_model_paths",
         "vllm.entrypoints.launchers.cli_args FrontendArgs.enable_force_include_usage or "
@@ -230,18 +232,18 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.entrypoints.openai.cli_args FrontendArgs.enable_force_include_usage",
         "vllm.v1.engine.async_llm AsyncLLM.is_sleeping",
     ),
-    "serving/keys.py": (
+    "serving/api/keys.py": (
         "vllm.entrypoints.launchers.cli_args FrontendArgs.api_key or vllm.entrypoints.common.cli_args FrontendArgs.api_key "
         "or vllm.entrypoints.openai.cli_args FrontendArgs.api_key",
     ),
-    "serving/beams.py": (
+    "serving/api/beams.py": (
         "vllm.entrypoints.generate.beam_search.online BeamSearchOnlineMixin.beam_search(prompt, request_id, params)",
     ),
-    "serving/placement.py": (
+    "serving/api/placement.py": (
         "vllm.entrypoints.serve.middleware.register init_entrypoints_middleware -> add_middleware or "
         "vllm.entrypoints.openai.api_server build_app -> add_middleware",
     ),
-    "serving/engine/resolved_config.py": (
+    "serving/worker/resolved_config.py": (
         *(
             f"vllm.config.model ModelConfig.{name}"
             for name in ("model", "tokenizer", "dtype", "quantization", "hf_config", "hf_overrides", "hf_config_path")
@@ -252,7 +254,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.config.load LoadConfig.load_format",
         "vllm.config.cache CacheConfig.cache_dtype",
     ),
-    "serving/guardable.py": (
+    "serving/launch/guardable.py": (
         *(
             f"vllm.engine.arg_utils EngineArgs.{name}"
             for name in (
@@ -267,7 +269,8 @@ SEAMS: dict[str, tuple[str, ...]] = {
         ),
         "vllm.config.parallel ParallelConfig.enable_hc_sp or vllm.config.compilation PassConfig.enable_sp",
     ),
-    "serving/server.py": (
+    "serving/launch/server.py": (
+        _STARTUP,
         "vllm.version __version__",
         "vllm.entrypoints.cli.serve ServeSubcommand.subparser_init(subparsers)",
         "vllm.entrypoints.cli.serve ServeSubcommand.validate(args)",

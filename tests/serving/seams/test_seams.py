@@ -78,7 +78,7 @@ def test_versions_in_a_table(tmp_path):
     """Each version has a line: how many seams it has, and the others by name."""
     lines = table([INSTALLED, Sources(_made(tmp_path))]).splitlines()
     assert lines[2].startswith("| 0.1.0 | ")
-    assert "serving/engine/gate.py: vllm.v1.core.sched.scheduler has no Scheduler" in lines[2]
+    assert "serving/core/gate.py: vllm.v1.core.sched.scheduler has no Scheduler" in lines[2]
     assert lines[3].startswith(f"| {INSTALLED.version()} | {len(seams())} of {len(seams())} | ")
     assert lines[3].endswith("| none |")
 

@@ -18,9 +18,9 @@ from prometheus_client import CollectorRegistry
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe
+from serving.api.middleware import GuardMiddleware
 from serving.config import GuardConfig
-from serving.engine.wire import EXTRA, PROMPT, STOP_BLOCKED, VERDICT, stop_reason
-from serving.voice import GuardMiddleware
+from serving.wire import EXTRA, PROMPT, STOP_BLOCKED, VERDICT, stop_reason
 
 POLICY = """\
 name: test
@@ -145,7 +145,7 @@ def artifact(tmp_path):
 def registry(monkeypatch):
     """A registry in place of the process's own, which takes each metric only once."""
     registry = CollectorRegistry()
-    monkeypatch.setattr("serving.voice.REGISTRY", registry)
+    monkeypatch.setattr("serving.api.middleware.REGISTRY", registry)
     return registry
 
 

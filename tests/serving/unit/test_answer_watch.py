@@ -14,9 +14,9 @@ from probes.artifact import BENIGN_ANSWERS, BENIGN_SCORES, HARMFUL_ANSWERS, HARM
 from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe, Watch
 from probes.readout import Readout
-from serving.engine.answer_watch import AnswerWatch
-from serving.engine.answer_watches import AnswerWatches
-from serving.engine.wire import ANSWERS, ORDERS, AnswerTokens, Orders
+from serving.core.answer_watch import AnswerWatch
+from serving.core.answer_watches import AnswerWatches
+from serving.wire import ANSWERS, ORDERS, AnswerTokens, Orders
 
 RULE = {"name": "a", "action": "block", "when": {"peak": {"above": 2}}}
 FLAG = {"name": "b", "action": "flag", "when": {"peak": {"above": 1}}}

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.policy import Caller, Policy
-from serving.asking import (
+from serving.api.request_fields import fields_of
+from serving.api.request_options import (
     BadModeration,
     Moderation,
     UnguardedRequest,
@@ -19,7 +20,6 @@ from serving.asking import (
     require_guarded,
     wants_usage,
 )
-from serving.request_fields import fields_of
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1}}}
 

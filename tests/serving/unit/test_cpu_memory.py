@@ -6,8 +6,8 @@ import pytest
 from vllm.engine.arg_utils import EngineArgs
 
 from probes.errors import ServingError
-from serving import cpu_memory
-from serving.cpu_memory import SPACE, choose_kv_cache, free_memory
+from serving.launch import cpu_memory
+from serving.launch.cpu_memory import SPACE, choose_kv_cache, free_memory
 
 GIB = 1 << 30
 

@@ -9,8 +9,8 @@ import pytest
 from guard.decide import bind
 from guard.policy import Policy
 from guard.verdict import Unscored
-from serving.decision_log import LOGGER, DecisionLog
-from serving.exchange import Prompt
+from serving.api.decision_log import LOGGER, DecisionLog
+from serving.api.exchange import Prompt
 
 RULE = {"name": "harmful", "action": "block", "category": "weapons", "when": {"harm": {"above": 2}}}
 

@@ -7,7 +7,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.models.utils import PPMissingLayer
 
 from probes.errors import ModelError
-from serving.engine.decoder import Decoder, find_decoder, token_rows
+from serving.worker.decoder import Decoder, find_decoder, token_rows
 
 HIDDEN, LAYERS, TOKENS = 8, 3, 5
 

@@ -6,7 +6,7 @@ import pytest
 import vllm.envs
 
 from probes.errors import ServingError
-from serving.environment import NEEDED, REFUSED, prepare_environment
+from serving.launch.environment import NEEDED, REFUSED, prepare_environment
 from tests.serving.unit.variables import LEFT_ALONE
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from guard.verdict import Action, Mode, Unscored, Verdict
-from serving.exchange import Exchange, Prompt
+from serving.api.exchange import Exchange, Prompt
 
 
 def verdict(action, unscored=None):

@@ -5,8 +5,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
-from serving.engine import wire
-from serving.engine.gate import GuardedScheduler
+from serving import wire
+from serving.core.gate import GuardedScheduler
 from tests.serving.faults.plugins import patch_scheduler
 from tests.serving.stepped import Stepped
 

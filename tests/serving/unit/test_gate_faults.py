@@ -12,10 +12,10 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from guard.verdict import Action, Unscored, Verdict
-from serving.engine.gate import guarded_scheduler
-from serving.engine.wire import EXTRA, GAPS, ORDERS, SCORES, STOP_BLOCKED, VERDICT, stop_reason
-from serving.engine.wire import PROMPT as PROMPT_NAME
-from serving.server import SCHEDULER
+from serving.core.gate import guarded_scheduler
+from serving.launch.server import SCHEDULER
+from serving.wire import EXTRA, GAPS, ORDERS, SCORES, STOP_BLOCKED, VERDICT, stop_reason
+from serving.wire import PROMPT as PROMPT_NAME
 from tests.serving.lab import MODEL
 
 BLOCK, PROMPT = 16, list(range(5, 5 + 64))

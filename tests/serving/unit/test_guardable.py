@@ -6,10 +6,10 @@ from argparse import Namespace
 import pytest
 
 from probes.errors import ServingError
-from serving.guardable import UNGUARDED, require_guardable
-from serving.recording import _engine
-from serving.server import _parse
-from serving.vllm_arguments import ALLOWED, REFUSED
+from serving.launch.guardable import UNGUARDED, require_guardable
+from serving.launch.server import _parse
+from serving.launch.vllm_arguments import ALLOWED, REFUSED
+from serving.offline.recording import _engine
 from tests.serving.lab import MODEL
 
 BARE = [str(MODEL)]

@@ -16,11 +16,11 @@ from probes.readout import Readout
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from probes.template import whole
-from serving.engine.due_scores import DuePrompt, DueScores, with_scores
-from serving.engine.guarded_pass import GuardedPass, Places
-from serving.engine.kv_slots import KVSlots, scoring_group
-from serving.engine.sensor import Sensor
-from serving.engine.wire import GAPS, NO_ORDERS, SCORES, Due, Orders, Steer
+from serving.wire import GAPS, NO_ORDERS, SCORES, Due, Orders, Steer
+from serving.worker.guarded_pass import GuardedPass, Places
+from serving.worker.kv_slots import KVSlots, scoring_group
+from serving.worker.pending_scores import DuePrompt, PendingScores, with_scores
+from serving.worker.sensor import Sensor
 
 HIDDEN, BLOCK, BLOCKS, MAX_TOKENS = 4, 4, 8, 16
 NOWHERE = torch.zeros(0, dtype=torch.int64)
@@ -79,7 +79,7 @@ def sensor():
 @pytest.fixture
 def guard(sensor, probes, steering, monkeypatch):
     """The guard of the only, and so the last, pipeline stage."""
-    monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
+    monkeypatch.setattr("serving.worker.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
     guard = GuardedPass(sensor, probes, steering)
     guard.allocate(cache(attention()))
     return guard
@@ -156,7 +156,7 @@ def test_a_copied_block_takes_its_scores_along(guard, sensor, probes, tokens):
 
 def test_nothing_looks_at_what_the_device_holds(probes, steering, monkeypatch):
     """Everything between two passes runs on a device that has no values to look at: it never waits for the device."""
-    monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
+    monkeypatch.setattr("serving.worker.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=True))
     with torch.device("meta"):
         sensor = Sensor(
             torch.zeros(MAX_TOKENS, 2),
@@ -286,7 +286,7 @@ def test_where_all_is_scored_there_is_no_gap(guard, sensor, tokens):
     due = forward(
         guard, sensor, Batch(("a", list(range(10)), [5, 2, 1])), tokens, Orders(due={"a": Due((whole(10),), [5, 2, 1])})
     )
-    lost = DueScores.lost(due.probes, ["a"])
+    lost = PendingScores.lost(due.probes, ["a"])
     for each in (due, lost):
         assert not hasattr(with_scores(ModelRunnerOutput(req_ids=[], req_id_to_index={}), [each]), GAPS)
 
@@ -331,7 +331,7 @@ def test_a_step_without_tokens_makes_no_pass(guard, sensor, tokens):
 
 def test_scores_that_cannot_be_reduced_are_lost_and_said_to_be(probes):
     """An error on the way to the scheduler costs the scores, not the engine."""
-    due = DueScores(probes, {"a": DuePrompt((whole(3),), (range(3),))}, torch.zeros(0, 2))
+    due = PendingScores(probes, {"a": DuePrompt((whole(3),), (range(3),))}, torch.zeros(0, 2))
     assert due.resolve() == {"a": Unscored.SENSOR_ERROR}
 
 
@@ -362,7 +362,7 @@ def test_stages_of_a_pipeline_hand_on_what_they_read(probes, steering, tokens, m
     for last, elsewhere in ((False, [1]), (True, [0])):
         sensor = Sensor(torch.zeros(MAX_TOKENS, 2), NOWHERE, torch.tensor(elsewhere), torch.zeros(MAX_TOKENS, 1))
         group = SimpleNamespace(is_last_rank=last)
-        monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda group=group: group)
+        monkeypatch.setattr("serving.worker.guarded_pass.get_pp_group", lambda group=group: group)
         guard = GuardedPass(sensor, probes, steering)
         guard.allocate(cache(attention()))
         stages.append((sensor, guard))
@@ -398,7 +398,7 @@ def test_scores_are_kept_beside_the_first_group_that_holds_whole_contexts():
 def test_only_the_stage_that_keeps_scores_leaves_room_for_them(guard, monkeypatch):
     """In a pipeline the last one; the others' caches are as without a guard."""
     assert guard.room_for_cache(10_000, [attention()]) < 10_000
-    monkeypatch.setattr("serving.engine.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=False))
+    monkeypatch.setattr("serving.worker.guarded_pass.get_pp_group", lambda: SimpleNamespace(is_last_rank=False))
     assert guard.room_for_cache(10_000, [attention()]) == 10_000
 
 

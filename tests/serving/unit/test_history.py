@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serving.history import readable
+from serving.api.history import readable
 
 REFUSAL = {"type": "refusal", "refusal": "No."}
 TEXT = {"type": "output_text", "text": "No.", "annotations": []}

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving.engine import interpreter_stack
-from serving.engine.interpreter_stack import make_room, with_room
+from serving.worker import interpreter_stack
+from serving.worker.interpreter_stack import make_room, with_room
 
 CALLS, DEEPEST = 500, 400
 

@@ -5,7 +5,7 @@ from argparse import Namespace
 import pytest
 
 from probes.errors import ServingError
-from serving.keys import Keys
+from serving.api.keys import Keys
 from serving.settings import METRICS_KEY
 
 METRICS = "for-prometheus-alone"
@@ -99,7 +99,7 @@ def test_one_key_for_both_is_refused(keys, options):
 def test_every_key_is_compared_whichever_fits(keys, monkeypatch):
     """The time that it takes tells neither how much of a key was right nor which one."""
     compared = []
-    monkeypatch.setattr("serving.keys.hmac.compare_digest", lambda a, b: compared.append(b) or a == b)
+    monkeypatch.setattr("serving.api.keys.hmac.compare_digest", lambda a, b: compared.append(b) or a == b)
     made = keys(api_key=["one", "two", "three"])
     for token in ("one", "three", "wrong"):
         compared.clear()

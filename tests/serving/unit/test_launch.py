@@ -13,10 +13,11 @@ from guard.policy import Policy
 from guard.verdict import Action
 from probes.artifact import Artifact
 from probes.errors import ArtifactMismatch, ModelError, PolicyError, ServingError
-from serving import process, server
 from serving.config import AdapterConfig, GuardConfig
-from serving.model_folder import model_folder
-from serving.supported import FIRST, LAST, is_supported, require_supported_vllm
+from serving.launch import server
+from serving.launch.model_folder import model_folder
+from serving.launch.supported import FIRST, LAST, is_supported, require_supported_vllm
+from serving.offline import process
 from tests.serving.unit.conftest import POLICY
 
 

@@ -17,9 +17,9 @@ from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
 from guard.verdict import Action, Unscored, Verdict
-from serving.engine.wire import CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
-from serving.exchange import Exchange, current
-from serving.listener import Listener
+from serving.api.exchange import Exchange, current
+from serving.api.verdict_reader import VerdictReader
+from serving.wire import CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
 
@@ -53,7 +53,7 @@ def exchange():
 def hear(registry, outputs):
     """A maker of (listening `generate`, what vLLM would see as parameters, ids of closed requests)."""
     metrics = GuardMetrics(registry, BOUND)
-    listener = Listener(BOUND, metrics)
+    listener = VerdictReader(BOUND, metrics)
 
     def make(*produced, fault=None, policy=BOUND):
         closed = []
@@ -69,7 +69,7 @@ def hear(registry, outputs):
                 closed.append(request_id)
 
         client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-        (listener if policy is BOUND else Listener(policy, metrics)).attach(client)
+        (listener if policy is BOUND else VerdictReader(policy, metrics)).attach(client)
         return client.generate, lambda: generate.params, closed
 
     return make
@@ -117,7 +117,7 @@ async def test_heard_though_vllm_hands_on_another_output(registry, exchange, out
         yield outputs.one(outputs.completion())
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    Listener(BOUND, GuardMetrics(registry, BOUND)).attach(client)
+    VerdictReader(BOUND, GuardMetrics(registry, BOUND)).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     assert exchange.prompts[0].verdict == verdict
     assert counted(registry, "allow") == 1
@@ -145,7 +145,7 @@ async def test_a_verdict_on_a_prompt_that_nobody_waits_for_is_not_counted(regist
         yield outputs.one(finished=False)
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    Listener(BOUND, GuardMetrics(registry, BOUND)).attach(client)
+    VerdictReader(BOUND, GuardMetrics(registry, BOUND)).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     late = processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge([1.0])), *seen)
     assert late.kv_transfer_params is None
@@ -206,7 +206,9 @@ async def test_a_later_verdict_that_cannot_be_read_is_none_either(hear, exchange
     """Of a session's input or of a further completion: what was decided before does not speak for it."""
     read = Verdict.from_wire
     broken = iter([False, True])
-    monkeypatch.setattr("serving.listener.Verdict.from_wire", lambda wire: 1 / 0 if next(broken) else read(wire))
+    monkeypatch.setattr(
+        "serving.api.verdict_reader.Verdict.from_wire", lambda wire: 1 / 0 if next(broken) else read(wire)
+    )
     verdict = BOUND.judge([1.0])
     listening, _, closed = hear(
         *(outputs.one(outputs.completion(text=text), verdict=verdict, finished=False) for text in ("one", "two"))
@@ -301,7 +303,7 @@ async def test_a_client_that_leaves_twice_is_counted(registry, outputs):
             await asyncio.sleep(60)
 
     client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-    Listener(BOUND, GuardMetrics(registry, BOUND)).attach(client)
+    VerdictReader(BOUND, GuardMetrics(registry, BOUND)).attach(client)
     generator = client.generate("p", SamplingParams(), "id")
     await anext(generator)
     closing = asyncio.create_task(generator.aclose())
@@ -397,7 +399,7 @@ async def test_a_client_may_tighten_what_has_no_verdict(hear, exchange, outputs)
 
 async def test_a_verdict_that_cannot_be_read_is_none(hear, exchange, outputs, registry, monkeypatch):
     """It is one prompt's fault: what the gate had blocked stays blocked, and outputs of others are processed as ever."""
-    monkeypatch.setattr("serving.listener.Verdict.from_wire", lambda _wire: 1 / 0)
+    monkeypatch.setattr("serving.api.verdict_reader.Verdict.from_wire", lambda _wire: 1 / 0)
     for blocked in (False, True):
         item = outputs.one(outputs.completion(blocked=blocked), verdict=BOUND.judge([1.0]))
         listening, _, _ = hear(item, policy=bound("allow"))
@@ -491,7 +493,9 @@ async def test_a_steered_prompt_shows_none_either(hear, exchange, outputs):
 async def test_the_canary_is_not_listened_to(registry, outputs):
     """Its verdict stays on the output, for the self-test, and is not counted."""
     processor = outputs.processor()
-    Listener(BOUND, GuardMetrics(registry, BOUND)).attach(SimpleNamespace(generate=None, output_processor=processor))
+    VerdictReader(BOUND, GuardMetrics(registry, BOUND)).attach(
+        SimpleNamespace(generate=None, output_processor=processor)
+    )
     verdict = BOUND.judge([1.0])
     item = outputs.one(outputs.completion(), verdict=verdict)
     heard = processor.arrive(item, SamplingParams(extra_args={EXTRA: {PROMPT: CANARY}}))
@@ -503,7 +507,7 @@ async def test_the_canary_is_not_listened_to(registry, outputs):
 async def test_who_watches_the_engine_is_told_of_scored_prompts(registry, outputs, scores, scored):
     """A prompt without a score is no sign that the guard sees."""
     told, processor = [], outputs.processor()
-    listener = Listener(BOUND, GuardMetrics(registry, BOUND), on_scored=lambda: told.append(1))
+    listener = VerdictReader(BOUND, GuardMetrics(registry, BOUND), on_scored=lambda: told.append(1))
 
     async def generate(prompt, params, request_id):
         yield processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge(scores)), params)

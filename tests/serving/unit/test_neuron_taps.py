@@ -21,8 +21,8 @@ from probes.manifest import Probe
 from probes.readout import Readout
 from probes.scoring import ProbeBank, Tap
 from probes.steering import SteeringBank
-from serving.engine.down_projection import down_projection
-from serving.engine.sensor import install
+from serving.worker.down_projection import down_projection
+from serving.worker.sensor import install
 
 HIDDEN, NEURONS, LAYERS, TOKENS = 8, 12, 3, 5
 BACKENDS = ["eager", "aot_eager"]
@@ -203,8 +203,8 @@ import torch
 from types import SimpleNamespace
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
-from serving.engine.guarded_pass import GuardedPass
-from serving.engine.sensor import Sensor
+from serving.worker.guarded_pass import GuardedPass
+from serving.worker.sensor import Sensor
 
 rank, meeting = int(sys.argv[1]), sys.argv[2]
 with set_current_vllm_config(VllmConfig()):

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from probes.template import whole
-from serving.engine.orders import OrderBook
-from serving.engine.scheduled import scheduled_of
-from serving.engine.wire import NO_ORDERS, ORDERS, Due
+from serving.core.orders import OrderBook
+from serving.core.scheduled import scheduled_of
+from serving.wire import NO_ORDERS, ORDERS, Due
 
 WAITING = 1000
 
@@ -35,7 +35,7 @@ def book():
         connector=None,
     )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("serving.engine.orders.scoring_group", lambda _config: 0)
+        patched.setattr("serving.core.orders.scoring_group", lambda _config: 0)
         yield OrderBook(scheduler)
 
 

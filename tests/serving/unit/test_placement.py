@@ -13,8 +13,8 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from serving.placement import placed_inside
-from serving.voice import GuardMiddleware
+from serving.api.middleware import GuardMiddleware
+from serving.api.placement import placed_inside
 
 QUESTION = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 BROWSER = {"origin": "http://page.test", "x-request-id": "abc"}
@@ -24,7 +24,7 @@ KEY = {"authorization": "Bearer k"}
 @pytest.fixture(scope="module")
 def app():
     """VLLM's own application, with an API key, CORS and request ids; it has no engine, and the guard has not started."""
-    flags = ["--middleware", "serving.voice.GuardMiddleware", "--api-key", "k", "--enable-request-id-headers"]
+    flags = ["--middleware", "serving.api.middleware.GuardMiddleware", "--api-key", "k", "--enable-request-id-headers"]
     parser = make_arg_parser(FlexibleArgumentParser())
     return build_app(parser.parse_args([*flags, "--allowed-origins", '["http://page.test"]']), ("generate",))
 

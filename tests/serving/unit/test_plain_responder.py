@@ -6,7 +6,7 @@ import json
 import pytest
 from vllm.sampling_params import SamplingParams
 
-from serving.exchange import current
+from serving.api.exchange import current
 from tests.serving.unit.conftest import summed
 
 PATH = "/generative_scoring"

@@ -12,7 +12,7 @@ import guard.metrics
 from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
-from serving.public_metrics import public_page
+from serving.api.public_metrics import public_page
 
 RULES = [{"name": "secret_rule", "action": "block", "when": {"secret_probe": {"above": 2.125}}}]
 POLICY = Policy.model_validate({"name": "test", "version": "1", "rules": RULES})
@@ -49,7 +49,7 @@ def test_public_series(monkeypatch, buckets):
     observed(registry)
     Gauge("foreguard_new", "Not in the table yet.", registry=registry).set(1)
     Gauge("vllm_new", "Of vLLM's.", registry=registry).set(1)
-    monkeypatch.setattr("serving.public_metrics.get_prometheus_registry", lambda: registry)
+    monkeypatch.setattr("serving.api.public_metrics.get_prometheus_registry", lambda: registry)
     page = public_page().decode()
     found, described = series(page)
     assert found == SERIES | {"vllm_new"}

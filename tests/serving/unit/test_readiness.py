@@ -12,8 +12,8 @@ from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
 from probes.errors import ServingError
-from serving import readiness
-from serving.readiness import Readiness
+from serving.api import readiness
+from serving.api.readiness import Readiness
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
 POLICY = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]})

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from serving.engine.recorder import Gathered, tap_streams
-from serving.engine.tap import silence, silent
+from serving.offline.recorder import Gathered, tap_streams
+from serving.worker.tap import silence, silent
 
 HIDDEN, LAYERS, TOKENS = 6, 3, 5
 

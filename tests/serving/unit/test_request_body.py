@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serving.request_body import BodyTooLong, BodyTooSlow, Limits, read_body, replaced
+from serving.api.request_body import BodyTooLong, BodyTooSlow, Limits, read_body, replaced
 
 LIMITS = Limits(num_bytes=10, seconds=5)
 LEFT = {"type": "http.disconnect"}

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving import request_fields
-from serving.history import readable
-from serving.request_fields import UnreadableBody, fields_of
+from serving.api import request_fields
+from serving.api.history import readable
+from serving.api.request_fields import UnreadableBody, fields_of
 
 NAMES = ("moderation", "use_beam_search", "stream_options", "echo")
 MIB = 1 << 20

@@ -10,8 +10,8 @@ from vllm.engine.arg_utils import EngineArgs
 from probes.errors import ArtifactMismatch
 from probes.fingerprint import fingerprint
 from serving.config import GuardConfig
-from serving.engine.resolved_config import require_calibrated, require_own_files
-from serving.engine.worker import GuardedWorker, PlatformWorker
+from serving.worker.resolved_config import require_calibrated, require_own_files
+from serving.worker.worker import GuardedWorker, PlatformWorker
 from tests.serving.lab import LAB, MODEL
 
 OTHERWISE = {
@@ -91,8 +91,8 @@ def test_a_worker_asks_before_it_loads_anything(monkeypatch):
 
     artifacts = [SimpleNamespace(manifest=SimpleNamespace(fingerprint=name)) for name in ("model", "adapter")]
     config = SimpleNamespace(load_artifacts=lambda: artifacts)
-    monkeypatch.setattr("serving.engine.worker.require_calibrated", lambda _config, found: done.append(found))
-    monkeypatch.setattr("serving.engine.worker.make_room", lambda: None)
+    monkeypatch.setattr("serving.worker.worker.require_calibrated", lambda _config, found: done.append(found))
+    monkeypatch.setattr("serving.worker.worker.make_room", lambda: None)
     monkeypatch.setattr(GuardConfig, "from_vllm", lambda _: config)
     monkeypatch.setattr(PlatformWorker, "load_model", load)
     worker = GuardedWorker.__new__(GuardedWorker)

@@ -7,9 +7,9 @@ from openai.types.chat import ChatCompletionChunk
 
 from guard.policy import Policy
 from guard.verdict import Action, Mode, Unscored, Verdict
-from serving.exchange import Exchange, Prompt
-from serving.responder import Responder
-from serving.routes import ROUTES
+from serving.api.exchange import Exchange, Prompt
+from serving.api.responder import Responder
+from serving.api.routes import ROUTES
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1}}}
 JSON = [(b"content-type", b"application/json")]

@@ -8,7 +8,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
 from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, MLAAttentionSpec, SlidingWindowSpec
 
-from serving.engine.kv_slots import KVSlots, room_for_cache, scoring_group
+from serving.worker.kv_slots import KVSlots, room_for_cache, scoring_group
 from tests.serving.lab import MODEL
 
 AVAILABLE = 1 << 23

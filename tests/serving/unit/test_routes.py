@@ -15,9 +15,9 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from serving.routes import METRICS, OPEN, ROUTES, has_control_characters, known_path
+from serving.api.middleware import GuardMiddleware
+from serving.api.routes import METRICS, OPEN, ROUTES, has_control_characters, known_path
 from serving.settings import METRICS_KEY
-from serving.voice import GuardMiddleware
 from tests.serving.unit.conftest import Engine
 
 ASK, READ = "a-key-to-ask-with", "a-key-to-read-with"
@@ -28,7 +28,7 @@ PUBLIC = {*OPEN, "/guard/ready"}
 def built(*flags, tasks=("generate",)):
     """VLLM's application with the guard in it."""
     parser = make_arg_parser(FlexibleArgumentParser())
-    return build_app(parser.parse_args(["--middleware", "serving.voice.GuardMiddleware", *flags]), tasks)
+    return build_app(parser.parse_args(["--middleware", "serving.api.middleware.GuardMiddleware", *flags]), tasks)
 
 
 APP = built(tasks=TASKS)
@@ -41,7 +41,7 @@ def started(config, registry, monkeypatch):
     vllm = CollectorRegistry()
     Counter("vllm:tokens", "Something of vLLM's.", registry=vllm).inc(3)
     both = SimpleNamespace(collect=lambda: [*vllm.collect(), *registry.collect()])
-    monkeypatch.setattr("serving.public_metrics.get_prometheus_registry", lambda: both)
+    monkeypatch.setattr("serving.api.public_metrics.get_prometheus_registry", lambda: both)
 
     async def make(*flags, tasks=("generate",)):
         app, made = built(*flags, tasks=tasks), config()

@@ -9,8 +9,8 @@ from guard.verdict import Action, Mode, Unscored, Verdict
 from probes.artifact import Artifact
 from probes.errors import PolicyError, ServingError
 from probes.template import Template
-from serving import selftest
-from serving.selftest import Expected, canary
+from serving.api import selftest
+from serving.api.selftest import Expected, canary
 
 EXPECTED = (Expected({"harm": 0.5}, {"harm": 0.2}, None, "digest"),)
 

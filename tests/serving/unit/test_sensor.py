@@ -10,8 +10,8 @@ from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe, SteeringVector
 from probes.scoring import ProbeBank, Tap
 from probes.steering import SteeringBank, displacement
-from serving.engine.sensor import install
-from serving.engine.tap import silence, silent
+from serving.worker.sensor import install
+from serving.worker.tap import silence, silent
 
 HIDDEN, LAYERS, TOKENS = 8, 4, 5
 BACKENDS = ["eager", "aot_eager"]

@@ -11,8 +11,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from guard.verdict import Action, Mode, Unscored, Verdict
-from serving import anthropic_shapes, shapes
-from serving.shapes import Refusal
+from serving.api import anthropic_shapes, shapes
+from serving.api.shapes import Refusal
 
 MESSAGE = "Dabei kann ich nicht helfen – „tut mir leid“.\nZeile 2"
 

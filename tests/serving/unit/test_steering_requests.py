@@ -11,8 +11,8 @@ from guard.verdict import Action
 from probes.artifact import BENIGN_ANSWERS, HARMFUL_ANSWERS, Artifact
 from probes.manifest import SteeringVector, Watch
 from probes.readout import Readout
-from serving.engine.constraints import constraint_of
-from serving.engine.wire import ANSWERS, EXTRA, PROMPT, AnswerTokens
+from serving.core.constraints import constraint_of
+from serving.wire import ANSWERS, EXTRA, PROMPT, AnswerTokens
 from tests.serving.stepped import BLOCK, Stepped
 
 POLICY = """\

@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from probes.steering import Move, displacement
-from serving.engine import tap
-from serving.engine.tap import laid_out, project, silence, silent, write
+from serving.worker import tap
+from serving.worker.tap import laid_out, project, silence, silent, write
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -17,8 +17,8 @@ from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.worker.gpu_worker import AsyncIntermediateTensors
 
 from probes.template import whole
-from serving.engine.pipeline_stages import relay
-from serving.engine.wire import ORDERS, SCORES, STREAM_PARTS, Due, Orders, Steer
+from serving.wire import ORDERS, SCORES, STREAM_PARTS, Due, Orders, Steer
+from serving.worker.pipeline_stages import relay
 
 GIVEN = Orders(due={"a": Due((whole(3),), [1, 2], 1)}, steering={"b": Steer([0.5], 7)}, unknown=[4], copies=[(5, 6)])
 READ = {"a": [0.25, -1.0], "b": "tap_silent"}

@@ -10,7 +10,7 @@ import pytest
 from guard.policy import Policy
 from probes.errors import PolicyError
 from probes.template import Template
-from serving.typed_tokens import TypedSpecialToken, refused_spellings, require_none_typed
+from serving.api.typed_tokens import TypedSpecialToken, refused_spellings, require_none_typed
 
 SPELLINGS = ("<|user|>", "</s>", "<｜begin▁of▁sentence｜>", '<|"|>')
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1.0}}}

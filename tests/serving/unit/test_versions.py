@@ -8,8 +8,9 @@ from vllm.model_executor.layers.fusion import quant_activation
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
-from serving.engine import versions
-from serving.engine.due_scores import DueScores, ScoredOutput
+from serving.core import versions
+from serving.worker import down_projection
+from serving.worker.pending_scores import PendingScores, ScoredOutput
 
 
 @pytest.fixture
@@ -88,12 +89,12 @@ def test_layers_that_take_quantised_input_in_every_version(monkeypatch):
     """Asked of vLLM, or before 0.30 of the layer."""
     layer, plain = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     quant_activation.expose_input_quant_key(layer, SimpleNamespace(input_quant_key=lambda: "fp8"))
-    assert versions.takes_quantised(layer)
-    assert not versions.takes_quantised(plain)
+    assert down_projection._takes_quantised(layer)
+    assert not down_projection._takes_quantised(plain)
     monkeypatch.delattr(quant_activation, "get_input_quant_key", raising=False)
     layer.input_quant_key = "fp8"
-    assert versions.takes_quantised(layer)
-    assert not versions.takes_quantised(plain)
+    assert down_projection._takes_quantised(layer)
+    assert not down_projection._takes_quantised(plain)
 
 
 def test_an_output_with_scores_is_an_output_in_every_version():
@@ -106,6 +107,6 @@ def test_an_output_with_scores_is_an_output_in_every_version():
         def get_kv_connector_output(self):
             return "saved"
 
-    scored = ScoredOutput(Output(), [DueScores.lost(None, ["a"])])
+    scored = ScoredOutput(Output(), [PendingScores.lost(None, ["a"])])
     assert scored.get_kv_connector_output() == "saved"
     assert scored.get_output().foreguard_scores == {"a": "sensor_error"}

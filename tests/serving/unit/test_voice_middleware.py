@@ -12,11 +12,11 @@ from vllm.sampling_params import SamplingParams
 
 from guard.verdict import Unscored
 from probes.artifact import Artifact
+from serving.api.exchange import current
+from serving.api.guarded_requests import _REFUSED
+from serving.api.routes import OPEN, ROUTES
 from serving.checked import VARIABLE, Checked
 from serving.config import AdapterConfig
-from serving.exchange import current
-from serving.guarded_requests import _REFUSED
-from serving.routes import OPEN, ROUTES
 from serving.settings import BODY_TIMEOUT, MAX_BODY, METRICS_KEY
 
 KEY = [(b"authorization", b"Bearer red-team-key")]

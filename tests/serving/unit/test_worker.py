@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from probes.errors import ModelError
-from serving.engine.worker import GuardedWorker, PlatformWorker
+from serving.worker.worker import GuardedWorker, PlatformWorker
 
 WEIGHTS = ("reload_weights", "reset_weights", "start_weight_update", "update_weights")
 

@@ -8,8 +8,8 @@ from vllm.v1.executor.ray_utils import RayWorkerWrapper
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from serving.engine.worker import GuardedWorker
-from serving.server import WORKER
+from serving.launch.server import WORKER
+from serving.worker.worker import GuardedWorker
 from tests.serving.lab import MODEL
 
 ADDRESS = {"distributed_init_method": "tcp://127.0.0.1:1"}

@@ -1,10 +1,10 @@
 """The environment variables of vLLM that somebody has looked at and that may be set, by what they are for.
 
-Those that may not are in `serving.environment`. A name that is in neither is new: `test_environment` fails for it.
+Those that may not are in `serving.launch.environment`. A name that is in neither is new: `test_environment` fails for it.
 """
 
 LEFT_ALONE = {
-    "set by `serving.environment`": "VLLM_NO_USAGE_STATS",
+    "set by `serving.launch.environment`": "VLLM_NO_USAGE_STATS",
     "how vLLM itself is built and installed": """
         VLLM_TARGET_DEVICE VLLM_MAIN_CUDA_VERSION MAX_JOBS NVCC_THREADS VLLM_USE_PRECOMPILED
         VLLM_USE_PRECOMPILED_RUST VLLM_SKIP_PRECOMPILED_VERSION_SUFFIX VLLM_DOCKER_BUILD_CONTEXT

@@ -1,0 +1,61 @@
+"""The decision log: one line of JSON for each verdict, by which an operator finds what an event id stands for.
+
+The lines go to the logger `foreguard.decisions`. They hold nothing of the prompt and nothing of the answer.
+"""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+
+from guard.policy import Policy
+from guard.verdict import Action, Verdict
+from serving.api.exchange import Prompt
+
+LOGGER = "foreguard.decisions"
+
+
+class DecisionLog:
+    """Writes down the verdicts that the policy wants written down."""
+
+    def __init__(self, policy: Policy, model: str) -> None:
+        """`model` is what the server calls the model itself, where no adapter answers."""
+        self._wanted = policy.decision_log
+        self._model = model
+        self._logger = _logger()
+
+    def record(self, verdict: Verdict, prompt: Prompt, judged: str = "prompt") -> None:
+        """Write one line about a verdict on a prompt, or on its answer."""
+        notable = verdict.decision is not Action.ALLOW or verdict.unscored is not None
+        if self._wanted.which == "none" or (self._wanted.which == "notable" and not notable):
+            return
+        line = {
+            "event_id": verdict.event_id,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": prompt.request_id,
+            "route": prompt.route,
+            "model": prompt.model or self._model,
+            "judged": judged,
+            "decision": verdict.decision.value,
+            "action": verdict.action.value,
+            "mode": verdict.mode.value,
+            "rule": verdict.rule,
+            "category": verdict.category,
+            "unscored": verdict.unscored.value if verdict.unscored else None,
+            "constraint": verdict.constraint,
+            "policy": verdict.policy,
+            "caller": prompt.caller,
+        }
+        self._logger.info(json.dumps(line | ({"scores": verdict.scores} if self._wanted.scores else {})))
+
+
+def _logger() -> logging.Logger:
+    """Return the log's logger: as the operator's logging configuration has it, or else on standard output."""
+    logger = logging.getLogger(LOGGER)
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger

@@ -1,0 +1,234 @@
+"""The listener: hears verdicts where the engine's outputs arrive in the API process.
+
+Every generating route calls `engine_client.generate`, so wrapping that one method sees every prompt. Verdicts ride the
+first output of a request, and are noted before vLLM makes anything of it: it merges outputs that nobody has taken yet,
+drops those of an answer that is not streamed, and ends an answer at a stop string that the engine knows nothing of.
+An answer that comes without a verdict is unscored, and treated as the policy says: whatever took the gate out of the
+engine, nothing leaves unguarded.
+
+It touches, of `vllm/v1/engine/async_llm.py`: `generate` and `output_processor.process_outputs`, both wrapped.
+"""
+
+import copy
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import SamplingParams
+
+from guard.decide import BoundPolicy
+from guard.metrics import MODEL_ITSELF, GuardMetrics
+from guard.verdict import Action, Unscored, Verdict
+from probes.errors import ServingError
+from serving.api.decision_log import DecisionLog
+from serving.api.exchange import Prompt, current
+from serving.api.hidden_logprobs import hide_prompt
+from serving.wire import ANSWER, CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
+
+logger = init_logger("vllm.foreguard.listener")
+
+Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
+
+
+class VerdictReader:
+    """Hears the verdicts on all prompts of this process."""
+
+    def __init__(
+        self,
+        policy: BoundPolicy,
+        metrics: GuardMetrics,
+        log: DecisionLog | None = None,
+        on_scored: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`policy` is for answers that come without a verdict, and has what a blocked completion says.
+
+        `on_scored` is told of each prompt that has a score.
+        """
+        self._policy = policy
+        self._message = policy.policy.response.message
+        self._metrics = metrics
+        self._log = log or DecisionLog(policy.policy, "")
+        self._on_scored = on_scored
+        self._prompts: dict[str, Prompt] = {}
+
+    def attach(self, engine_client: Any) -> None:
+        """Listen to vLLM's engine client."""
+        engine_client.generate = self._listening(engine_client.generate)
+        processor = engine_client.output_processor
+        processor.process_outputs = self._hearing(processor.process_outputs)
+
+    def _hearing(self, process: Callable[..., Any]) -> Callable[..., Any]:
+        def hear_and_process(outputs: Sequence[Any], *args: Any, **options: Any) -> Any:
+            for output in outputs:
+                if output.kv_transfer_params is not None:
+                    try:
+                        self._hear(output)
+                    except Exception:
+                        # One prompt's fault is no other's: its answer is one that came without a verdict.
+                        logger.exception("a verdict could not be read")
+            return process(outputs, *args, **options)
+
+        return hear_and_process
+
+    def _hear(self, output: Any) -> None:
+        """Take the verdict off an output that brings one: what else its parameters hold is the client's."""
+        if _is_canary(output):
+            return
+        carried = output.kv_transfer_params.pop(EXTRA, None)
+        output.kv_transfer_params = output.kv_transfer_params or None
+        # A prompt whose client has left is counted already.
+        prompt = self._prompts.get(carried[PROMPT]) if carried else None
+        if prompt and VERDICT in carried:
+            # A prompt has no verdict while one of its verdicts cannot be read.
+            known, prompt.verdict = prompt.verdict, None
+            self._record(prompt, self._own(Verdict.from_wire(carried[VERDICT])), known)
+        if prompt and ANSWER in carried:
+            self._record_answer(prompt, carried[ANSWER])
+
+    def _own(self, verdict: Verdict) -> Verdict:
+        """Return the verdict. Raises `ServingError` where another policy than this process has decided: it says nothing."""
+        if verdict.policy_digest != self._policy.policy.digest:
+            raise ServingError(
+                f"decided by {verdict.policy} with the digest {verdict.policy_digest!r}, which is another policy than "
+                f"this process has, {self._policy.policy.label} with {self._policy.policy.digest!r}",
+                field="policy",
+                remedy="start the server again",
+            )
+        return verdict
+
+    def _record(self, prompt: Prompt, verdict: Verdict, known: Verdict | None = None) -> None:
+        """Take in one of the prompt's verdicts, of which `known` is the most severe so far.
+
+        Each of n completions brings one. A session brings one more with each of its further inputs, which then stands.
+        """
+        if verdict.unscored is None:
+            self._on_scored()
+        prompt.num_verdicts += 1
+        if known and prompt.num_verdicts <= prompt.n:
+            # The first one's id may be in the headers already.
+            milder = verdict.action.severity <= known.action.severity
+            verdict = known if milder else replace(verdict, event_id=known.event_id)
+        prompt.verdict = verdict
+        if prompt.num_verdicts >= prompt.n:
+            self._settle(prompt, verdict)
+
+    def _settle(self, prompt: Prompt, verdict: Verdict) -> None:
+        """Count the prompt and write it down, once: by the verdict that its client is told."""
+        self._count(partial(self._metrics.observe, verdict, prompt.model or MODEL_ITSELF))
+        self._log.record(verdict, prompt)
+
+    def _record_answer(self, prompt: Prompt, carried: dict[str, Any]) -> None:
+        num_tokens = carried.pop("tokens")
+        verdict = self._own(Verdict.from_wire(carried))
+        self._count(partial(self._metrics.observe_answer, verdict, num_tokens))
+        self._log.record(verdict, prompt, "answer")
+        if prompt.answer is None or verdict.decision.severity > prompt.answer.decision.severity:
+            prompt.answer = verdict
+
+    def _count(self, count: Callable[[], None]) -> None:
+        try:
+            count()
+        except Exception:
+            # The verdict holds, counted or not: a full disk under the metrics is no reason to answer nobody.
+            logger.exception("a prompt could not be counted")
+            with suppress(Exception):
+                self._metrics.observe_unrecorded()
+
+    def _listening(self, generate: Generate) -> Generate:
+        def listening(
+            prompt: Any, sampling_params: SamplingParams, request_id: str, **options: Any
+        ) -> AsyncGenerator[RequestOutput, None]:
+            exchange = current.get()
+            lora = options.get("lora_request")
+            asked = exchange.asked if exchange is not None else {}
+            entry = Prompt(request_id, n=sampling_params.n or 1, model=lora.lora_name if lora else None, asked=asked)
+            if exchange is not None:
+                entry.route, entry.caller = exchange.route, exchange.caller
+                exchange.prompts.append(entry)
+            params = _with_asked(sampling_params, entry)
+            return self._heard(generate(prompt, params, request_id, **options), entry, params)
+
+        return listening
+
+    async def _heard(
+        self, outputs: AsyncGenerator[RequestOutput, None], entry: Prompt, params: SamplingParams
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Yield what may leave."""
+        self._prompts[entry.name] = entry
+        stopped = False
+        try:
+            async for output in outputs:
+                if entry.verdict is None and _needs_verdict(entry, output) and self._withholds(entry):
+                    withheld = _withheld(entry, output)
+                    _note_completions(entry, withheld, self._message)
+                    hide_prompt(withheld, params)
+                    yield withheld
+                    return  # and the engine is told to stop
+                _note_completions(entry, output, self._message)
+                stopped = stopped or entry.stopped
+                if stopped:
+                    hide_prompt(output, params)
+                yield output
+        finally:
+            # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no further.
+            del self._prompts[entry.name]
+            if entry.verdict is None:
+                self._count(self._metrics.observe_aborted)
+            elif entry.num_verdicts < entry.n:
+                self._settle(entry, entry.verdict)
+            await outputs.aclose()
+
+    def _withholds(self, entry: Prompt) -> bool:
+        """Decide on an answer that came without a verdict; return whether it is blocked."""
+        logger.error("an answer came without a verdict; it is unscored")
+        tighten, shadow = bool(entry.asked.get("tighten")), bool(entry.asked.get("shadow"))
+        verdict = self._policy.judge(Unscored.NO_VERDICT, tighten=tighten, shadow=shadow)
+        self._record(entry, verdict)
+        return verdict.action is Action.BLOCK
+
+
+def _is_canary(output: Any) -> bool:
+    carried = output.kv_transfer_params.get(EXTRA)
+    return isinstance(carried, dict) and carried.get(PROMPT) == CANARY
+
+
+def _with_asked(params: SamplingParams, entry: Prompt) -> SamplingParams:
+    # A client can fill `extra_args` through `vllm_xargs`; what it put under the guard's key is thrown away. By the name
+    # the gate knows that the request came this way.
+    params = copy.copy(params)  # which may serve several prompts
+    params.extra_args = {**(params.extra_args or {}), EXTRA: {**entry.asked, PROMPT: entry.name}}
+    return params
+
+
+def _needs_verdict(entry: Prompt, output: RequestOutput) -> bool:
+    """Whether there is something to withhold, or the gate has withheld it: what vLLM gave up before needs none."""
+    blocked = stop_reason(STOP_BLOCKED, entry.name)
+    return any(each.token_ids or each.text or each.stop_reason == blocked for each in output.outputs)
+
+
+def _withheld(entry: Prompt, output: RequestOutput) -> RequestOutput:
+    """Return the output as if the gate had ended all completions at it."""
+    blocked = stop_reason(STOP_BLOCKED, entry.name)
+    output.outputs = [
+        CompletionOutput(index, "", [], None, [], finish_reason="stop", stop_reason=blocked) for index in range(entry.n)
+    ]
+    output.finished = True
+    return output
+
+
+def _note_completions(entry: Prompt, output: RequestOutput, message: str) -> None:
+    entry.num_tokens = len(output.prompt_token_ids or ()) or entry.num_tokens
+    blocked, ended = (stop_reason(reason, entry.name) for reason in (STOP_BLOCKED, STOP_ANSWER))
+    for completion in output.outputs:
+        if completion.stop_reason == blocked:
+            entry.blocked.add(completion.index)
+            completion.text, completion.finish_reason, completion.stop_reason = message, "content_filter", None
+            continue
+        entry.passed = True
+        if completion.stop_reason == ended:
+            # What was said before stays said.
+            completion.finish_reason, completion.stop_reason = "content_filter", None

@@ -1,0 +1,1 @@
+"""Launch: what `foreguard serve` checks and sets before vLLM starts."""

@@ -1,0 +1,193 @@
+"""Starting the guarded server: every check first, then vLLM's own server with the guard's classes named in its flags.
+
+The guard enters vLLM by four of its own flags (`--worker-cls`, `--scheduler-cls`, `--middleware`, `--additional-config`)
+and not by an entry point: vLLM only logs a plugin that fails to load, while a class that it cannot import stops it.
+"""
+
+import socket
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from guard.policy import Policy
+from guard.verdict import Action
+from probes.artifact import Artifact
+from probes.errors import PolicyError, ServingError
+from probes.fingerprint import Fingerprint, fingerprint
+from probes.steering import require_servable_steering
+from serving.api.keys import Keys
+from serving.api.typed_tokens import refused_spellings
+from serving.checked import Checked
+from serving.config import AdapterConfig, GuardConfig
+from serving.launch.cpu_memory import choose_kv_cache
+from serving.launch.environment import prepare_environment
+from serving.launch.guardable import require_guardable
+from serving.launch.model_folder import model_folder
+from serving.launch.supported import require_supported_vllm
+from serving.settings import require_settings
+
+WORKER = "serving.worker.worker.GuardedWorker"
+SCHEDULER = "serving.core.gate.guarded_scheduler"
+MIDDLEWARE = "serving.api.middleware.GuardMiddleware"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a person asked for."""
+
+    model: str
+    artifact: Path
+    policy: Path
+    host: str
+    port: int
+    vllm: Sequence[str] = ()
+    """Further arguments of `vllm serve`, as typed."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Artifacts of LoRA adapters, by the adapter's name in `--lora-modules`."""
+
+
+def serve(launch: Launch) -> None:
+    """Check everything, then serve until stopped. Raises `ForeguardError` before a port is opened."""
+    require_supported_vllm()
+    prepare_environment()
+    require_settings()
+    args = _parse([*_base_arguments(launch), *launch.vllm])
+    require_guardable(args, _parse(_base_arguments(launch)))
+    Keys.of(args)
+    config, checked = _check_files(launch, args)
+    if args.uds is None:
+        _require_free_port(args.host, args.port)
+    if chosen := choose_kv_cache(args, model_folder(launch.model, args.revision)):
+        print(f"foreguard: {chosen}", file=sys.stderr, flush=True)
+    args.worker_cls, args.scheduler_cls = WORKER, SCHEDULER
+    args.middleware = [*args.middleware, MIDDLEWARE]
+    args.additional_config = {**(args.additional_config or {}), **config.to_vllm()}
+    checked.publish()
+    _run(args)
+
+
+def _base_arguments(launch: Launch) -> list[str]:
+    return [launch.model, "--host", launch.host, "--port", str(launch.port)]
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    _set_up_command_line()
+    parser = FlexibleArgumentParser(description="vLLM, as started by foreguard serve")
+    ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
+    args: Namespace = parser.parse_args(["serve", *arguments])
+    ServeSubcommand().validate(args)
+    return args
+
+
+def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]:
+    """Return the guard's configuration, once all files belong together, and which they are. Raises `ForeguardError`."""
+    artifact = Artifact.load(launch.artifact)
+    require_servable_steering(artifact.manifest)
+    folder = model_folder(launch.model, args.revision)
+    modules = {module.name: Path(module.path) for module in args.lora_modules or ()}
+    checked = Checked.begin([folder, *(modules[name] for name in launch.adapters if name in modules)])
+    dtype = None if args.dtype == "auto" else {"half": "float16", "float": "float32"}.get(args.dtype, args.dtype)
+    found = partial(fingerprint, folder, dtype=dtype, chat_template=_chat_template(args))
+    artifact.manifest.fingerprint.require(found())
+    config = GuardConfig(
+        artifact=launch.artifact.resolve(),
+        artifact_digest=artifact.manifest.digest,
+        policy=launch.policy.resolve(),
+        behind_voice=True,
+    )
+    policy = config.bind_policy(artifact).policy
+    adapters = [_check_adapter(name, path, modules, found) for name, path in launch.adapters.items()]
+    config = config.model_copy(update={"adapters": tuple(adapters)})
+    artifacts = config.load_artifacts()
+    config.bind_policies(artifacts)
+    _require_templates(policy, artifacts)
+    refused_spellings(policy, artifacts)
+    _require_guarded_adapters(policy, modules, launch.adapters)
+    return config, checked.with_policy(policy)
+
+
+def _check_adapter(
+    name: str, folder: Path, modules: Mapping[str, Path], found: Callable[..., Fingerprint]
+) -> AdapterConfig:
+    """Return the configuration of one adapter whose artifact, at `folder`, is its own. Raises `ForeguardError`."""
+    if name not in modules:
+        raise ServingError(
+            f"no adapter is served as {name!r}",
+            field="--adapter",
+            remedy=f"use one of: {', '.join(modules)}" if modules else "name it in vLLM's --lora-modules",
+        )
+    artifact = Artifact.load(folder)
+    require_servable_steering(artifact.manifest)
+    artifact.manifest.fingerprint.require(found(adapter=modules[name]))
+    digest = artifact.manifest.digest
+    return AdapterConfig(name=name, path=modules[name], artifact=folder.resolve(), artifact_digest=digest)
+
+
+def _require_templates(policy: Policy, artifacts: Sequence[Artifact]) -> None:
+    """Raise where an artifact knows no chat template, unless the policy lets pass what is off the template."""
+    if policy.off_template is not Action.ALLOW and any(each.manifest.template is None for each in artifacts):
+        raise PolicyError(
+            "the artifact does not know the model's chat template, so that a prompt's form may change its verdict",
+            field="off_template",
+            remedy="calibrate again, or set off_template to allow: then each prompt is judged as one turn",
+        )
+
+
+def _require_guarded_adapters(policy: Policy, served: Collection[str], guarded: Collection[str]) -> None:
+    """Raise where an adapter's name in a request would lead around the guard, or the policy pins one that has no artifact."""
+    if (bare := sorted(set(served) - set(guarded))) and policy.on_unscored is not Action.BLOCK:
+        raise PolicyError(
+            f"lets pass what has no score, and {', '.join(bare)} has no artifact: whoever names it is not guarded",
+            field="on_unscored",
+            remedy="give each adapter its artifact (--adapter NAME=FOLDER), or set on_unscored to block",
+        )
+    if unknown := sorted(set(policy.adapters) - set(guarded)):
+        raise PolicyError(
+            f"no artifact was given for {', '.join(unknown)}",
+            field="adapters",
+            remedy="name it with --adapter NAME=FOLDER, or take it out of the policy",
+        )
+
+
+def _chat_template(args: Namespace) -> str | None:
+    """Return the text of `--chat-template`, which names a file or is the template itself."""
+    template: str | None = args.chat_template
+    try:
+        return template and Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError):  # such as a template that is too long for a name
+        return template
+
+
+def _require_free_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(
+                f"cannot listen on {host}:{port}: {error.strerror}",
+                field="--port",
+                remedy="choose a free port with --port",
+            ) from error
+
+
+def _run(args: Namespace) -> None:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    ServeSubcommand.cmd(args)
+
+
+def _set_up_command_line() -> None:
+    """Set vLLM's environment as its own command line does first."""
+    try:
+        from vllm.entrypoints.common.startup import cli_env_setup
+    except ImportError:
+        from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    cli_env_setup()
