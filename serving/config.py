@@ -42,7 +42,7 @@ class GuardConfig(BaseModel):
     artifact_digest: str
     policy: Path
     adapters: tuple[AdapterConfig, ...] = ()
-    behind_voice: bool = False
+    behind_middleware: bool = False
     """Whether requests come through the guard's part of the API server, so that one that does not is unscored."""
 
     @classmethod

@@ -32,7 +32,7 @@ STREAM_PARTS = "foreguard_parts"
 
 EXTRA = "foreguard"
 """Key of `additional_config` (the guard's configuration), of `SamplingParams.extra_args` (what a caller may ask of the
-gate, and `PROMPT`: where there is none, the request came past the API server's listener) and of
+gate, and `PROMPT`: where there is none, the request came past the API server's verdict reader) and of
 `EngineCoreOutput.kv_transfer_params` (the `VERDICT`, and `PROMPT`)."""
 
 PROMPT = "prompt"

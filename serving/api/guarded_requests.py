@@ -1,6 +1,6 @@
 """Guarded requests: each gets an exchange, and its answer is held until the verdict of every prompt that it brings.
 
-Which route it is does not matter: where a prompt reaches the engine, the listener finds the exchange.
+Which route it is does not matter: where a prompt reaches the engine, the verdict reader finds the exchange.
 """
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence

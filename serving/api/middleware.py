@@ -1,4 +1,4 @@
-"""The voice: ASGI middleware in vLLM's API server. Named by `--middleware`.
+"""The guard's ASGI middleware in vLLM's API server. Named by `--middleware`.
 
 At start-up it holds the port shut until the self-test has passed. Then it lets in who may ask, whatever the route. Health
 checks need no key; scores and thresholds on `/metrics` need one of their own.
@@ -34,7 +34,7 @@ from serving.checked import require_files
 from serving.config import GuardConfig
 from serving.settings import body_timeout, max_body, ready_age
 
-logger = logging.getLogger("vllm.foreguard.voice")
+logger = logging.getLogger("vllm.foreguard.middleware")
 
 
 class GuardMiddleware:

@@ -104,7 +104,7 @@ async def canary(engine_client: Any, expected: Sequence[Expected]) -> Verdict:
 async def ask_engines(engine_client: Any, generate: Generate, expected: Sequence[Expected]) -> list[Verdict]:
     """Return the verdict of each engine on a canary prompt. Raises `ForeguardError` when one is not as `expected`.
 
-    `generate` is vLLM's own: what goes through the listener's is traffic.
+    `generate` is vLLM's own: what goes through the verdict reader's is traffic.
     """
     return [
         each.require(await _ask(engine_client, generate, rank, each))

@@ -1,4 +1,4 @@
-"""The listener: hears verdicts where the engine's outputs arrive in the API process.
+"""The verdict reader: takes verdicts from the engine's outputs where these arrive in the API process.
 
 Every generating route calls `engine_client.generate`, so wrapping that one method sees every prompt. Verdicts ride the
 first output of a request, and are noted before vLLM makes anything of it: it merges outputs that nobody has taken yet,
@@ -29,13 +29,13 @@ from serving.api.exchange import Prompt, current
 from serving.api.hidden_logprobs import hide_prompt
 from serving.wire import ANSWER, CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
 
-logger = init_logger("vllm.foreguard.listener")
+logger = init_logger("vllm.foreguard.verdict_reader")
 
 Generate = Callable[..., AsyncGenerator[RequestOutput, None]]
 
 
 class VerdictReader:
-    """Hears the verdicts on all prompts of this process."""
+    """Reads the verdicts on all prompts of this process."""
 
     def __init__(
         self,

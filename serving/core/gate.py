@@ -70,7 +70,7 @@ class GuardedScheduler(DroppingScheduler):
         artifacts = config.load_artifacts()
         self._policies: list[BoundPolicy] = config.bind_policies(artifacts)
         self._strengths = _strengths(self._policies, artifacts)
-        self._behind_voice = config.behind_voice
+        self._behind_middleware = config.behind_middleware
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
         probes = [probe for artifact in artifacts for probe in artifact.manifest.probes]
         self._orders = OrderBook(self, [probe.readout for probe in probes])
@@ -266,7 +266,7 @@ class GuardedScheduler(DroppingScheduler):
             # the policy says, and the engine lives on.
             logger.exception("the policy failed on a request; it is treated as unscored")
             verdict = policy.judge(Unscored.POLICY_ERROR, tighten=tighten)
-        return _bypassing(verdict, policy) if self._behind_voice and PROMPT not in asked else verdict
+        return _bypassing(verdict, policy) if self._behind_middleware and PROMPT not in asked else verdict
 
     def _stop_sharing(self, request: Request, reason: Unscored) -> None:
         """Take blocks whose tokens have no scores out of the prefix cache: a prompt that began with them would have none.
@@ -310,7 +310,7 @@ class GuardedScheduler(DroppingScheduler):
         self.prev_step_scheduled_req_ids.discard(request.request_id)
 
     def _deliver(self, outputs: dict[int, Any]) -> None:
-        """Put verdicts onto the first outputs of their requests: they are noted where these arrive (`listener`)."""
+        """Put verdicts onto the first outputs of their requests: they are read where these arrive (`verdict_reader`)."""
         for client in outputs.values():
             for output in client.outputs:
                 if carried := self._undelivered.pop(output.request_id, None):
@@ -342,7 +342,7 @@ def guarded_scheduler(*, vllm_config: Any, **options: Any) -> GuardedScheduler:
 def _asked(request: Request) -> dict[str, Any]:
     """Return what the API process says and asks about the request; nothing of one that did not come through it."""
     given = (request.sampling_params.extra_args or {}).get(EXTRA) if request.sampling_params else None
-    # No client can give a mapping here: it is the listener's, or it is none.
+    # No client can give a mapping here: it is the verdict reader's, or it is none.
     return given if isinstance(given, dict) else {}
 
 
@@ -362,7 +362,7 @@ _SPOILT = frozenset({Unscored.TAP_SILENT, Unscored.NOT_FINITE, Unscored.SENSOR_E
 
 
 def _bypassing(verdict: Verdict, policy: BoundPolicy) -> Verdict:
-    """Return the verdict on a request that did not come through the listener, which nothing there will hide or count.
+    """Return the verdict on a request that did not come through the verdict reader, which nothing there will hide or count.
 
     It is unscored, but where its scores call for more than the policy does of those; and it tells no scores.
     """

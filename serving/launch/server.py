@@ -99,7 +99,7 @@ def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]
         artifact=launch.artifact.resolve(),
         artifact_digest=artifact.manifest.digest,
         policy=launch.policy.resolve(),
-        behind_voice=True,
+        behind_middleware=True,
     )
     policy = config.bind_policy(artifact).policy
     adapters = [_check_adapter(name, path, modules, found) for name, path in launch.adapters.items()]

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from calibration import cli, registry
 from calibration.pipeline import SPLITS, Settings, calibrate
+from calibration.report.evidence import Evidence
 from guard.binding import bind_to
 from guard.policy_file import parse_policy
 from guard.verdict import Action
@@ -19,45 +21,40 @@ from probes.errors import CalibrationError
 
 CALIBRATION = Path(registry.__file__).parent
 
-OWN = '''"""Probe `contrast`: a method of somebody else's package."""
-
-import torch
-
-from calibration.fitting.contract import Method
-from calibration.fitting.fitted import Fitted, FittedProbe
-from probes.manifest import Probe
-from probes.readout import Readout
+PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+BLOCKS = re.findall(r"^```(?:python|toml)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
-def fit(training):
-    layer = training.chat.num_layers - 1
-    features, labels = training.features(layer, 0, training.fit), training.harmful[training.fit]
-    weight = torch.as_tensor(features[labels].mean(0) - features[~labels].mean(0))
-    spec = Probe(name="contrast", method="difference in means", layers=(layer,), readout=Readout(kind="last"))
-    return Fitted(probes=(FittedProbe(spec, weight[None, None].float()),))
-
-
-METHOD = Method("contrast", fit, plain=True, refits=True)
-'''
+def package_of(module):
+    """Return the text of a module that CONTRIBUTING shows, and the entry points that it has there."""
+    text = next(block for block in BLOCKS if block.startswith(f"# {module}.py"))
+    entry = next(block for block in BLOCKS if f'"{module}:' in block)
+    (group, points), *_ = tomllib.loads(entry)["project"]["entry-points"].items()
+    return text, "\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in points.items())])
 
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Install a package whose `contrast` is an entry point of the methods; returns the function that does it."""
+    """Install a package of one module that CONTRIBUTING shows, or of another `text`; returns the function that does it."""
 
-    def put(text=OWN, package="own"):
+    def put(module="own_probe", text=None, package="own"):
+        shown, entry_points = package_of(module)
         info = tmp_path / package / f"{package}-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[{registry.METHODS}]\ncontrast = {package}_probe:METHOD\n")
-        (info.parent / f"{package}_probe.py").write_text(text)
+        (info / "entry_points.txt").write_text(entry_points)
+        (info.parent / f"{module}.py").write_text(text or shown)
         monkeypatch.syspath_prepend(info.parent)
-        sys.modules.pop(f"{package}_probe", None)  # another test's
-        registry.methods.cache_clear()
+        sys.modules.pop(module, None)  # another test's
+        forget()
 
-    registry.methods.cache_clear()
+    def forget():
+        registry.methods.cache_clear()
+        registry.studies.cache_clear()
+
+    forget()
     yield put
-    registry.methods.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize(("word", "kind"), [("METHOD", registry.methods), ("STUDY", registry.studies)])
@@ -72,19 +69,15 @@ def test_every_method_and_study_of_the_package_is_registered(word, kind):
     assert len({each.rank for each in kind().values()}) == len(kind())
 
 
-def test_a_package_s_own_method_is_fitted_certified_and_decides(install, planted, splits, tmp_path):
-    """Beside the project's, without a line changed here: in the artifact, by a certified threshold, in a policy."""
+def test_a_method_as_contributing_shows_it_is_fitted_certified_and_decides(install, planted, splits, tmp_path):
+    """In a package of its own, without a line changed here: in the artifact, by a certified threshold, in a policy."""
     install()
     assert list(registry.methods())[-1] == "contrast"
     assert "contrast" in registry.plain()
-    done = calibrate(
-        planted.folder,
-        *(splits[split] for split in SPLITS),
-        tmp_path / "artifact",
-        Settings(only=("contrast",), forms=0),
-    )
-    assert [probe.name for probe in done.manifest.probes] == ["contrast"]
+    files = [splits[split] for split in SPLITS]
+    calibrate(planted.folder, *files, tmp_path / "artifact", Settings(only=("contrast",), forms=0))
     artifact = Artifact.load(tmp_path / "artifact")
+    assert [probe.name for probe in artifact.manifest.probes] == ["contrast"]
     rule = "{name: loud, action: block, when: {contrast: {above: {target_fpr: 0.01}}}}"
     bound = bind_to(artifact, parse_policy(f"{{name: own, version: '1', rules: [{rule}]}}"))
     harmless, harmful = (artifact.tensors[name].numpy()[:, 0] for name in (BENIGN_SCORES, HARMFUL_SCORES))
@@ -93,21 +86,31 @@ def test_a_package_s_own_method_is_fitted_certified_and_decides(install, planted
     assert np.mean(blocked[1]) > 0.5
 
 
+def test_a_study_as_contributing_shows_it_is_in_the_report(install, planted, splits, tmp_path):
+    """Beside a method of the project's, by its name."""
+    install("own_study")
+    files = [splits[split] for split in SPLITS]
+    settings = Settings(only=("harmfulness_direction", "prompt_lengths"), forms=0)
+    calibrate(planted.folder, *files, tmp_path / "artifact", settings)
+    found = {study.name: study.finding for study in Evidence.of(Artifact.load(tmp_path / "artifact")).studies}
+    assert "tokens on average" in found["prompt_lengths"]
+
+
 def test_the_list_names_it(install, monkeypatch):
-    """`foreguard calibrate --list` shows each method with the first line of its file."""
+    """`foreguard calibrate --list` shows every method and study."""
     install()
     monkeypatch.setenv("COLUMNS", "200")
     app = typer.Typer()
     app.command()(cli.calibrate)
     shown = CliRunner().invoke(app, ["--list"], catch_exceptions=False)
     assert shown.exit_code == 0
-    assert "a method of somebody else's package" in " ".join(shown.output.split())
+    assert "contrast" in shown.output
     assert all(name in shown.output for name in (*registry.methods(), *registry.studies()))
 
 
 def test_an_entry_point_that_is_no_method_names_its_package(install):
     """Whoever installed it learns which package to mend."""
-    install("METHOD = 3\n")
+    install(text="METHOD = 3\n")
     with pytest.raises(CalibrationError, match="'contrast' of own is no Method"):
         registry.methods()
 

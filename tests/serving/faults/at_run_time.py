@@ -16,7 +16,7 @@ import torch
 from guard.decide import BoundPolicy
 from guard.verdict import Unscored, Verdict
 from probes.scoring import ProbeBank
-from serving.api import verdict_reader as listener
+from serving.api import verdict_reader
 from serving.api.exchange import Prompt
 from serving.api.middleware import GuardMiddleware
 from serving.api.responder import Responder
@@ -179,22 +179,22 @@ def _fail_to_record() -> None:
 
     def entered(*args: Any, **options: Any) -> Prompt:
         entry = Prompt(*args, **options)
-        if _asked.get() in ("listener", "metrics"):
+        if _asked.get() in ("verdict_reader", "metrics"):
             faulty.append((entry, _asked.get()))
         return entry
 
     def record_others(self: VerdictReader, prompt: Prompt, verdict: Verdict, *known: Verdict | None) -> None:
         fault = next((fault for entry, fault in faulty if entry is prompt), None)
-        if fault == "listener" and verdict.unscored is None:
+        if fault == "verdict_reader" and verdict.unscored is None:
             raise Planted
         with patch.object(self._metrics, "observe", _fail) if fault == "metrics" else ExitStack():
             record(self, prompt, verdict, *known)
 
-    listener.Prompt, VerdictReader._record = entered, record_others
+    verdict_reader.Prompt, VerdictReader._record = entered, record_others
 
 
 class FaultyVoice(GuardMiddleware):
-    """A voice that fails on a faulty request."""
+    """A middleware that fails on a faulty request."""
 
     def __init__(self, app: Any) -> None:
         super().__init__(app)

@@ -94,10 +94,10 @@ def matrix(policy: str) -> dict[str, dict[str, Outcome]]:
     }
     return {
         **{fault: unscored(reason, policy) for fault, reason in reasons.items()},
-        "bypass": bypassing(policy),  # the request goes past the listener
-        "listener": unread(policy),  # reading the verdict raises
+        "bypass": bypassing(policy),  # the request goes past the verdict reader
+        "verdict_reader": unread(policy),  # reading the verdict raises
         "responder": failed_to_answer(),  # giving the answer its form raises
-        "middleware": failed({}),  # the voice raises before anything is asked
+        "middleware": failed({}),  # it raises before anything is asked
         "metrics": unrecorded(),  # counting raises
     }
 

@@ -1,4 +1,4 @@
-"""A guarded API server without its engine: real middleware, real listener, a stand-in for what the gate sends."""
+"""A guarded API server without its engine: real middleware, real verdict reader, a stand-in for what the gate sends."""
 
 import warnings
 from types import MappingProxyType, SimpleNamespace

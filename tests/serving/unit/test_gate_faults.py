@@ -70,12 +70,12 @@ class Gate:
 def gate(config):
     """A maker of gates with a policy that blocks `harm` above 2 and does as told with what has no score."""
 
-    def gate(on_unscored="block", *, behind_voice=True):
+    def gate(on_unscored="block", *, behind_middleware=True):
         guard = config(
             f"name: p\nversion: '1'\non_unscored: {on_unscored}\n"
             "rules:\n  - {name: harmful, action: block, when: {harm: {above: 2}}}\n"
         )
-        return Gate(guard.model_copy(update={"behind_voice": behind_voice}))
+        return Gate(guard.model_copy(update={"behind_middleware": behind_middleware}))
 
     return gate
 
@@ -163,4 +163,4 @@ def test_a_request_past_the_voice_is_unscored(gate, on_unscored, scores, action,
 
 def test_an_engine_without_a_voice_asks_for_no_mark(gate):
     """Where it is driven without an API server, every request is judged by its scores."""
-    assert gate(behind_voice=False).ask("a", HARMLESS)[0].unscored is None
+    assert gate(behind_middleware=False).ask("a", HARMLESS)[0].unscored is None

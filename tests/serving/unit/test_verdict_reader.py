@@ -1,4 +1,4 @@
-"""The listener hears each verdict once and leaves no trace of it in vLLM's outputs."""
+"""The reader hears each verdict once and leaves no trace of it in vLLM's outputs."""
 
 import asyncio
 import copy
@@ -53,7 +53,7 @@ def exchange():
 def hear(registry, outputs):
     """A maker of (listening `generate`, what vLLM would see as parameters, ids of closed requests)."""
     metrics = GuardMetrics(registry, BOUND)
-    listener = VerdictReader(BOUND, metrics)
+    reader = VerdictReader(BOUND, metrics)
 
     def make(*produced, fault=None, policy=BOUND):
         closed = []
@@ -69,7 +69,7 @@ def hear(registry, outputs):
                 closed.append(request_id)
 
         client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-        (listener if policy is BOUND else VerdictReader(policy, metrics)).attach(client)
+        (reader if policy is BOUND else VerdictReader(policy, metrics)).attach(client)
         return client.generate, lambda: generate.params, closed
 
     return make
@@ -507,13 +507,13 @@ async def test_the_canary_is_not_listened_to(registry, outputs):
 async def test_who_watches_the_engine_is_told_of_scored_prompts(registry, outputs, scores, scored):
     """A prompt without a score is no sign that the guard sees."""
     told, processor = [], outputs.processor()
-    listener = VerdictReader(BOUND, GuardMetrics(registry, BOUND), on_scored=lambda: told.append(1))
+    reader = VerdictReader(BOUND, GuardMetrics(registry, BOUND), on_scored=lambda: told.append(1))
 
     async def generate(prompt, params, request_id):
         yield processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge(scores)), params)
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    listener.attach(client)
+    reader.attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     assert len(told) == scored
 
