@@ -181,8 +181,9 @@ def calibrate(
         foreguard calibrate ./my-model --train train.jsonl --validation validation.jsonl --test test.jsonl --out ./artifact
     """
     from calibration.model.chat_model import resolve_model
-    from calibration.pipeline import WORK, Settings
-    from calibration.pipeline import calibrate as run
+    from calibration.pipeline.calibrate import calibrate as run
+    from calibration.pipeline.kept import WORK
+    from calibration.pipeline.settings import Settings
     from calibration.report.display import evaluation_tables, not_asked_table
 
     settings = Settings(

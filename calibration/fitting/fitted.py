@@ -65,6 +65,11 @@ class Fitted:
     not_asked: Mapping[str, str] = field(default_factory=dict)
     """Studies that could not be asked, by name, and why."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The probes' names, in order."""
+        return tuple(probe.spec.name for probe in self.probes)
+
 
 def merge(parts: Iterable[Fitted]) -> Fitted:
     """Return everything that was found, in the methods' order, with each probe's cosine with the refusal direction."""

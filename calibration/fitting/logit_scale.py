@@ -17,10 +17,19 @@ from probes.manifest import Platt
 _IDENTITY = Platt(slope=1.0, intercept=0.0)
 
 
-def logit_maps(scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) -> list[Platt]:
-    """Return for each column of `scores` `[N, K]` the map to log-odds; the identity for a probe that points the wrong way."""
-    fitted = [fit_platt(scores[:, column], harmful) for column in range(scores.shape[1])]
+def fit_maps(scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) -> list[Platt]:
+    """Return for each column of `scores` `[N, K]` Platt's map to probabilities."""
+    return [fit_platt(scores[:, column], harmful) for column in range(scores.shape[1])]
+
+
+def logit_maps(fitted: Sequence[Platt]) -> list[Platt]:
+    """Return the maps to log-odds; the identity for a probe that points the wrong way."""
     return [platt if platt.slope > 0 else _IDENTITY for platt in fitted]
+
+
+def maps_from_logits(fitted: Sequence[Platt]) -> list[Platt]:
+    """Return the maps to probabilities of scores that `logit_maps` were applied to."""
+    return [platt.model_copy(update={"slope": 1.0, "intercept": 0.0}) if platt.slope > 0 else platt for platt in fitted]
 
 
 def fold(probes: Sequence[FittedProbe], maps: Sequence[Platt]) -> tuple[FittedProbe, ...]:

@@ -9,7 +9,9 @@ from brief import BRIEF
 from tiny import make_model, make_prompts, make_tokenizer, plant_refusal, write_prompts
 
 from calibration.model.chat_model import ChatModel
-from calibration.pipeline import SPLITS, Settings, calibrate
+from calibration.pipeline.calibrate import calibrate
+from calibration.pipeline.inputs import SPLITS
+from calibration.pipeline.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from calibration.audits.attack.white_box import attack_artifact
 from calibration.model.chat_model import ChatModel
 from calibration.model.intervention import since, steered
 from calibration.model.refusal_metric import find_refusal_tokens, first_token_log_probs
-from calibration.pipeline import SPLITS, Settings, calibrate
+from calibration.pipeline.calibrate import calibrate
+from calibration.pipeline.inputs import SPLITS
+from calibration.pipeline.settings import Settings
 from calibration.prompts.batching import iterate_batches
 from calibration.prompts.prompt_file import load_prompts
 from calibration.prompts.template import encode_prompts

@@ -12,7 +12,10 @@ from brief import BRIEF
 from tiny import make_prompts, write_prompts
 
 from calibration.evaluation.evaluation_run import evaluate_artifact
-from calibration.pipeline import SPLITS, WORK, Settings, calibrate
+from calibration.pipeline.calibrate import calibrate
+from calibration.pipeline.inputs import SPLITS
+from calibration.pipeline.kept import WORK
+from calibration.pipeline.settings import Settings
 from calibration.prompts.prompt_file import load_prompts
 from calibration.recording.request_scores import score_batches
 from calibration.registry import methods, plain, studies
@@ -155,13 +158,13 @@ def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, split
     files, out = (train, splits["validation"], splits["test"]), tmp_path / "artifact"
     without = calibrate(planted.folder, *files, out, replace(BRIEF, keep_work=True))
     assert Evidence.of(Artifact.load(out)).unseen is None
-    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("02-activations/*")}
+    shards = {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("activations-*/*")}
     asked = calibrate(planted.folder, *files, out, replace(BRIEF, keep_work=True, leave_one_source_out=True))
     unseen = Evidence.of(Artifact.load(out)).unseen
     assert set(unseen.sources) == {"one", "two"}
     assert asked.manifest.combinations == {"combined": unseen.combination}
     assert set(unseen.combination) <= {probe.name for probe in asked.manifest.probes}
-    assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("02-activations/*")}
+    assert shards == {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("activations-*/*")}
     assert asked.report == without.report
 
 
@@ -218,7 +221,8 @@ def test_a_model_that_changes_during_the_run_is_refused(planted, splits, tmp_pat
         return method.fit(training)
 
     changed = {**methods(), method.name: replace(method, fit=overwrite)}
-    monkeypatch.setattr("calibration.pipeline.methods", lambda: changed)
+    for user in ("settings", "stages"):
+        monkeypatch.setattr(f"calibration.pipeline.{user}.methods", lambda: changed)
     with pytest.raises(CalibrationError, match="changed while it was being read"):
         calibrate(folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
@@ -231,7 +235,8 @@ def test_a_limit_thins_training_only(planted, splits, tmp_path):
     done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", settings)
     assert Artifact.load(tmp_path / "artifact").tensors[BENIGN_SCORES].shape[0] == 336
     (work,) = (tmp_path / WORK).iterdir()
-    assert json.loads((work / "01-inputs.json").read_text())["prompts"] == {"train": 80, "validation": 420, "test": 400}
+    (begun,) = work.glob("settings-*.json")
+    assert json.loads(begun.read_text())["prompts"] == {"train": 80, "validation": 420, "test": 400}
     assert done.report.probes["stack"].evaluation.auroc > 0.99
 
 

@@ -20,7 +20,8 @@ from tiny import make_prompts, write_prompts
 
 from calibration.fitting.bank import uncertified
 from calibration.fitting.fitted import FittedProbe
-from calibration.pipeline import SPLITS, calibrate
+from calibration.pipeline.calibrate import calibrate
+from calibration.pipeline.inputs import SPLITS
 from calibration.prompts.prompt_file import load_prompts
 from calibration.prompts.template import encode_prompts
 from calibration.recording import shards

@@ -11,7 +11,9 @@ import typer
 from typer.testing import CliRunner
 
 from calibration import cli, registry
-from calibration.pipeline import SPLITS, Settings, calibrate
+from calibration.pipeline.calibrate import calibrate
+from calibration.pipeline.inputs import SPLITS
+from calibration.pipeline.settings import Settings
 from calibration.report.evidence import Evidence
 from guard.binding import bind_to
 from guard.policy_file import parse_policy

@@ -17,7 +17,9 @@ from calibration.methods.neurons.ranking import Ranking
 from calibration.methods.neurons.safety_neurons import fit_safety_neurons
 from calibration.model.chat_model import ChatModel
 from calibration.model.neurons import Neurons
-from calibration.pipeline import SPLITS, Settings, calibrate
+from calibration.pipeline.calibrate import calibrate
+from calibration.pipeline.inputs import SPLITS
+from calibration.pipeline.settings import Settings
 from calibration.recording.request_scores import score_prompts
 from calibration.report.evidence import Evidence
 from probes.artifact import Artifact

@@ -12,14 +12,15 @@ from brief import BRIEF
 from calibration.methods.watches import answering
 from calibration.model.chat_model import ChatModel
 from calibration.model.structure import stream_of
-from calibration.pipeline import SPLITS, WORK, _work_folder, calibrate
+from calibration.pipeline.calibrate import calibrate
+from calibration.pipeline.inputs import SPLITS
+from calibration.pipeline.kept import WORK
 from calibration.prompts.prompt_file import load_prompts
 from calibration.prompts.template import encode_prompts
 from calibration.report.evidence import Evidence
 from probes.answer_reading import AnswersRead, WatchBank
 from probes.artifact import BENIGN_ANSWERS, HARMFUL_ANSWERS, Artifact
 from probes.errors import CalibrationError
-from probes.fingerprint import fingerprint
 from probes.scoring import ProbeBank
 
 TOKENS = 6
@@ -114,17 +115,23 @@ def test_stopped_in_the_middle_of_answering_it_went_on(watched):
     """What was answered was not answered again, and what was asked for stands among the inputs."""
     (work,) = (watched.out.parent / WORK).iterdir()
     assert watched.answered[0] == 6
-    assert sum(watched.answered) == len(list(work.rglob("07-answers/*/*.safetensors")))
-    assert json.loads((work / "01-inputs.json").read_text())["watch_answers"] == TOKENS
+    assert sum(watched.answered) == len(list(work.rglob("answers-*/*/*.safetensors")))
+    (begun,) = work.glob("settings-*.json")
+    assert json.loads(begun.read_text())["settings"]["watch_answers"] == TOKENS
 
 
-def test_answers_of_another_length_are_another_run(planted, splits, tmp_path):
-    """What was answered for one length, or for none, is never taken for another: each has a folder of its own."""
-    files = {split: load_prompts(path) for split, path in splits.items()}
-    lengths = [replace(BRIEF, watch_answers=tokens) for tokens in (None, 3, 6)]
-    identity = fingerprint(planted.folder)
-    folders = {_work_folder(tmp_path / "a", identity, files, settings, "float32") for settings in lengths}
-    assert len(folders) == 3
+def test_answers_of_another_length_are_other_answers(planted, splits, tmp_path):
+    """What was answered for one length is never taken for another; what does not depend on it is not done again."""
+    for tokens in (3, 6):
+        settings = replace(BRIEF, watch_answers=tokens, keep_work=True)
+        calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "a", settings)
+    (work,) = (tmp_path / WORK).iterdir()
+    assert len(list(work.glob("answers-*"))) == 2
+    assert [len(list(work.glob(f"{name}-*"))) for name in ("activations", "fitted-classifiers", "admitted")] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_answers_too_short_to_read_are_refused_before_any_work(splits, tmp_path):

@@ -9,7 +9,9 @@ from tiny import make_prompts, write_prompts
 
 from calibration.evaluation.unseen.left_out import leave_out
 from calibration.fitting.training_set import TrainingSet, set_aside
-from calibration.pipeline import SPLITS, Settings, calibrate
+from calibration.pipeline.calibrate import calibrate
+from calibration.pipeline.inputs import SPLITS
+from calibration.pipeline.settings import Settings
 from calibration.prompts import wrapping_texts
 from calibration.prompts.prompt_file import load_prompts
 from calibration.prompts.template import encode_prompts
@@ -117,7 +119,7 @@ def test_a_calibration_wraps_training_prompts_only(planted, splits, tmp_path):
     """Copies that the context holds are trained on too; validation and test stay as they were given."""
     settings = Settings(only=("classifiers",), wrap=1.0, limit=40, keep_work=True)
     done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", settings)
-    (inputs,) = tmp_path.glob("*/*/01-inputs.json")
+    (inputs,) = tmp_path.glob("*/*/settings-*.json")
     counts = json.loads(inputs.read_text())
     assert 80 < counts["prompts"]["train"] <= 160
     assert counts["prompts"]["validation"] == 420

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy.stats import t
 from sklearn.linear_model import LogisticRegression
 
-from calibration.fitting.logit_scale import apply, logit_maps
+from calibration.fitting.logit_scale import apply, fit_maps, logit_maps
 from calibration.fitting.metrics import cut_at
 
 _MOST_TOGETHER = 3
@@ -37,7 +37,7 @@ class FoldScores:
 
     def in_logits(self) -> "FoldScores":
         """Return the same in log-odds, by maps fitted on the judged prompts."""
-        maps = logit_maps(self.judged.astype(np.float32), self.judged_harmful)
+        maps = logit_maps(fit_maps(self.judged.astype(np.float32), self.judged_harmful))
         judged, left_out = (apply(maps, each.astype(np.float32)) for each in (self.judged, self.left_out))
         return FoldScores(judged, self.judged_harmful, left_out, self.harmful)
 
