@@ -23,7 +23,7 @@ Fit = Callable[[Features, npt.NDArray[np.bool_]], Linear]
 
 
 @dataclass(frozen=True, slots=True)
-class Judges:
+class CrossValidation:
     """Training prompts `rows` `[N]`, and how they are divided: places in `rows` to fit on and to judge by, fold by fold."""
 
     training: TrainingSet
@@ -33,7 +33,7 @@ class Judges:
     """Whether no source is on both sides of any fold."""
 
     @classmethod
-    def of(cls, training: TrainingSet) -> "Judges":
+    def of(cls, training: TrainingSet) -> "CrossValidation":
         """Divide the training prompts, or a sample of them that memory can hold."""
         everything = training.held(np.sort(np.concatenate([training.fit, training.select])))
         sides = [training.sample(everything, harmful=label, most=_MOST_JUDGED) for label in (False, True)]

@@ -15,7 +15,7 @@ from calibration.fitting.metrics import evaluate_scores
 from calibration.fitting.study import Skipped, StudyResult
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.steering.dose_response import Dose, dose_response
-from calibration.methods.watches.watches import Watched
+from calibration.methods.watches.watches import CalibratedWatches
 from calibration.pipeline.inputs import SPLITS, Inputs
 from calibration.pipeline.kept import Kept, json_codec
 from calibration.pipeline.settings import Settings
@@ -66,7 +66,7 @@ def gather_evidence(
     training: Kept[TrainingSet],
     scaled: Kept[Scaled],
     report: Report,
-    watched: Watched,
+    watched: CalibratedWatches,
     forms: FormResults,
     measured: dict[str, Measured],
     unseen: UnseenSources | None,
@@ -104,7 +104,7 @@ def _doses(training: TrainingSet, scaled: Scaled) -> dict[str, tuple[Dose, ...]]
 
 
 def assemble(
-    inputs: Inputs, scaled: Scaled, watched: Watched, forms: FormResults, evidence: Evidence, created: str
+    inputs: Inputs, scaled: Scaled, watched: CalibratedWatches, forms: FormResults, evidence: Evidence, created: str
 ) -> Artifact:
     """Return the artifact."""
     found, validation, names = scaled.found, scaled.scored.validation, scaled.names

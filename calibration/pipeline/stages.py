@@ -11,7 +11,7 @@ from calibration.fitting.fitted import Fitted, FittedProbe, load_fitted, merge, 
 from calibration.fitting.logit_scale import fit_maps, fold, logit_maps, maps_from_logits
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.steering.admission import admit
-from calibration.methods.watches.watches import Watched, watch_answers
+from calibration.methods.watches.watches import CalibratedWatches, watch_answers
 from calibration.pipeline.inputs import Inputs
 from calibration.pipeline.kept import Codec, Kept, json_codec, key_of
 from calibration.pipeline.scores import REQUEST_SCORES, Scored
@@ -149,11 +149,13 @@ def to_log_odds(inputs: Inputs, found: Kept[Fitted], scored: Kept[AllScored]) ->
     return inputs.work.derive("log-odds", scale, found, scored)
 
 
-def watch(inputs: Inputs, training: Kept[TrainingSet], scaled: Kept[Scaled], settings: Settings) -> Kept[Watched]:
+def watch(
+    inputs: Inputs, training: Kept[TrainingSet], scaled: Kept[Scaled], settings: Settings
+) -> Kept[CalibratedWatches]:
     """Let the model answer, where answers are to be watched."""
     key = key_of("answers", training, scaled, settings.watch_answers)
     if settings.watch_answers is None:
-        return Kept(Watched(), key)
+        return Kept(CalibratedWatches(), key)
     splits = {"validation": inputs.validation.value, "test": inputs.test.value}
     with stage("calibrating watches of answers"):
         folder = inputs.work.path("answers", key)
@@ -161,10 +163,12 @@ def watch(inputs: Inputs, training: Kept[TrainingSet], scaled: Kept[Scaled], set
     return Kept(watched, key)
 
 
-def report_on_test(inputs: Inputs, scaled: Kept[Scaled], watched: Kept[Watched], settings: Settings) -> Kept[Report]:
+def report_on_test(
+    inputs: Inputs, scaled: Kept[Scaled], watched: Kept[CalibratedWatches], settings: Settings
+) -> Kept[Report]:
     """Report what probes and controls are worth on the test prompts."""
 
-    def report(own: Scaled, more: Watched, embed: bool) -> Report:
+    def report(own: Scaled, more: CalibratedWatches, embed: bool) -> Report:
         test = own.scored.test
         controls = report_controls(test.prompts, test.requests, test.names, train=inputs.train.value, embed=embed)
         return evaluate(

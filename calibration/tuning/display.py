@@ -11,7 +11,7 @@ from calibration.fitting.metrics import rate
 from calibration.report.display import percent, table_of
 from calibration.tuning.joint import Joint
 from calibration.tuning.limits import KINDS
-from calibration.tuning.outcome import Outcome, precision
+from calibration.tuning.outcome import GroupOutcome, precision
 from calibration.tuning.run import Tuning
 from calibration.tuning.tune import Tuned
 from guard.verdict import Action
@@ -109,7 +109,7 @@ def _outcomes(found: Tuning) -> Table:
     return table
 
 
-def _shares(outcome: Outcome) -> list[str]:
+def _shares(outcome: GroupOutcome) -> list[str]:
     shares: list[Rate] = [*outcome.decisions.values(), outcome.interfered]
     return [percent(share) for share in shares]
 

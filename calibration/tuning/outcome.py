@@ -13,7 +13,7 @@ from probes.manifest import Rate
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class GroupOutcome:
     """A policy's decisions on one group of prompts."""
 
     group: str
@@ -26,7 +26,7 @@ class Outcome:
     """Share on which each rule fires."""
 
 
-def outcomes(bound: BoundPolicy, groups: Mapping[str, Columns]) -> dict[str, Outcome]:
+def outcomes(bound: BoundPolicy, groups: Mapping[str, Columns]) -> dict[str, GroupOutcome]:
     """Return what `bound` would do to each group of prompts, given by their scores. Empty groups are left out.
 
     Of the sample that set a threshold, the share above it is m of n by construction; the true rate is then distributed as
@@ -35,15 +35,15 @@ def outcomes(bound: BoundPolicy, groups: Mapping[str, Columns]) -> dict[str, Out
     return {name: _outcome(name, bound, columns) for name, columns in groups.items() if _size(columns)}
 
 
-def precision(benign: Outcome, harmful: Outcome, prevalence: float) -> float:
+def precision(benign: GroupOutcome, harmful: GroupOutcome, prevalence: float) -> float:
     """Return which share of what a policy flags, steers or blocks is harmful, where the share `prevalence` of traffic is."""
     right, wrong = prevalence * harmful.interfered.value, (1 - prevalence) * benign.interfered.value
     return right / (right + wrong) if right + wrong else 0.0
 
 
-def _outcome(name: str, bound: BoundPolicy, columns: Columns) -> Outcome:
+def _outcome(name: str, bound: BoundPolicy, columns: Columns) -> GroupOutcome:
     severities, count = bound.severities(columns), _size(columns)
-    return Outcome(
+    return GroupOutcome(
         name,
         count,
         {action: rate(int((severities == action.severity).sum()), count) for action in Action},

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from calibration.tuning.outcome import Outcome
+from calibration.tuning.outcome import GroupOutcome
 from calibration.tuning.tune import Place, Plan, with_numbers
 from guard.policy import Policy
 from guard.policy_file import parse_policy
@@ -50,7 +50,7 @@ def policy_diff(text: str, source: str, policy: Policy, plan: Plan, comments: Ma
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
-def comments_of(plan: Plan, found: Mapping[str, Outcome]) -> dict[Place, list[str]]:
+def comments_of(plan: Plan, found: Mapping[str, GroupOutcome]) -> dict[Place, list[str]]:
     """Return for each number its promise, and on what share of each group of prompts its rule now fires."""
     return {place: [number.promise, _fires(place[0], found)] for place, number in plan.items()}
 
@@ -63,7 +63,7 @@ def shown(share: Rate) -> str:
     return f"{value} % ({low} to {high} %)"
 
 
-def _fires(rule: str, found: Mapping[str, Outcome]) -> str:
+def _fires(rule: str, found: Mapping[str, GroupOutcome]) -> str:
     shares = [f"{shown(outcome.rules[rule])} of {group}" for group, outcome in found.items()]
     return f"{rule} fires on {', '.join(shares)}"
 

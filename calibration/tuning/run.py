@@ -10,7 +10,7 @@ from calibration.prompts.template import EncodedPrompts
 from calibration.recording.engine_source import IN_PROCESS, engine_folder, require_engine
 from calibration.tuning.joint import Joint, Prompts, find_setting
 from calibration.tuning.limits import Limit, parse_limits
-from calibration.tuning.outcome import Outcome, outcomes
+from calibration.tuning.outcome import GroupOutcome, outcomes
 from calibration.tuning.policy_edit import comments_of, policy_diff
 from calibration.tuning.prompts import TunePrompts, hard_benign_files, score_groups
 from calibration.tuning.tune import (
@@ -73,9 +73,9 @@ class Tuning:
     scores: tuple[Tuned, ...]
     """Each score's certified cuts; empty where limits on the whole policy were asked for."""
     joint: Joint | None
-    before: Mapping[str, Outcome]
+    before: Mapping[str, GroupOutcome]
     """What the policy does now, by group of prompts; empty where the artifact cannot certify its promises."""
-    after: Mapping[str, Outcome]
+    after: Mapping[str, GroupOutcome]
     platt: Mapping[str, Platt]
     """Maps to probabilities at the prevalence that was asked for; empty where none was."""
     notes: tuple[str, ...]
@@ -178,7 +178,7 @@ def _reference(artifact: Artifact, names: Sequence[str], policy: Policy) -> Prom
 
 def _before(
     bound: Callable[[Policy], BoundPolicy], policy: Policy, groups: TunePrompts
-) -> tuple[Mapping[str, Outcome], list[str]]:
+) -> tuple[Mapping[str, GroupOutcome], list[str]]:
     try:
         return outcomes(bound(policy), groups.named()), []
     except PolicyError as error:

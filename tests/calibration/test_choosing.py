@@ -5,7 +5,7 @@ import pytest
 from recorded import training_set
 from tiny import make_prompts
 
-from calibration.fitting.choosing import Judges
+from calibration.fitting.choosing import CrossValidation
 from calibration.fitting.linear import Linear
 from calibration.methods.classifiers.linear_classifiers import fit_classifiers, fit_logistic
 
@@ -36,9 +36,9 @@ def test_no_source_is_on_both_sides_of_a_fold(training):
 def test_prompts_of_one_source_are_divided_at_random_and_said_to_be(planted_chat, tmp_path):
     """There is nothing to keep apart: the choice is made all the same, and a note says how."""
     training = training_set(planted_chat, tmp_path, lines(["only"]))
-    judges = Judges.of(training)
-    assert not judges.by_source
-    assert len(judges.folds) == 4
+    cross_validation = CrossValidation.of(training)
+    assert not cross_validation.by_source
+    assert len(cross_validation.folds) == 4
     assert any("too few sources" in note for note in fit_classifiers(training).notes)
 
 
@@ -48,8 +48,8 @@ def test_a_mark_of_the_source_is_worth_nothing_on_another(training, monkeypatch)
     mark = np.where(training.harmful, 1.0, -1.0) * 3 + 0.1 * np.random.default_rng(0).standard_normal(len(number))
     own = np.eye(8)[number] * mark[:, None]
     monkeypatch.setattr(type(training), "features", lambda _, *args: own.astype(np.float32)[args[2]])
-    judges = Judges.of(training)
-    _, area = judges.numbers(judges.logits(fit_logistic, 0, 0))
+    cross_validation = CrossValidation.of(training)
+    _, area = cross_validation.numbers(cross_validation.logits(fit_logistic, 0, 0))
     at_random = fit_logistic(own[training.fit].astype(np.float32), training.harmful[training.fit])
     logits = at_random(own[training.select].astype(np.float32))
     assert area < 0.7
@@ -58,14 +58,14 @@ def test_a_mark_of_the_source_is_worth_nothing_on_another(training, monkeypatch)
 
 def test_each_logit_comes_of_a_fit_without_its_prompt(training):
     """A reading that knows the prompts it was fitted on by heart knows none of those it is judged by."""
-    judges, seen = Judges.of(training), []
+    cross_validation, seen = CrossValidation.of(training), []
 
     def by_heart(features, _harmful):
         seen.append({row.tobytes() for row in features})
         return Linear(np.zeros(features.shape[1]), float(len(seen)))
 
-    logits = judges.logits(by_heart, 1, 0)
-    features = training.features(1, 0, judges.rows)
-    for fold, (fitted, judged) in enumerate(judges.folds):
+    logits = cross_validation.logits(by_heart, 1, 0)
+    features = training.features(1, 0, cross_validation.rows)
+    for fold, (fitted, judged) in enumerate(cross_validation.folds):
         assert set(logits[judged]) == {fold + 1.0}
         assert {features[row].tobytes() for row in fitted} == seen[fold]

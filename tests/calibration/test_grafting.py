@@ -14,7 +14,7 @@ from calibration.methods.directions.refusal_direction import fit_refusal_directi
 from calibration.model.intervention import grafted
 from calibration.prompts.batching import make_batch
 from calibration.recording.activations import read_blocks
-from calibration.studies.grafting.grafting import Arena
+from calibration.studies.grafting.grafting import PatchingSetup
 from calibration.studies.grafting.grafting_study import grafting
 from probes.readout import Readout
 
@@ -67,17 +67,17 @@ def place(layer):
 
 def test_probes_at_other_positions_and_earlier_blocks_survive(training, found):
     """Grafted after the last block: refusals vanish, its reading is the donor's; block 0's and the instruction's stay."""
-    arena = Arena.of(training, found)
-    donors = arena.answered[: len(arena.refused)]
-    plain, attacked = arena.trial(None, donors), arena.trial(2, donors)
+    setup = PatchingSetup.of(training, found)
+    donors = setup.answered[: len(setup.refused)]
+    plain, attacked = setup.trial(None, donors), setup.trial(2, donors)
     assert plain.refused.value == 1.0
     assert attacked.refused.value == 0.0
     assert min(plain.recall[name].value for name in ("last_0", "last_2", "harmfulness", "pooled")) > 0.95
     assert attacked.recall["last_0"].value == plain.recall["last_0"].value
     assert attacked.recall["harmfulness"].value == plain.recall["harmfulness"].value
     assert attacked.recall["last_2"].value == 0.0  # no donor is above the cut, being one of those that set it
-    assert arena.trial(1, donors).refused.value == 0.0
-    assert arena.trial(1, np.roll(arena.refused, 1)).refused.value == 1.0
+    assert setup.trial(1, donors).refused.value == 0.0
+    assert setup.trial(1, np.roll(setup.refused, 1)).refused.value == 1.0
 
 
 def test_the_study_names_survivors_and_blinded(training, found):

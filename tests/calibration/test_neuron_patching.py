@@ -23,7 +23,7 @@ from calibration.prompts.batching import make_batch
 from calibration.prompts.prompt_file import load_prompts
 from calibration.prompts.template import encode_prompts
 from calibration.studies.neurons.alignment_tax import study_alignment_tax
-from calibration.studies.neurons.patching import Openings, answer, answer_patched, causal_effect
+from calibration.studies.neurons.patching import RefusalOpenings, answer, answer_patched, causal_effect
 from calibration.studies.neurons.patching_study import study_patching
 
 
@@ -66,7 +66,7 @@ def test_planted_neurons_restore_refusals_and_random_ones_do_not(pair):
     aligned, partner = Neurons.of(pair.chat), Neurons.of(pair.partner)
     harmful, tokens = contrast_sample(pair, harmful=True), pair.refusal_tokens
     best, worst = answer(aligned, harmful, tokens, 4), answer(partner, harmful, tokens, 4)
-    openings = Openings.learn(best.tokens, (), tokens)
+    openings = RefusalOpenings.learn(best.tokens, (), tokens)
 
     def effects(sets):
         given = [answer_patched(aligned, partner, harmful, chosen, tokens, 4) for chosen in sets]
@@ -188,7 +188,7 @@ def test_the_interval_covers_draws_and_prompts():
 
 def test_openings_are_what_the_model_says_to_harm_and_not_to_others():
     """An opening counts when it starts with a refusal token and is commoner on harmful prompts."""
-    openings = Openings.learn(
+    openings = RefusalOpenings.learn(
         [(7, 1, 2, 9), (7, 1, 2), (7, 3, 3), (8, 1, 2)], [(7, 3, 3), (7, 3, 3), (4, 4, 4), (4, 4, 4)], (7,)
     )
     assert openings.refused([(7, 1, 2, 5), (7, 1, 3), (7, 3, 3), (8, 1, 2), ()]).tolist() == [1, 0, 0, 0, 0]

@@ -21,7 +21,7 @@ from calibration.recording.request_scores import score_prompts
 from calibration.studies.novelty.comparison import compare_novelty
 from calibration.studies.novelty.likelihood import mean_log_probs
 from calibration.studies.novelty.neuron_tests import Coverage, KeySpaceBox
-from calibration.studies.novelty.parts import HARMFUL, UNSEEN_HARMFUL, UNSEEN_HARMLESS, Parts
+from calibration.studies.novelty.parts import HARMFUL, UNSEEN_HARMFUL, UNSEEN_HARMLESS, PromptGroups
 from probes.errors import CalibrationError
 from probes.scoring import ProbeBank
 
@@ -217,7 +217,7 @@ def test_a_model_is_no_likelier_than_itself(training):
 
 def test_the_comparison_leaves_jailbreaks_out_of_every_fit(training):
     """Fitting prompts, the cut's and the groups' are disjoint, and only the unseen groups hold jailbreaks."""
-    parts = Parts.of(training)
+    parts = PromptGroups.of(training)
     jailbreaks = np.flatnonzero(training.sources == "jailbreak:fiction")
     assert parts.unseen == "jailbreak sources"
     unseen = np.concatenate([parts.groups[UNSEEN_HARMFUL], parts.groups[UNSEEN_HARMLESS]])

@@ -12,7 +12,7 @@ from calibration.methods.directions.harmfulness_direction import fit_harmfulness
 from calibration.methods.directions.refusal_direction import fit_refusal_direction
 from calibration.methods.steering.admission import admit, recommended
 from calibration.methods.steering.continuation import TOKENS, Continuations
-from calibration.methods.steering.dose_response import Dose, Trial
+from calibration.methods.steering.dose_response import Dose, StrengthSweep
 from calibration.methods.steering.vectors import fit_steering
 from calibration.model.intervention import at, since, steered
 from calibration.prompts.batching import iterate_batches
@@ -122,7 +122,7 @@ def test_a_vector_is_measured_through_its_gate(training, planted):
         each.spec.name: each.spec.evidence
         for each in judged(training, found(training, planted, shut), keep_costly=True).steering
     }
-    trial = Trial.of(training, training.refusal_tokens)
+    trial = StrengthSweep.of(training, training.refusal_tokens)
     assert trial.curve(shut, [1.0])[1].kl_harmless == 0
     assert evidence["refusal"]["kl_benign"] > 0
     assert "shut" not in evidence or evidence["shut"]["kl_benign"] == 0

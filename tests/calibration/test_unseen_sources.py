@@ -8,7 +8,7 @@ from recorded import training_set
 from tiny import make_prompts
 
 from calibration.evaluation.unseen import unseen_sources as module
-from calibration.evaluation.unseen.contenders import TFIDF, Beside, recorded_scores
+from calibration.evaluation.unseen.contenders import TFIDF, ControlInputs, recorded_scores
 from calibration.evaluation.unseen.left_out import WRAPPED, leave_out
 from calibration.evaluation.unseen.unseen_sources import COMBINED, unseen_sources
 from calibration.fitting.bank import bank_of
@@ -47,7 +47,7 @@ def test_controls_that_nobody_asked_for_leave_a_file_all_the_same(training, tmp_
     """Without refusals and without an encoder there is nothing to keep, and a run that goes on finds that out at once."""
     kept = tmp_path / "controls.safetensors"
     for _ in range(2):
-        beside = Beside.of(training, (), kept, embed=False)
+        beside = ControlInputs.of(training, (), kept, embed=False)
         assert (beside.embeddings, beside.refusal) == (None, None)
         assert kept.exists()
 

@@ -11,7 +11,7 @@ from calibration.fitting.fitted import FittedProbe
 from calibration.fitting.metrics import certified_thresholds, recall_at
 from calibration.methods.watches.along import answer_scores, tokens_to_crossing
 from calibration.methods.watches.answering import Answers, answer_prompts
-from calibration.methods.watches.sides import Sides
+from calibration.methods.watches.sides import LabelledAnswers
 from calibration.methods.watches.usual import neighbourhoods, usual_levels
 from calibration.methods.watches.watch_study import groups_by_length
 from calibration.methods.watches.watches import READOUTS, _bank_of, _specs, _watch
@@ -196,7 +196,7 @@ def planted_sides(prompts, rng, *, shift, refused=0):
         length = min(len(signal), len(noise))
         tokens.append(((7 if is_refused else 8),) * (length + 1))
         scores.append(np.concatenate([noise[:length], signal[:length]], axis=1))
-    return Sides.of(Answers(prompts, tuple(tokens), tuple(scores)), frozenset({(7,)}))
+    return LabelledAnswers.of(Answers(prompts, tuple(tokens), tuple(scores)), frozenset({(7,)}))
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_answers_of_one_token_are_counted_and_have_no_score(prompts):
     """Of them nothing is read: they are on neither side."""
     tokens = tuple((9,) if row % 9 == 0 else (9, 8) for row in range(90))
     scores = tuple(np.zeros((len(own) - 1, 2), dtype=np.float32) for own in tokens)
-    sides = Sides.of(Answers(prompts, tokens, scores), frozenset())
+    sides = LabelledAnswers.of(Answers(prompts, tokens, scores), frozenset())
     assert sum(count.unread for count in sides.counts.values()) == 10
     assert len(sides.harmless.tokens) + len(sides.harmful.tokens) == 80
 

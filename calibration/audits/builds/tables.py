@@ -6,12 +6,12 @@ from rich.table import Table
 from rich.text import Text
 
 from calibration.audits.builds.comparison import Comparison
-from calibration.audits.builds.verdict import Verdict, moved_heads
+from calibration.audits.builds.verdict import SafetyChange, moved_heads
 
 _MOST_HEADS, _MOST_NEURONS = 8, 8
 
 
-def comparison_tables(found: Comparison, verdict: Verdict) -> RenderableType:
+def comparison_tables(found: Comparison, verdict: SafetyChange) -> RenderableType:
     """Return the verdict, what moved, and the numbers behind it, each beside its noise floor."""
     # The first thing that moved is the verdict's own sentence.
     more = [Text(f"also: {part}") for part in verdict.moved[1:]]

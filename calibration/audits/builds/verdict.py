@@ -22,7 +22,7 @@ _ONE_DIRECTION = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SafetyChange:
     """What moved; nothing in `moved` is nothing that matters to safety."""
 
     sentence: str
@@ -30,12 +30,12 @@ class Verdict:
     """Each part of the model's safety that moved, in words."""
 
 
-def judge(found: Comparison) -> Verdict:
+def judge(found: Comparison) -> SafetyChange:
     """Return the verdict."""
     moved = [*_refusals(found), *_direction(found), *_heads(found), *_template(found)]
     if not moved:
-        return Verdict(f"the two builds refuse alike: {_alike(found)}", ())
-    return Verdict(moved[0], tuple(moved))
+        return SafetyChange(f"the two builds refuse alike: {_alike(found)}", ())
+    return SafetyChange(moved[0], tuple(moved))
 
 
 def moved_heads(found: Comparison) -> list[Head]:

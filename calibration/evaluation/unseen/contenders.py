@@ -33,7 +33,7 @@ Scores = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class ControlInputs:
     """What controls need of all training prompts, worked out once."""
 
     embeddings: npt.NDArray[np.float32] | None
@@ -42,7 +42,9 @@ class Beside:
     """The model's own refusal metric `[N]`; none where it does not refuse."""
 
     @classmethod
-    def of(cls, training: TrainingSet, refusal_tokens: Sequence[int], path: Path, *, embed: bool = True) -> "Beside":
+    def of(
+        cls, training: TrainingSet, refusal_tokens: Sequence[int], path: Path, *, embed: bool = True
+    ) -> "ControlInputs":
         """Ask the model how it would begin to answer each prompt, and `embed` them; what lies at `path` is not done again."""
         if not path.exists():
             asked: dict[str, npt.NDArray[np.floating]] = {}
@@ -79,7 +81,7 @@ def probe_scores(fold: LeftOut, method: Method, rows: Rows) -> dict[str, Scores]
     return dict(_scored(fold.training, method.fit(fold.training).probes, rows))
 
 
-def control_scores(fold: LeftOut, beside: Beside, rows: Rows) -> dict[str, Scores]:
+def control_scores(fold: LeftOut, beside: ControlInputs, rows: Rows) -> dict[str, Scores]:
     """Return the same of the controls."""
     training, learned = fold.training, np.concatenate([fold.training.fit, fold.training.select])
     scores: dict[str, Scores] = {TFIDF: tfidf_scores(training.prompts.subset(learned), training.prompts.subset(rows))}

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from calibration.evaluation.unseen.combination import FoldScores, choose_combination
 from calibration.evaluation.unseen.contenders import (
     CONTROLS,
-    Beside,
+    ControlInputs,
     control_scores,
     even_combination,
     probe_scores,
@@ -107,7 +107,7 @@ def unseen_sources(
     missing = [task for task, path in tasks.items() if not path.exists()]
     asked = any(part == _CONTROLS for _, part in missing)
     kept = folder.parent / "controls.safetensors"
-    beside = Beside.of(training, refusal_tokens, kept, embed=embed) if asked else Beside(None, None)
+    beside = ControlInputs.of(training, refusal_tokens, kept, embed=embed) if asked else ControlInputs(None, None)
     for family, part in track(missing, "leaving out one family of sources at a time"):
         _measure(leave_out(training, family, seed), by_name.get(part), beside).save(tasks[family, part])
     found: dict[str, _Measured] = {}
@@ -154,7 +154,7 @@ class _Measured:
         return cls(scores, names, sources)
 
 
-def _measure(fold: LeftOut, method: Method | None, beside: Beside) -> _Measured:
+def _measure(fold: LeftOut, method: Method | None, beside: ControlInputs) -> _Measured:
     """Measure the probes of a method, or the controls where there is none."""
     rows = np.concatenate([fold.judged, fold.left_out])
     scores = probe_scores(fold, method, rows) if method else control_scores(fold, beside, rows)

@@ -10,7 +10,7 @@ from calibration.fitting.training_set import TrainingSet
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class BlockScore:
     """How well one kind reads one block, on selection prompts."""
 
     accuracy: float
@@ -20,11 +20,11 @@ class Mark:
     """At 1 % false positives."""
 
 
-Marks = Mapping[str, Sequence[Mark]]
+BlockScores = Mapping[str, Sequence[BlockScore]]
 """By kind, block by block."""
 
 
-def block_study(training: TrainingSet, marks: Marks, num_fitted: int) -> StudyResult:
+def block_study(training: TrainingSet, marks: BlockScores, num_fitted: int) -> StudyResult:
     """Return the study of `marks`, the classifiers having been fitted on `num_fitted` prompts."""
     select = training.prompts.subset(training.select)
     words = tfidf_scores(training.prompts.subset(training.fit), select)
@@ -57,7 +57,7 @@ def block_study(training: TrainingSet, marks: Marks, num_fitted: int) -> StudyRe
     )
 
 
-def _finding(marks: Marks, words: float, num_fitted: int, num_select: int) -> str:
+def _finding(marks: BlockScores, words: float, num_fitted: int, num_select: int) -> str:
     best = {kind: max(range(len(each)), key=lambda block: each[block].auroc) for kind, each in marks.items()}
     shown = ", ".join(
         f"{kind} {marks[kind][block].auroc:.3f} at block {block} ({marks[kind][0].auroc:.3f} at block 0)"
@@ -69,7 +69,7 @@ def _finding(marks: Marks, words: float, num_fitted: int, num_select: int) -> st
     )
 
 
-def _table(marks: Marks) -> Table:
+def _table(marks: BlockScores) -> Table:
     blocks = range(len(next(iter(marks.values()))))
     return Table(
         name="accuracy and AUROC, by block",

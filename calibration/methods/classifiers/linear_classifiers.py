@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # it ships no annotations
 
-from calibration.fitting.choosing import Fit, Judges
+from calibration.fitting.choosing import CrossValidation, Fit
 from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.linear import Linear
@@ -79,16 +79,16 @@ def fit_classifiers(training: TrainingSet) -> Fitted:
     averages over all tokens. The `joint` ones are one regression on several blocks at once, at the prompt's last token and
     over the mean: they are chosen by nothing.
     """
-    judges = Judges.of(training)
+    cross_validation = CrossValidation.of(training)
     places: tuple[Where, ...] = (0, training.instruction_offset)
-    logistic = _choices(judges, fit_logistic, places)
-    best, lda = _best(logistic), _best(_choices(judges, fit_lda_held, places))
-    pooled = _best(_choices(judges, fit_logistic, ("mean",)))
+    logistic = _choices(cross_validation, fit_logistic, places)
+    best, lda = _best(logistic), _best(_choices(cross_validation, fit_lda_held, places))
+    pooled = _best(_choices(cross_validation, fit_logistic, ("mean",)))
     return Fitted(
         probes=(
             _probe("logistic", "L2 logistic regression", best, _logistic(training, best.layer, best.where)),
             _probe("lda", "shrinkage linear discriminant", lda, _lda(training, lda.layer, lda.where)),
-            _stack(judges, [choice for choice in logistic if choice.where == best.where]),
+            _stack(cross_validation, [choice for choice in logistic if choice.where == best.where]),
             _probe(
                 "pooled",
                 "L2 logistic regression on the mean of all tokens",
@@ -98,17 +98,19 @@ def fit_classifiers(training: TrainingSet) -> Fitted:
             _joint(training, "joint", 0),
             _joint(training, "joint_pooled", "mean"),
         ),
-        notes=() if judges.by_source else (_BY_CHANCE,),
+        notes=() if cross_validation.by_source else (_BY_CHANCE,),
     )
 
 
-def _choices(judges: Judges, fit: Fit, places: Sequence[Where]) -> list[_Choice]:
+def _choices(cross_validation: CrossValidation, fit: Fit, places: Sequence[Where]) -> list[_Choice]:
     found = []
-    for layer in track(range(judges.training.chat.num_layers), "choosing where to read"):
+    for layer in track(range(cross_validation.training.chat.num_layers), "choosing where to read"):
         for where in places:
-            with threadpool_limits(1 if len(judges.rows) * judges.training.chat.hidden_size < _LARGE else None):
-                logits = judges.logits(fit, layer, where)
-            found.append(_Choice(layer, where, logits, *judges.numbers(logits)))
+            with threadpool_limits(
+                1 if len(cross_validation.rows) * cross_validation.training.chat.hidden_size < _LARGE else None
+            ):
+                logits = cross_validation.logits(fit, layer, where)
+            found.append(_Choice(layer, where, logits, *cross_validation.numbers(logits)))
     return found
 
 
@@ -142,13 +144,13 @@ def _readout(where: Where) -> Readout:
     return Readout(kind="mean") if where == "mean" else Readout(kind="last", offset=where)
 
 
-def _stack(judges: Judges, choices: Sequence[_Choice]) -> FittedProbe:
+def _stack(cross_validation: CrossValidation, choices: Sequence[_Choice]) -> FittedProbe:
     """Combine the blocks' readings by a second logistic regression, fitted on logits that no block fitted itself."""
-    training, stacked = judges.training, _thinned(choices, judges.training.chat.num_layers)
+    training, stacked = cross_validation.training, _thinned(choices, cross_validation.training.chat.num_layers)
     logits = np.stack([each.logits for each in stacked], axis=1)
     judged = np.isfinite(logits).all(axis=1)
-    combined = fit_logistic(logits[judged].astype(np.float32), judges.harmful[judged])
-    recall, area = judges.numbers(combined(logits.astype(np.float32)))
+    combined = fit_logistic(logits[judged].astype(np.float32), cross_validation.harmful[judged])
+    recall, area = cross_validation.numbers(combined(logits.astype(np.float32)))
     parts = [_logistic(training, each.layer, each.where) for each in stacked]
     weight = np.stack([share * part.weight for share, part in zip(combined.weight, parts, strict=True)])
     spec = Probe(

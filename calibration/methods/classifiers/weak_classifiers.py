@@ -22,7 +22,7 @@ from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.linear import Linear
 from calibration.fitting.metrics import auroc, recall_at
 from calibration.fitting.training_set import Rows, TrainingSet
-from calibration.methods.classifiers.block_study import Mark, block_study
+from calibration.methods.classifiers.block_study import BlockScore, block_study
 from calibration.methods.classifiers.discriminant import fit_lda_held
 from calibration.methods.classifiers.linear_classifiers import fit_logistic
 from calibration.prompts.progress import track
@@ -104,7 +104,7 @@ def fit_weak_classifiers(training: TrainingSet) -> Fitted:
     """Return probes `svm` and `mlp` at the last token of the block that each reads best, and the study of all blocks."""
     sides = [training.sample(training.fit, harmful=label, most=_MOST_COMPARED) for label in (False, True)]
     compared = np.sort(np.concatenate(sides))
-    marks: dict[str, list[Mark]] = {kind: [] for kind in KINDS}
+    marks: dict[str, list[BlockScore]] = {kind: [] for kind in KINDS}
     for layer in track(range(training.chat.num_layers), "weak classifiers, block by block"):
         for kind, found in _read_block(training, layer, compared).items():
             marks[kind].append(found)
@@ -114,20 +114,20 @@ def fit_weak_classifiers(training: TrainingSet) -> Fitted:
     )
 
 
-def _read_block(training: TrainingSet, layer: int, compared: Rows) -> dict[str, Mark]:
+def _read_block(training: TrainingSet, layer: int, compared: Rows) -> dict[str, BlockScore]:
     features = training.features(layer, 0)
     fitted = {kind: fit(features[compared], training.harmful[compared]) for kind, fit in KINDS.items()}
     select, harmful = features[training.select], training.harmful[training.select]
     return {kind: _mark(classifier(select), harmful) for kind, classifier in fitted.items()}
 
 
-def _mark(logits: npt.NDArray[np.float64], harmful: Labels) -> Mark:
+def _mark(logits: npt.NDArray[np.float64], harmful: Labels) -> BlockScore:
     above, below = logits[harmful], logits[~harmful]
     accuracy = ((above > 0).mean() + (below <= 0).mean()) / 2
-    return Mark(float(accuracy), auroc(above, below), recall_at(above, below, 0.01))
+    return BlockScore(float(accuracy), auroc(above, below), recall_at(above, below, 0.01))
 
 
-def _probe(training: TrainingSet, kind: str, marks: list[Mark]) -> FittedProbe:
+def _probe(training: TrainingSet, kind: str, marks: list[BlockScore]) -> FittedProbe:
     """Fit the kind anew, on all fit prompts, where it read best by recall at 1 % false positives, then AUROC."""
     layer = max(range(len(marks)), key=lambda each: (marks[each].recall, marks[each].auroc))
     features = training.features(layer, 0)

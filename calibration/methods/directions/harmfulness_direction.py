@@ -8,7 +8,7 @@ that one is refusal's.
 import numpy as np
 import numpy.typing as npt
 
-from calibration.fitting.choosing import Judges
+from calibration.fitting.choosing import CrossValidation
 from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.linear import Linear
@@ -21,19 +21,19 @@ _MARGIN = 0.02
 
 def fit_harmfulness_direction(training: TrainingSet) -> Fitted:
     """Return probe `harmfulness` at the block and position that separate best, by AUROC on sources left out of the fit."""
-    judges = Judges.of(training)
+    cross_validation = CrossValidation.of(training)
     offsets = range(training.instruction_offset, 0, -1)
     layers = range(training.chat.num_layers)
-    candidates = [_candidate(judges, layer, offset) for offset in offsets for layer in layers]
+    candidates = [_candidate(cross_validation, layer, offset) for offset in offsets for layer in layers]
     return Fitted(probes=(_choose(candidates, training.instruction_offset),))
 
 
-def _candidate(judges: Judges, layer: int, offset: int) -> FittedProbe:
-    training = judges.training
+def _candidate(cross_validation: CrossValidation, layer: int, offset: int) -> FittedProbe:
+    training = cross_validation.training
     harmless, harmful = training.moments(layer, offset, training.fit)
     direction = harmful.mean - harmless.mean
     projection = training.project(layer, offset, direction)[training.fit]
-    _, area = judges.numbers(judges.logits(_along_the_means, layer, offset))
+    _, area = cross_validation.numbers(cross_validation.logits(_along_the_means, layer, offset))
     return direction_probe(
         "harmfulness",
         "difference in means before the last position",

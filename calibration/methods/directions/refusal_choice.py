@@ -4,36 +4,51 @@ from collections.abc import Callable, Sequence
 
 from calibration.fitting.study import Chart, Series, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
-from calibration.methods.directions.refusal_candidates import MAXIMUM_KL, Candidate, Jury
+from calibration.methods.directions.refusal_candidates import MAXIMUM_KL, Candidate, CandidateEvaluator
 from calibration.prompts.template import template_suffix
 
 RESULT = "refusal_choice"
 
 
 def choice_study(
-    training: TrainingSet, jury: Jury, judged: Sequence[Candidate], chosen: Candidate | None, *, num_contrast: int
+    training: TrainingSet,
+    evaluator: CandidateEvaluator,
+    judged: Sequence[Candidate],
+    chosen: Candidate | None,
+    *,
+    num_contrast: int,
 ) -> StudyResult:
     """Return the study of `judged`, with their numbers at strength 1; `num_contrast` prompts gave the means."""
     names = _names(training)
     return StudyResult(
         name=RESULT,
         title="How the refusal direction was chosen",
-        finding=_finding(jury, judged, chosen, names, num_contrast),
+        finding=_finding(evaluator, judged, chosen, names, num_contrast),
         charts=(
-            _chart("bypass", "mean log-odds of refusal", f"Harmful prompts, ablated. {_sample(jury)}", judged, names),
             _chart(
-                "induce", "mean log-odds of refusal", f"Harmless prompts, added once. {_sample(jury)}", judged, names
+                "bypass", "mean log-odds of refusal", f"Harmful prompts, ablated. {_sample(evaluator)}", judged, names
             ),
             _chart(
-                "kl", "nats", f"Harmless prompts, ablated; the limit is {MAXIMUM_KL}. {_sample(jury)}", judged, names
+                "induce",
+                "mean log-odds of refusal",
+                f"Harmless prompts, added once. {_sample(evaluator)}",
+                judged,
+                names,
+            ),
+            _chart(
+                "kl",
+                "nats",
+                f"Harmless prompts, ablated; the limit is {MAXIMUM_KL}. {_sample(evaluator)}",
+                judged,
+                names,
             ),
         ),
         tables=(_table(judged, chosen, names),),
     )
 
 
-def _sample(jury: Jury) -> str:
-    return f"{len(jury.harmful.prompts)} harmful and {len(jury.harmless.prompts)} harmless selection prompts."
+def _sample(evaluator: CandidateEvaluator) -> str:
+    return f"{len(evaluator.harmful.prompts)} harmful and {len(evaluator.harmless.prompts)} harmless selection prompts."
 
 
 def _names(training: TrainingSet) -> list[str]:
@@ -93,16 +108,20 @@ def _verdict(each: Candidate, chosen: Candidate | None) -> str:
 
 
 def _finding(
-    jury: Jury, judged: Sequence[Candidate], chosen: Candidate | None, names: Sequence[str], num_contrast: int
+    evaluator: CandidateEvaluator,
+    judged: Sequence[Candidate],
+    chosen: Candidate | None,
+    names: Sequence[str],
+    num_contrast: int,
 ) -> str:
-    kept = f"means over {num_contrast} prompts that the model treats as labelled; {_sample(jury)}"
+    kept = f"means over {num_contrast} prompts that the model treats as labelled; {_sample(evaluator)}"
     if chosen is None:
         return f"None of {len(judged)} candidates qualifies at any strength tried ({kept})"
     qualified = sum(each.qualifies for each in judged)
     how = " under affine ablation" if chosen.is_affine else ""
+    before = [evaluator.refusal(prompts) for prompts in (evaluator.harmful, evaluator.harmless)]
     return (
         f"Of {len(judged)} candidates {qualified} qualify at strength 1; chosen is block {chosen.layer}, position "
         f"{names[chosen.offset]}, at strength {chosen.strength:g}{how}: bypass {chosen.bypass:.2f} (untouched "
-        f"{jury.refusal(jury.harmful):.2f}), induce {chosen.induce:.2f} (untouched {jury.refusal(jury.harmless):.2f}), "
-        f"KL {chosen.kl:.3f} nats ({kept})"
+        f"{before[0]:.2f}), induce {chosen.induce:.2f} (untouched {before[1]:.2f}), KL {chosen.kl:.3f} nats ({kept})"
     )

@@ -17,7 +17,7 @@ from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedSteering
 from calibration.fitting.training_set import NO_REFUSALS, Rows, TrainingSet
 from calibration.methods.directions.directions import difference_in_means, direction_probe
-from calibration.methods.directions.refusal_candidates import MAXIMUM_KL, Candidate, Jury
+from calibration.methods.directions.refusal_candidates import MAXIMUM_KL, Candidate, CandidateEvaluator
 from calibration.methods.directions.refusal_choice import RESULT, choice_study
 from calibration.model.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.prompts.progress import track
@@ -57,9 +57,9 @@ def _contrast_rows(training: TrainingSet) -> Rows:
     return np.concatenate(sides)
 
 
-def _summon(training: TrainingSet, tokens: tuple[int, ...]) -> Jury:
+def _summon(training: TrainingSet, tokens: tuple[int, ...]) -> CandidateEvaluator:
     harmful, harmless = (_behaving(training, tokens, harmful=label) for label in (True, False))
-    return Jury(training.chat, tokens, harmful, harmless, first_token_log_probs(training.chat, harmless))
+    return CandidateEvaluator(training.chat, tokens, harmful, harmless, first_token_log_probs(training.chat, harmless))
 
 
 def _behaving(training: TrainingSet, tokens: tuple[int, ...], *, harmful: bool) -> EncodedPrompts:
@@ -70,33 +70,35 @@ def _behaving(training: TrainingSet, tokens: tuple[int, ...], *, harmful: bool) 
     return sample.subset((rows if len(rows) else np.arange(len(metric)))[:_MOST_JUDGED])
 
 
-def _choose(training: TrainingSet, rows: Rows, jury: Jury) -> Fitted:
-    candidates = [jury.ablate(each) for each in track(list(_candidates(training, rows)), "ablating directions")]
+def _choose(training: TrainingSet, rows: Rows, evaluator: CandidateEvaluator) -> Fitted:
+    candidates = [evaluator.ablate(each) for each in track(list(_candidates(training, rows)), "ablating directions")]
     first: list[Candidate] = []
     strongest = -np.inf
     for strength in _STRENGTHS:
-        judged = [jury.add(each, strength) for each in track(candidates, f"adding directions at strength {strength:g}")]
+        judged = [
+            evaluator.add(each, strength) for each in track(candidates, f"adding directions at strength {strength:g}")
+        ]
         first = first or judged
-        best = _best(judged, jury)
+        best = _best(judged, evaluator)
         if best is not None:
-            fitted = _describe(training, rows, jury, best)
-            return replace(fitted, studies=(choice_study(training, jury, first, best, num_contrast=len(rows)),))
+            fitted = _describe(training, rows, evaluator, best)
+            return replace(fitted, studies=(choice_study(training, evaluator, first, best, num_contrast=len(rows)),))
         strongest = max(strongest, *(candidate.induce for candidate in judged))
     return Fitted(
         notes=(
             f"no refusal direction: none of {len(candidates)} candidates induces refusals (best {strongest:.2f}) "
             f"while its ablation changes harmless answers by less than {MAXIMUM_KL} nats",
         ),
-        studies=(choice_study(training, jury, first, None, num_contrast=len(rows)),),
+        studies=(choice_study(training, evaluator, first, None, num_contrast=len(rows)),),
     )
 
 
-def _best(judged: Sequence[Candidate], jury: Jury) -> Candidate | None:
+def _best(judged: Sequence[Candidate], evaluator: CandidateEvaluator) -> Candidate | None:
     """Return the candidate that qualifies with the least bypass; where none does linearly, affine ablation judges."""
     qualified = [each for each in judged if each.qualifies]
     if not qualified:
         inducing = [each for each in judged if each.induce > 0 and not each.is_deep]
-        qualified = [each for each in map(jury.ablate_affinely, inducing) if each.qualifies]
+        qualified = [each for each in map(evaluator.ablate_affinely, inducing) if each.qualifies]
     return min(qualified, key=lambda candidate: candidate.bypass, default=None)
 
 
@@ -112,9 +114,9 @@ def _candidates(training: TrainingSet, rows: Rows) -> Iterator[Candidate]:
             yield Candidate(layer, offset, direction, levels.astype(np.float32), is_deep)
 
 
-def _describe(training: TrainingSet, rows: Rows, jury: Jury, best: Candidate) -> Fitted:
+def _describe(training: TrainingSet, rows: Rows, evaluator: CandidateEvaluator, best: Candidate) -> Fitted:
     vector = best.vector()
-    evidence = _evidence(jury, best)
+    evidence = _evidence(evaluator, best)
     probe = direction_probe(
         "refusal",
         _METHOD,
@@ -136,9 +138,9 @@ def _describe(training: TrainingSet, rows: Rows, jury: Jury, best: Candidate) ->
     return Fitted((probe,), (FittedSteering(steering, {"vector": vector.unsqueeze(0)}),))
 
 
-def _evidence(jury: Jury, best: Candidate) -> dict[str, float]:
+def _evidence(evaluator: CandidateEvaluator, best: Candidate) -> dict[str, float]:
     """Return what the direction does; `served_strength` is the least strength that induces refusal as served, if any does."""
-    served = {strength: jury.induced_as_served(best, strength) for strength in _STRENGTHS}
+    served = {strength: evaluator.induced_as_served(best, strength) for strength in _STRENGTHS}
     enough = [strength for strength, metric in served.items() if metric > 0]
     return {
         "induce": best.induce,
@@ -146,8 +148,8 @@ def _evidence(jury: Jury, best: Candidate) -> dict[str, float]:
         "bypass": best.bypass,
         "kl": best.kl,
         "affine": float(best.is_affine),
-        "baseline_harmful": jury.refusal(jury.harmful),
-        "baseline_harmless": jury.refusal(jury.harmless),
+        "baseline_harmful": evaluator.refusal(evaluator.harmful),
+        "baseline_harmless": evaluator.refusal(evaluator.harmless),
         "induce_served": served[best.strength],
     } | ({"served_strength": enough[0]} if enough else {})
 

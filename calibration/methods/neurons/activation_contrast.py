@@ -26,7 +26,7 @@ _BATCH_PROMPTS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class ActivationContrast:
     """How every neuron differs between two models over the same texts."""
 
     square: npt.NDArray[np.float64]
@@ -48,14 +48,14 @@ def rank_by_change(aligned: Neurons, partner: Neurons, prompts: EncodedPrompts, 
     return Ranking(name, "change between the model and its partner", contrast.scores, aligned)
 
 
-def contrast_prompts(aligned: Neurons, partner: Neurons, prompts: EncodedPrompts) -> Contrast:
+def contrast_prompts(aligned: Neurons, partner: Neurons, prompts: EncodedPrompts) -> ActivationContrast:
     """Return the contrast on the partner's own greedy answers to `prompts`. Raises `CalibrationError`."""
     return contrast_answers(aligned, partner, prompts.token_ids, generate(partner.chat, prompts, _NEW_TOKENS))
 
 
 def contrast_answers(
     aligned: Neurons, partner: Neurons, prompts: Sequence[Tokens], answers: Sequence[Tokens]
-) -> Contrast:
+) -> ActivationContrast:
     """Return the contrast at the positions that predict the tokens of `answers`, both models reading the same texts.
 
     Only sums are held, and of a batch only the partner's neurons at those positions. Raises `CalibrationError` where a
@@ -75,7 +75,7 @@ def contrast_answers(
         square += square_and_mean[0]
         mean += square_and_mean[1]
         num_positions += int(chosen.sum())
-    return _finite(Contrast(square / num_positions, mean / num_positions, num_positions))
+    return _finite(ActivationContrast(square / num_positions, mean / num_positions, num_positions))
 
 
 def _batch_sums(aligned: Neurons, partner: Neurons, batch: Batch, chosen: torch.Tensor) -> npt.NDArray[np.float64]:
@@ -96,7 +96,7 @@ def _batch_sums(aligned: Neurons, partner: Neurons, batch: Batch, chosen: torch.
     return np.asarray(torch.cat([changes[layer] for layer in layers], dim=1).cpu().numpy())
 
 
-def _finite(contrast: Contrast) -> Contrast:
+def _finite(contrast: ActivationContrast) -> ActivationContrast:
     if not np.isfinite(contrast.square).all():
         raise CalibrationError(
             "neurons of the model or its partner are NaN or infinite",

@@ -32,7 +32,7 @@ _SEED = 20_260
 
 
 @dataclass(frozen=True, slots=True)
-class _Trial:
+class _Regression:
     """One regression: on which neurons, and how it does on selection prompts."""
 
     ranking: str
@@ -53,12 +53,12 @@ class _Pool:
     fit_harmful: npt.NDArray[np.bool_]
     select_harmful: npt.NDArray[np.bool_]
 
-    def try_out(self, ranking: str, numbers: Numbers) -> _Trial:
+    def try_out(self, ranking: str, numbers: Numbers) -> _Regression:
         columns = np.searchsorted(self.numbers, numbers)
         linear = fit_logistic(self.fit[:, columns], self.fit_harmful)
         logits = linear(self.select[:, columns])
         above, below = logits[self.select_harmful], logits[~self.select_harmful]
-        return _Trial(ranking, numbers, linear, recall_at(above, below, 0.01), auroc(above, below))
+        return _Regression(ranking, numbers, linear, recall_at(above, below, 0.01), auroc(above, below))
 
 
 def fit_neuron_probe(
@@ -97,7 +97,7 @@ def _read(training: TrainingSet, neurons: Neurons, numbers: Numbers) -> _Pool:
     return _Pool(numbers, fit, select, *(training.harmful[sample] for sample in samples))
 
 
-def _probe(neurons: Neurons, best: _Trial, random: Sequence[_Trial]) -> FittedProbe:
+def _probe(neurons: Neurons, best: _Regression, random: Sequence[_Regression]) -> FittedProbe:
     """Lay the chosen neurons' weights out over all neurons of their blocks, `[len(layers), 1, F]`, zero elsewhere."""
     layers = sorted(set(neurons.layer_of(best.numbers).tolist()))
     weight = torch.zeros(len(layers), 1, neurons.widths[0])
@@ -124,7 +124,11 @@ def _probe(neurons: Neurons, best: _Trial, random: Sequence[_Trial]) -> FittedPr
 
 
 def _study(
-    pool: _Pool, best: _Trial, rankings: Sequence[Ranking], ranked: Sequence[_Trial], random: Sequence[_Trial]
+    pool: _Pool,
+    best: _Regression,
+    rankings: Sequence[Ranking],
+    ranked: Sequence[_Regression],
+    random: Sequence[_Regression],
 ) -> StudyResult:
     alike = [each for each in random if len(each.numbers) == len(best.numbers)]
     mean, low, high = mean_interval([each.auroc for each in alike])
@@ -155,7 +159,7 @@ def _study(
     )
 
 
-def _ranked(ranking: Ranking, trials: Sequence[_Trial], name: str) -> Series:
+def _ranked(ranking: Ranking, trials: Sequence[_Regression], name: str) -> Series:
     ours = [each for each in trials if each.ranking == ranking.name]
     return Series(
         name=ranking.name,
@@ -164,7 +168,7 @@ def _ranked(ranking: Ranking, trials: Sequence[_Trial], name: str) -> Series:
     )
 
 
-def _random(trials: Sequence[_Trial], name: str) -> Series:
+def _random(trials: Sequence[_Regression], name: str) -> Series:
     sizes = sorted({len(each.numbers) for each in trials})
     spread = [
         mean_interval([float(getattr(each, name)) for each in trials if len(each.numbers) == size]) for size in sizes

@@ -18,11 +18,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from calibration.fitting.fitted import FittedSteering
 from calibration.fitting.training_set import Rows, TrainingSet
-from calibration.methods.steering.contrast import Contrast, Streams
+from calibration.methods.steering.contrast import SteeringContrast, Streams
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class StreamPairs:
     """Streams `[N, D]` of refused prompts and, row by row, of the answered prompts most like them."""
 
     refused: Streams
@@ -31,14 +31,14 @@ class Pairs:
     """Cosine of their TF-IDF vectors `[N]`."""
 
     @classmethod
-    def of(cls, contrast: Contrast) -> "Pairs":
+    def of(cls, contrast: SteeringContrast) -> "StreamPairs":
         """Pair every refused prompt; an answered one may serve several."""
         texts = [_texts(contrast.training, rows) for rows in (contrast.refused, contrast.answered)]
         partners, likeness = nearest(texts[0], texts[1])
         return cls(contrast.streams(contrast.refused), contrast.streams(contrast.answered)[partners], likeness)
 
 
-def fit_additive(contrast: Contrast, pairs: Pairs) -> list[FittedSteering]:
+def fit_additive(contrast: SteeringContrast, pairs: StreamPairs) -> list[FittedSteering]:
     """Return vectors `actadd`, `caa` and `centred`."""
     differences, closest = pairs.refused - pairs.answered, int(pairs.likeness.argmax())
     generic = contrast.streams(contrast.training.fit).mean(axis=0)

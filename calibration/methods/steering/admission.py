@@ -26,7 +26,7 @@ from calibration.fitting.training_set import NO_REFUSALS, Rows, TrainingSet
 from calibration.methods.steering.admission_study import RESULT, Measured, steering_study
 from calibration.methods.steering.continuation import Continuations
 from calibration.methods.steering.contrast import mean_displacement
-from calibration.methods.steering.dose_response import Dose, Trial, served, strengths_of
+from calibration.methods.steering.dose_response import Dose, StrengthSweep, served, strengths_of
 from calibration.model.refusal_metric import first_token_log_probs, mean_kl, refusal_metric
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
@@ -47,11 +47,11 @@ _SEED = 20_260
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
+class _Setup:
     """What all vectors are measured on."""
 
     training: TrainingSet
-    trial: Trial
+    trial: StrengthSweep
     benign: EncodedPrompts
     on_benign: torch.Tensor
     """Log-probabilities `[N, V]` of the untouched model's first tokens."""
@@ -103,15 +103,15 @@ def _without(found: Fitted, reasons: Mapping[str, str]) -> Fitted:
 
 def _prepare(
     training: TrainingSet, found: Fitted, prompts: EncodedPrompts, scores: npt.NDArray[np.float32], budget: float
-) -> _Bench:
+) -> _Setup:
     rng, chat = np.random.default_rng(_SEED), training.chat
     harmful, harmless = (rng.permutation(np.flatnonzero(prompts.harmful == label)) for label in (True, False))
     judged, benign = (
         prompts.subset(np.sort(rows[:most])) for rows, most in ((harmful, _MOST), (harmless, _MOST_BENIGN))
     )
-    trial = Trial.on(chat, training.refusal_tokens, judged, prompts.subset(np.sort(harmless[:_MOST])))
+    trial = StrengthSweep.on(chat, training.refusal_tokens, judged, prompts.subset(np.sort(harmless[:_MOST])))
     flagged = _flagged(prompts, scores) if len(found.probes) else None
-    return _Bench(
+    return _Setup(
         training,
         trial,
         benign,
@@ -131,7 +131,7 @@ def _flagged(prompts: EncodedPrompts, scores: npt.NDArray[np.float32]) -> Rows:
     return np.sort(harmless[np.argsort(-best[harmless])[:count]])
 
 
-def _measure(bench: _Bench, steering: FittedSteering, keep_costly: bool) -> Measured:
+def _measure(bench: _Setup, steering: FittedSteering, keep_costly: bool) -> Measured:
     curve = [bench.trial.untouched()]
     for strength in strengths_of(steering):
         curve.append(bench.trial.dose(strength, served(bench.trial.chat, steering, strength)))
@@ -146,7 +146,7 @@ def _measure(bench: _Bench, steering: FittedSteering, keep_costly: bool) -> Meas
     return Measured(FittedSteering(spec, steering.tensors), tuple(curve), objection)
 
 
-def _cosine(bench: _Bench, steering: FittedSteering) -> float:
+def _cosine(bench: _Setup, steering: FittedSteering) -> float:
     """Return the cosine of what the vector adds with the refusal vector; 0 where none was fitted to compare with."""
     if bench.refusal is None:
         return 0.0
@@ -165,7 +165,7 @@ def recommended(curve: Sequence[Dose]) -> Dose:
     return next(dose for dose in curve[1:] if dose.refused_harmful >= min(best, _ENOUGH))
 
 
-def _evidence(bench: _Bench, steering: FittedSteering, before: Dose, dose: Dose) -> dict[str, float]:
+def _evidence(bench: _Setup, steering: FittedSteering, before: Dose, dose: Dose) -> dict[str, float]:
     chat, tokens = bench.trial.chat, bench.trial.tokens
     intervention = served(chat, steering, dose.strength)
     steered = first_token_log_probs(chat, bench.benign, intervention)

@@ -13,8 +13,8 @@ import numpy as np
 
 from calibration.fitting.fitted import FittedSteering
 from calibration.methods.steering.conditional import calibrated_gate
-from calibration.methods.steering.contrast import Contrast, Streams
-from calibration.methods.steering.dose_response import Trial, served
+from calibration.methods.steering.contrast import SteeringContrast, Streams
+from calibration.methods.steering.dose_response import StrengthSweep, served
 from calibration.prompts.progress import track
 
 _ANGLES = tuple(math.radians(degrees) for degrees in range(-90, 91, 30))
@@ -22,11 +22,11 @@ _ANGLES = tuple(math.radians(degrees) for degrees in range(-90, 91, 30))
 _JUDGES = 32
 
 
-def fit_angular(contrast: Contrast) -> list[FittedSteering]:
+def fit_angular(contrast: SteeringContrast) -> list[FittedSteering]:
     """Return vectors `turn` and `turn_gated`."""
     training = contrast.training
     first, second = plane(contrast.difference, _candidates(contrast))
-    trial = Trial.of(training, contrast.tokens, _JUDGES)
+    trial = StrengthSweep.of(training, contrast.tokens, _JUDGES)
 
     def refusal(angle: float) -> float:
         return trial.dose(1.0, served(training.chat, _turn(contrast, first, second, angle), 1.0)).refusal_harmful
@@ -50,13 +50,13 @@ def plane(difference: Streams, candidates: Streams) -> tuple[Streams, Streams]:
     return first, np.asarray(second / np.linalg.norm(second))
 
 
-def _candidates(contrast: Contrast) -> Streams:
+def _candidates(contrast: SteeringContrast) -> Streams:
     training = contrast.training
     features = (training.features(layer, 0).astype(np.float64) for layer in range(training.chat.num_layers))
     return np.stack([each[contrast.refused].mean(axis=0) - each[contrast.answered].mean(axis=0) for each in features])
 
 
-def _turn(contrast: Contrast, first: Streams, second: Streams, angle: float) -> FittedSteering:
+def _turn(contrast: SteeringContrast, first: Streams, second: Streams, angle: float) -> FittedSteering:
     tensors = {"first": first, "second": second, "angle": np.array([angle])}
     method = f"rotation to {math.degrees(angle):.0f} degrees"
     return contrast.vector("turn", method, tensors, operator="rotate", evidence={"degrees": math.degrees(angle)})

@@ -13,15 +13,15 @@ import numpy as np
 from calibration.fitting.fitted import FittedSteering
 from calibration.fitting.metrics import cut_at, recall_at
 from calibration.methods.classifiers.discriminant import fit_lda_held
-from calibration.methods.steering.additive import Pairs
-from calibration.methods.steering.contrast import Contrast, Streams
+from calibration.methods.steering.additive import StreamPairs
+from calibration.methods.steering.contrast import SteeringContrast, Streams
 
 FALSE_POSITIVE_RATE = 0.01
 _ROUNDING = 1e-5
 _SEED = 20_260
 
 
-def fit_conditional(contrast: Contrast, pairs: Pairs) -> list[FittedSteering]:
+def fit_conditional(contrast: SteeringContrast, pairs: StreamPairs) -> list[FittedSteering]:
     """Return vectors `cast` and `gated`, both behind a hard gate."""
     training = contrast.training
     behaviour = pairwise_component(pairs.refused, pairs.answered)
@@ -50,7 +50,7 @@ def pairwise_component(positive: Streams, negative: Streams) -> Streams:
     return np.asarray(component if (half @ component > 0).mean() >= 0.5 else -component)
 
 
-def calibrated_gate(contrast: Contrast, direction: Streams) -> tuple[dict[str, Streams], dict[str, float]]:
+def calibrated_gate(contrast: SteeringContrast, direction: Streams) -> tuple[dict[str, Streams], dict[str, float]]:
     """Return a gate that 1 % of harmless selection prompts open, and what share of harmful ones does."""
     unit = direction / np.linalg.norm(direction)
     training = contrast.training
@@ -64,6 +64,6 @@ def calibrated_gate(contrast: Contrast, direction: Streams) -> tuple[dict[str, S
     return {"gate_weight": unit, "gate_bias": np.array([-cut])}, evidence
 
 
-def _behind(contrast: Contrast, name: str, method: str, vector: Streams, condition: Streams) -> FittedSteering:
+def _behind(contrast: SteeringContrast, name: str, method: str, vector: Streams, condition: Streams) -> FittedSteering:
     gate, evidence = calibrated_gate(contrast, condition)
     return contrast.vector(name, method, {"vector": vector, **gate}, gate="hard", evidence=evidence)

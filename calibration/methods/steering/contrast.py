@@ -8,7 +8,7 @@ import torch
 
 from calibration.fitting.fitted import FittedSteering
 from calibration.fitting.training_set import NO_REFUSALS, Rows, TrainingSet
-from calibration.methods.steering.dose_response import Trial, served
+from calibration.methods.steering.dose_response import StrengthSweep, served
 from calibration.model.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.prompts.progress import track
 from calibration.prompts.prompt_file import MINIMUM_PER_CLASS
@@ -26,7 +26,7 @@ _JUDGES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class SteeringContrast:
     """Fitting prompts by what the model does with them, read at the last position of one block, where steering begins."""
 
     training: TrainingSet
@@ -95,7 +95,7 @@ def mean_displacement(steering: FittedSteering, training: TrainingSet) -> torch.
     return displacement(streams, torch.ones(len(streams), 1), [move]).mean(dim=0)
 
 
-def find_contrast(training: TrainingSet) -> Contrast | str:
+def find_contrast(training: TrainingSet) -> SteeringContrast | str:
     """Return the contrast, or in words why there is none."""
     tokens = training.refusal_tokens
     if not tokens:
@@ -107,7 +107,7 @@ def find_contrast(training: TrainingSet) -> Contrast | str:
     if min(len(refused), len(answered)) < MINIMUM_PER_CLASS:
         return f"no steering was fitted: the model refuses {len(refused)} of {len(rows)} prompts for their harm"
     layer = _decisive_block(training, tokens, refused, answered)
-    return Contrast(training, tokens, layer, refused, answered)
+    return SteeringContrast(training, tokens, layer, refused, answered)
 
 
 def _decisive_block(training: TrainingSet, tokens: tuple[int, ...], refused: Rows, answered: Rows) -> int:
@@ -115,10 +115,10 @@ def _decisive_block(training: TrainingSet, tokens: tuple[int, ...], refused: Row
     depth = training.chat.num_layers
     layers = [layer for layer in range(depth) if layer + 1 < _DEEPEST * depth] or [0]
     tried = np.unique(np.linspace(0, len(layers) - 1, min(len(layers), _MOST_CANDIDATES)).round().astype(int))
-    trial = Trial.of(training, tokens, _JUDGES)
+    trial = StrengthSweep.of(training, tokens, _JUDGES)
     gained: dict[int, float] = {}
     for layer in track([layers[index] for index in tried], "finding the block to steer"):
-        contrast = Contrast(training, tokens, layer, refused, answered)
+        contrast = SteeringContrast(training, tokens, layer, refused, answered)
         candidate = contrast.vector("candidate", "difference in means", {"vector": contrast.difference})
         gained[layer] = trial.dose(1.0, served(training.chat, candidate, 1.0)).refusal_harmful
     return max(gained, key=lambda layer: gained[layer])

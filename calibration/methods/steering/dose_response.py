@@ -40,7 +40,7 @@ class Dose(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class StrengthSweep:
     """Prompts of both kinds, and the first tokens of the untouched model on them."""
 
     chat: ChatModel
@@ -52,7 +52,7 @@ class Trial:
     on_harmless: torch.Tensor
 
     @classmethod
-    def of(cls, training: TrainingSet, refusal_tokens: Sequence[int], most: int = _MOST) -> "Trial":
+    def of(cls, training: TrainingSet, refusal_tokens: Sequence[int], most: int = _MOST) -> "StrengthSweep":
         """Take at most `most` selection prompts of each class."""
         harmful, harmless = (
             training.prompts.subset(training.sample(training.select, harmful=label, most=most))
@@ -63,7 +63,7 @@ class Trial:
     @classmethod
     def on(
         cls, chat: ChatModel, refusal_tokens: Sequence[int], harmful: EncodedPrompts, harmless: EncodedPrompts
-    ) -> "Trial":
+    ) -> "StrengthSweep":
         """Take these prompts."""
         untouched = [first_token_log_probs(chat, prompts) for prompts in (harmful, harmless)]
         return cls(chat, tuple(refusal_tokens), harmful, harmless, untouched[0], untouched[1])
@@ -120,4 +120,4 @@ def dose_response(
     strengths: Sequence[float] | None = None,
 ) -> tuple[Dose, ...]:
     """Return the curve of a vector on selection prompts, beginning with strength 0."""
-    return Trial.of(training, refusal_tokens).curve(steering, strengths)
+    return StrengthSweep.of(training, refusal_tokens).curve(steering, strengths)

@@ -10,14 +10,14 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf
 
 from calibration.fitting.fitted import FittedSteering
-from calibration.methods.steering.contrast import Contrast, Streams
+from calibration.methods.steering.contrast import SteeringContrast, Streams
 
 RANK = 8
 _FLOOR = 1e-8
 """Least eigenvalue of a covariance, as a share of its greatest."""
 
 
-def fit_gaussian(contrast: Contrast) -> list[FittedSteering]:
+def fit_gaussian(contrast: SteeringContrast) -> list[FittedSteering]:
     """Return vectors `mean_match` and `gaussian`."""
     source, target = contrast.streams(contrast.answered), contrast.streams(contrast.refused)
     means = source.mean(axis=0), target.mean(axis=0)

@@ -8,10 +8,10 @@ layer after layer, each on streams that the maps before it have changed; here on
 import numpy as np
 
 from calibration.fitting.fitted import FittedSteering
-from calibration.methods.steering.contrast import Contrast, Streams
+from calibration.methods.steering.contrast import SteeringContrast, Streams
 
 
-def fit_linear_act(contrast: Contrast) -> list[FittedSteering]:
+def fit_linear_act(contrast: SteeringContrast) -> list[FittedSteering]:
     """Return vector `linear_act`."""
     source, target = contrast.streams(contrast.answered), contrast.streams(contrast.refused)
     scale, shift = sorted_regression(source, target)

@@ -13,7 +13,7 @@ import numpy as np
 
 from calibration.fitting.fitted import FittedSteering
 from calibration.fitting.metrics import auroc, recall_at
-from calibration.methods.steering.contrast import Contrast, Streams
+from calibration.methods.steering.contrast import SteeringContrast, Streams
 
 _SHARES = (0.3, 0.5, 0.7, 0.9)
 """Of the D directions, how many count as null: tried in turn."""
@@ -29,7 +29,7 @@ class _Gate:
     auroc: float
 
 
-def fit_null_space(contrast: Contrast) -> list[FittedSteering]:
+def fit_null_space(contrast: SteeringContrast) -> list[FittedSteering]:
     """Return vector `alpha`, whose soft gate is the null-space regression that tells selection prompts apart best."""
     fit = contrast.training.fit
     harmful, harmless = (contrast.labelled(fit, harmful=label) for label in (True, False))
@@ -58,7 +58,7 @@ def gate_weight(harmful: Streams, projector: Streams, ridge: float) -> Streams:
     return np.asarray(np.linalg.pinv(inside.T @ inside + ridge * projector, hermitian=True) @ inside.sum(axis=0))
 
 
-def _try(contrast: Contrast, harmful: Streams, harmless: Streams, share: float) -> _Gate:
+def _try(contrast: SteeringContrast, harmful: Streams, harmless: Streams, share: float) -> _Gate:
     projector = null_projector(harmless, share)
     ridge = _RIDGE * float(((harmful @ projector) ** 2).sum()) / max(round(share * len(projector)), 1)
     weight = gate_weight(harmful, projector, ridge)

@@ -7,7 +7,7 @@ artifact that cost them too much.
 from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.training_set import TrainingSet
-from calibration.methods.steering.additive import Pairs, fit_additive
+from calibration.methods.steering.additive import StreamPairs, fit_additive
 from calibration.methods.steering.angular import fit_angular
 from calibration.methods.steering.conditional import fit_conditional
 from calibration.methods.steering.contrast import find_contrast
@@ -21,7 +21,7 @@ def fit_steering(training: TrainingSet) -> Fitted:
     contrast = find_contrast(training)
     if isinstance(contrast, str):
         return Fitted(notes=(contrast,))
-    pairs = Pairs.of(contrast)
+    pairs = StreamPairs.of(contrast)
     return Fitted(
         steering=(
             *fit_additive(contrast, pairs),

@@ -29,7 +29,7 @@ class Count(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class LabelledAnswers:
     """A split's answers of which some token is read."""
 
     harmless: Answers
@@ -40,7 +40,7 @@ class Sides:
     """By label."""
 
     @classmethod
-    def of(cls, answers: Answers, openings: frozenset[tuple[int, ...]]) -> "Sides":
+    def of(cls, answers: Answers, openings: frozenset[tuple[int, ...]]) -> "LabelledAnswers":
         """Divide answers, of which those that open as one of `openings` are refusals."""
         harmful, read = answers.prompts.harmful, answers.lengths > 0
         refused = np.array([opens_as(tokens, openings) for tokens in answers.tokens], dtype=bool)

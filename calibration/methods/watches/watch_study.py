@@ -9,7 +9,7 @@ import numpy.typing as npt
 from calibration.fitting.metrics import FALSE_POSITIVE_RATES, certified_thresholds, rate
 from calibration.fitting.study import Chart, Series, StudyResult, Table
 from calibration.methods.watches.along import tokens_to_crossing
-from calibration.methods.watches.sides import Sides
+from calibration.methods.watches.sides import LabelledAnswers
 from guard.threshold import minimum_negatives
 from probes.answer_reading import WatchBank
 from probes.manifest import Rate, Watch
@@ -39,7 +39,7 @@ class _Crossings:
 
 
 def study_watches(
-    bank: WatchBank, channels: list[int], sides: Mapping[str, Sides], scores: Mapping[str, Sequence[Scores]]
+    bank: WatchBank, channels: list[int], sides: Mapping[str, LabelledAnswers], scores: Mapping[str, Sequence[Scores]]
 ) -> StudyResult:
     """Return the study of the bank's watches, which read the probes' `channels` `[W]`.
 
@@ -61,7 +61,7 @@ def study_watches(
 
 
 def _crossings(
-    bank: WatchBank, channels: list[int], test: Sides, scores: Mapping[str, Sequence[Scores]]
+    bank: WatchBank, channels: list[int], test: LabelledAnswers, scores: Mapping[str, Sequence[Scores]]
 ) -> list[_Crossings]:
     """Return what each watch's threshold did; nothing, which the finding explains, where none is certified or met."""
     certified = [certified_thresholds(column) for column in scores["validation"][0].T]
@@ -98,7 +98,7 @@ def _share(flags: npt.NDArray[np.bool_]) -> Rate:
     return rate(int(flags.sum()), len(flags))
 
 
-def _answered(sides: Mapping[str, Sides]) -> Table:
+def _answered(sides: Mapping[str, LabelledAnswers]) -> Table:
     rows = [
         (split, label, each.prompts, each.refused, each.unread, each.answered, round(each.refused / each.prompts, 4))
         for split, own in sides.items()
@@ -163,7 +163,7 @@ def _delays(crossings: Sequence[_Crossings]) -> Table:
     )
 
 
-def _charts(crossings: Sequence[_Crossings], test: Sides) -> tuple[Chart, ...]:
+def _charts(crossings: Sequence[_Crossings], test: LabelledAnswers) -> tuple[Chart, ...]:
     shown = sorted((each for each in crossings if len(each.tokens)), key=lambda each: -len(each.tokens))[:_MOST_LINES]
     if not shown:
         return ()
@@ -189,7 +189,7 @@ def _charts(crossings: Sequence[_Crossings], test: Sides) -> tuple[Chart, ...]:
 
 def _finding(
     bank: WatchBank,
-    sides: Mapping[str, Sides],
+    sides: Mapping[str, LabelledAnswers],
     scores: Mapping[str, Sequence[Scores]],
     crossings: Sequence[_Crossings],
 ) -> str:
@@ -213,7 +213,7 @@ def _finding(
     return " ".join(said)
 
 
-def _of_the_best(best: _Crossings, test: Sides) -> str:
+def _of_the_best(best: _Crossings, test: LabelledAnswers) -> str:
     recall = best.harmful.value if best.harmful else 0.0
     when = (
         f"after {np.median(best.tokens):.0f} tokens in the median, of answers of {np.median(test.harmful.lengths):.0f}"

@@ -18,7 +18,7 @@ from calibration.fitting.study import StudyResult
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.watches.along import answer_scores
 from calibration.methods.watches.answering import Answers, answer_prompts
-from calibration.methods.watches.sides import Sides, labelled
+from calibration.methods.watches.sides import LabelledAnswers, labelled
 from calibration.methods.watches.usual import usual_levels
 from calibration.methods.watches.watch_study import RESULT, study_watches
 from calibration.model.openings import refusal_openings
@@ -41,7 +41,7 @@ _LEAST_AUROC = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class CalibratedWatches:
     """What the artifact holds of watches, and what was learned."""
 
     watches: tuple[Watch, ...] = ()
@@ -53,7 +53,7 @@ class Watched:
     """The study of watches and why there is none, where answers were to be watched."""
 
     @classmethod
-    def none(cls, reason: str) -> "Watched":
+    def none(cls, reason: str) -> "CalibratedWatches":
         """Return that there is no watch, and why."""
         return cls(notes=(f"no watch: {reason}",), not_asked={RESULT: reason})
 
@@ -70,14 +70,14 @@ def require_tokens(most_tokens: int | None) -> None:
 
 def watch_answers(
     training: TrainingSet, found: Fitted, splits: Mapping[str, EncodedPrompts], most_tokens: int, folder: Path
-) -> Watched:
+) -> CalibratedWatches:
     """Return the watches over the probes `found`, for answers of at most `most_tokens` tokens.
 
     `splits` are the validation and test prompts by name. What is finished is kept in `folder` (see `answer_prompts`).
     """
     probes = [probe for probe in found.probes if _can_watch(probe)]
     if not probes:
-        return Watched.none("no probe that detects harm has one channel and a head that is a sum")
+        return CalibratedWatches.none("no probe that detects harm has one channel and a head that is a sum")
     bank = _bank_of(probes)
     asked = {"train": _to_learn_from(training), **splits}
     answers = {
@@ -85,10 +85,10 @@ def watch_answers(
         for split, prompts in asked.items()
     }
     openings = _refusals(training, answers["train"])
-    sides = {split: Sides.of(each, openings) for split, each in answers.items()}
+    sides = {split: LabelledAnswers.of(each, openings) for split, each in answers.items()}
     unread = [split for split in ("train", "validation") if not len(sides[split].harmless.lengths)]
     if unread:
-        return Watched.none(f"all answers to harmless {unread[0]} prompts end with their first token")
+        return CalibratedWatches.none(f"all answers to harmless {unread[0]} prompts end with their first token")
     return _watch(bank, _specs(probes, most_tokens), sides)
 
 
@@ -123,11 +123,11 @@ def _refusals(training: TrainingSet, learned: Answers) -> frozenset[tuple[int, .
     return refusal_openings(sides[0], sides[1], training.refusal_tokens)
 
 
-def _watch(bank: ProbeBank, specs: Sequence[Watch], sides: Mapping[str, Sides]) -> Watched:
+def _watch(bank: ProbeBank, specs: Sequence[Watch], sides: Mapping[str, LabelledAnswers]) -> CalibratedWatches:
     watches, tensors = _measured(bank, specs, sides["train"])
     kept, notes = _chosen(bank, watches, tensors, sides["train"])
     if not kept:
-        return Watched(notes=notes, not_asked={RESULT: notes[0].removeprefix("no watch: ")})
+        return CalibratedWatches(notes=notes, not_asked={RESULT: notes[0].removeprefix("no watch: ")})
     reader, channels = WatchBank.of(kept, tensors), [bank.channel(watch.probe) for watch in kept]
     scores = {
         split: [answer_scores(reader, answers) for answers in sides[split].columns(channels)]
@@ -140,11 +140,11 @@ def _watch(bank: ProbeBank, specs: Sequence[Watch], sides: Mapping[str, Sides]) 
     study = study_watches(WatchBank.of(kept, tensors), channels, sides, scores)
     harmless, harmful = map(torch.from_numpy, scores["validation"])
     own = {name: tensors[name] for watch in kept for name in watch.shapes}
-    return Watched(kept, own | {BENIGN_ANSWERS: harmless, HARMFUL_ANSWERS: harmful}, (study,), notes)
+    return CalibratedWatches(kept, own | {BENIGN_ANSWERS: harmless, HARMFUL_ANSWERS: harmful}, (study,), notes)
 
 
 def _measured(
-    bank: ProbeBank, specs: Sequence[Watch], learned: Sides
+    bank: ProbeBank, specs: Sequence[Watch], learned: LabelledAnswers
 ) -> tuple[tuple[Watch, ...], dict[str, torch.Tensor]]:
     """Return the watches with the tensors that say what is usual."""
     harmless, _ = learned.columns([bank.channel(watch.probe) for watch in specs])
@@ -157,7 +157,7 @@ def _measured(
 
 
 def _chosen(
-    bank: ProbeBank, watches: tuple[Watch, ...], tensors: Mapping[str, torch.Tensor], learned: Sides
+    bank: ProbeBank, watches: tuple[Watch, ...], tensors: Mapping[str, torch.Tensor], learned: LabelledAnswers
 ) -> tuple[tuple[Watch, ...], tuple[str, ...]]:
     """Return the watches that tell training prompts' answers apart, and notes on the others."""
     count = len(learned.harmful.lengths)

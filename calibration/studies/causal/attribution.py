@@ -18,7 +18,7 @@ from calibration.model.refusal_gradient import differentiable, refusal_log_odds
 from calibration.model.sites import Kind, Patterns, Site, Sites
 from calibration.prompts.batching import Batch
 from calibration.prompts.progress import track
-from calibration.studies.causal.pairs import Pairs
+from calibration.studies.causal.pairs import PromptPairs
 
 _BATCH = 16
 
@@ -58,7 +58,7 @@ def record(sites: Sites, batch: Batch) -> Values:
     return values
 
 
-def estimate(training: TrainingSet, sites: Sites, pairs: Pairs, tokens: Sequence[int]) -> dict[Part, Estimate]:
+def estimate(training: TrainingSet, sites: Sites, pairs: PromptPairs, tokens: Sequence[int]) -> dict[Part, Estimate]:
     """Return the estimate of every part of the model."""
     offsets = range(training.instruction_offset + 1)
     sums: dict[Site, torch.Tensor] = {}

@@ -13,7 +13,7 @@ from calibration.model.float32 import in_float32, is_narrow, too_large
 from calibration.model.sites import Kind, Sites
 from calibration.studies.causal.attribution import Estimate, Part, estimate
 from calibration.studies.causal.exact_patching import patch_exactly
-from calibration.studies.causal.pairs import Pairs, contrast_pairs
+from calibration.studies.causal.pairs import PromptPairs, contrast_pairs
 
 _PAIRS = 12
 _FEWEST = 4
@@ -73,7 +73,7 @@ def _checked(estimates: dict[Part, Estimate]) -> list[Part]:
     return chosen
 
 
-def _study(estimates: dict[Part, Estimate], exact: _Exact, pairs: Pairs, note: str) -> StudyResult:
+def _study(estimates: dict[Part, Estimate], exact: _Exact, pairs: PromptPairs, note: str) -> StudyResult:
     rows = [_agreement(kind, estimates, exact) for kind in _NAMES if any(part.kind == kind for part in exact)]
     best = max(exact, key=lambda part: float(exact[part].mean()))
     plain, refined = (_spearman(*_columns(estimates, exact, which)) for which in ("magnitude", "refined"))

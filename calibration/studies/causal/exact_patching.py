@@ -11,13 +11,13 @@ from calibration.model.sites import Edit, Site, Sites
 from calibration.prompts.batching import Batch
 from calibration.prompts.progress import track
 from calibration.studies.causal.attribution import Part, Values, record
-from calibration.studies.causal.pairs import Pairs
+from calibration.studies.causal.pairs import PromptPairs
 
 _BATCH = 16
 
 
 def patch_exactly(
-    training: TrainingSet, sites: Sites, pairs: Pairs, tokens: Sequence[int], parts: Sequence[Part]
+    training: TrainingSet, sites: Sites, pairs: PromptPairs, tokens: Sequence[int], parts: Sequence[Part]
 ) -> dict[Part, torch.Tensor]:
     """Return the refusal log-odds lost, float32 `[N]` over pairs, when each part is taken from the harmless run."""
     lost: dict[Part, list[torch.Tensor]] = {part: [] for part in parts}

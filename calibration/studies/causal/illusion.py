@@ -36,7 +36,7 @@ _LEAST = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class DirectionPatch:
     """A patch at one block: the projection on `read` is measured, and its gap to `level` added along `write`."""
 
     read: torch.Tensor
@@ -81,16 +81,16 @@ def illusion_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, .
 
 def check(training: TrainingSet, direction: Direction, tokens: tuple[int, ...], prompts: EncodedPrompts) -> Patched:
     """Return what patching `direction` to the harmless mean does to the refusal of harmful `prompts`."""
-    whole: dict[int, Move] = {}
+    whole: dict[int, DirectionPatch] = {}
     active, dormant, classes = dict(whole), dict(whole), dict(whole)
     for layer, unit in direction.units.items():
         features = training.features(layer, direction.where, training.fit)
         harmful = training.harmful[training.fit]
         inside = _project(features, unit)
         level = float(features[~harmful].mean(axis=0, dtype=np.float64) @ unit.double().numpy())
-        whole[layer] = Move(unit, unit, level)
-        active[layer] = Move(unit, inside, level)
-        dormant[layer] = Move(unit, unit - inside, level)
+        whole[layer] = DirectionPatch(unit, unit, level)
+        active[layer] = DirectionPatch(unit, inside, level)
+        dormant[layer] = DirectionPatch(unit, unit - inside, level)
         classes[layer] = _between(features[harmful].mean(axis=0), features[~harmful].mean(axis=0))
     untouched = _metric(training.chat, prompts, tokens, {}, direction)
     left = [_metric(training.chat, prompts, tokens, way, direction) for way in (whole, active, dormant, classes)]
@@ -122,27 +122,31 @@ def _project(features: np.ndarray[Any, np.dtype[np.float32]], unit: torch.Tensor
     return inside.float()
 
 
-def _between(harmful: Any, harmless: Any) -> Move:
+def _between(harmful: Any, harmless: Any) -> DirectionPatch:
     """Return the move by the whole difference in means: nothing is read, all of it is added."""
     shift = torch.from_numpy(np.asarray(harmless - harmful, dtype=np.float32))
-    return Move(torch.zeros_like(shift), shift, 1.0)
+    return DirectionPatch(torch.zeros_like(shift), shift, 1.0)
 
 
 def _metric(
-    chat: ChatModel, prompts: EncodedPrompts, tokens: tuple[int, ...], moves: Mapping[int, Move], direction: Direction
+    chat: ChatModel,
+    prompts: EncodedPrompts,
+    tokens: tuple[int, ...],
+    moves: Mapping[int, DirectionPatch],
+    direction: Direction,
 ) -> float:
     log_probs = first_token_log_probs(chat, prompts, partial(_moved, chat, moves, direction))
     return float(refusal_metric(log_probs, tokens).mean())
 
 
 def _moved(
-    chat: ChatModel, moves: Mapping[int, Move], direction: Direction, batch: Batch
+    chat: ChatModel, moves: Mapping[int, DirectionPatch], direction: Direction, batch: Batch
 ) -> AbstractContextManager[None]:
     return moved(chat, moves, direction.positions(batch))
 
 
 @contextmanager
-def moved(chat: ChatModel, moves: Mapping[int, Move], positions: torch.Tensor) -> Iterator[None]:
+def moved(chat: ChatModel, moves: Mapping[int, DirectionPatch], positions: torch.Tensor) -> Iterator[None]:
     """Within the block, each move is made after its block at `positions`, a mask `[B, T]`."""
     with ExitStack() as stack:
         for layer, move in moves.items():
@@ -151,7 +155,7 @@ def moved(chat: ChatModel, moves: Mapping[int, Move], positions: torch.Tensor) -
         yield
 
 
-def _hook(move: Move, positions: torch.Tensor) -> Any:
+def _hook(move: DirectionPatch, positions: torch.Tensor) -> Any:
     def hook(_block: Any, _args: Any, output: Any) -> Any:
         stream = stream_of(output)
         if stream is None:

@@ -19,7 +19,7 @@ _MOST_ASKED = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class PromptPairs:
     """N pairs: row i of one is the partner of row i of the other."""
 
     harmful: EncodedPrompts
@@ -35,7 +35,7 @@ class Pairs:
             yield (make_batch(self.harmful.token_ids, rows, device), make_batch(self.harmless.token_ids, rows, device))
 
 
-def contrast_pairs(training: TrainingSet, tokens: Sequence[int], most: int) -> Pairs:
+def contrast_pairs(training: TrainingSet, tokens: Sequence[int], most: int) -> PromptPairs:
     """Return at most `most` pairs of selection prompts, every prompt used once, spread over the lengths."""
     chosen = [_behaving(training, tokens, harmful=label) for label in (True, False)]
     shelves: dict[int, list[int]] = defaultdict(list)
@@ -44,7 +44,7 @@ def contrast_pairs(training: TrainingSet, tokens: Sequence[int], most: int) -> P
     found = [(row, shelves[length].pop()) for row, length in enumerate(chosen[0].lengths.tolist()) if shelves[length]]
     spread = np.linspace(0, max(len(found) - 1, 0), min(most, len(found))).astype(int)
     kept = [found[index] for index in spread]
-    return Pairs(chosen[0].subset([row for row, _ in kept]), chosen[1].subset([row for _, row in kept]))
+    return PromptPairs(chosen[0].subset([row for row, _ in kept]), chosen[1].subset([row for _, row in kept]))
 
 
 def _behaving(training: TrainingSet, tokens: Sequence[int], *, harmful: bool) -> EncodedPrompts:

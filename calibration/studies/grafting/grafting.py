@@ -29,7 +29,7 @@ TARGET = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class PatchEffect:
     """One graft on all attacked prompts."""
 
     refused: Rate
@@ -38,7 +38,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Arena:
+class PatchingSetup:
     """Selection prompts that the model treats as labelled, and the probes that watch."""
 
     training: TrainingSet
@@ -52,7 +52,7 @@ class Arena:
     """Harmless prompts that are answered: the donors."""
 
     @classmethod
-    def of(cls, training: TrainingSet, found: Fitted) -> "Arena":
+    def of(cls, training: TrainingSet, found: Fitted) -> "PatchingSetup":
         """Lay out the probes and find the prompts."""
         tensors = {name: tensor for probe in found.probes for name, tensor in probe.tensors().items()}
         bank = ProbeBank.of([probe.spec for probe in found.probes], tensors)
@@ -62,7 +62,7 @@ class Arena:
         refused, answered = (_behaving(training, training.refusal_tokens, harmful=label) for label in (True, False))
         return cls(training, training.refusal_tokens, bank, cuts, refused[:_MOST_ATTACKED], answered)
 
-    def trial(self, layer: int | None, donors: Rows) -> Trial:
+    def trial(self, layer: int | None, donors: Rows) -> PatchEffect:
         """Graft the states of training prompts `donors`, one for each attacked, after block `layer`; None grafts nothing."""
         prompts, chat = self.training.prompts.subset(self.refused), self.training.chat
         if layer is None:
@@ -73,7 +73,7 @@ class Arena:
             scored = score_prompts(chat, self.bank, prompts, refusal_tokens=self.tokens, intervention=graft)
         above = (scored.scores > self.cuts).sum(axis=0).tolist()
         recall = {name: rate(hits, len(scored.scores)) for name, hits in zip(self.bank.names, above, strict=True)}
-        return Trial(rate(int((scored.refusal > 0).sum()), len(scored.refusal)), recall)
+        return PatchEffect(rate(int((scored.refusal > 0).sum()), len(scored.refusal)), recall)
 
     def _graft(self, layer: int, states: torch.Tensor, batch: Batch) -> AbstractContextManager[None]:
         return grafted(self.training.chat, layer, states[torch.from_numpy(batch.rows)], batch.from_end(0))

@@ -9,7 +9,7 @@ from calibration.fitting.fitted import Fitted
 from calibration.fitting.study import Chart, Series, Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.prompts.progress import track
-from calibration.studies.grafting.grafting import Arena, Trial
+from calibration.studies.grafting.grafting import PatchEffect, PatchingSetup
 from probes.manifest import Rate
 
 _NAME, _TITLE = "grafting", "Logit grafting: which probes see what the model no longer does"
@@ -23,25 +23,25 @@ def grafting(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
     training.require_refusals()
     if not found.probes:
         raise Skipped("there is no probe in the artifact")
-    arena = Arena.of(training, found)
-    if min(len(arena.refused), len(arena.answered)) < _FEWEST:
+    setup = PatchingSetup.of(training, found)
+    if min(len(setup.refused), len(setup.answered)) < _FEWEST:
         raise Skipped(
-            f"of the selection prompts tried, {len(arena.refused)} harmful ones are refused and {len(arena.answered)} "
+            f"of the selection prompts tried, {len(setup.refused)} harmful ones are refused and {len(setup.answered)} "
             f"harmless ones answered; {_FEWEST} of each are needed"
         )
-    return (_study(arena),)
+    return (_study(setup),)
 
 
-def _study(arena: Arena) -> StudyResult:
-    num_layers = arena.training.chat.num_layers
+def _study(setup: PatchingSetup) -> StudyResult:
+    num_layers = setup.training.chat.num_layers
     layers = np.unique(np.linspace(0, num_layers - 1, min(num_layers, _MOST_LAYERS)).round().astype(int)).tolist()
     rng = np.random.default_rng(_SEED)
-    benign = rng.choice(arena.answered, len(arena.refused))
+    benign = rng.choice(setup.answered, len(setup.refused))
     # The control's donors are other refused prompts: what a graft breaks by being one, it breaks here too.
-    refused = np.roll(arena.refused, 1)
-    plain = arena.trial(None, benign)
-    attacks = {layer: arena.trial(layer, benign) for layer in track(layers, "grafting benign states")}
-    controls = {layer: arena.trial(layer, refused) for layer in track(layers, "grafting refused states")}
+    refused = np.roll(setup.refused, 1)
+    plain = setup.trial(None, benign)
+    attacks = {layer: setup.trial(layer, benign) for layer in track(layers, "grafting benign states")}
+    controls = {layer: setup.trial(layer, refused) for layer in track(layers, "grafting refused states")}
     return StudyResult(
         name=_NAME,
         title=_TITLE,
@@ -51,7 +51,7 @@ def _study(arena: Arena) -> StudyResult:
     )
 
 
-def _finding(plain: Trial, attacks: dict[int, Trial], controls: dict[int, Trial]) -> str:
+def _finding(plain: PatchEffect, attacks: dict[int, PatchEffect], controls: dict[int, PatchEffect]) -> str:
     layer = min(attacks, key=lambda each: attacks[each].refused.value)
     attack = attacks[layer]
     alive = [name for name in plain.recall if attack.recall[name].value >= _SURVIVES * plain.recall[name].value]
@@ -64,7 +64,7 @@ def _finding(plain: Trial, attacks: dict[int, Trial], controls: dict[int, Trial]
     )
 
 
-def _listed(plain: Trial, attack: Trial, names: Sequence[str]) -> str:
+def _listed(plain: PatchEffect, attack: PatchEffect, names: Sequence[str]) -> str:
     shown = [f"{name} ({plain.recall[name].value:.0%} to {attack.recall[name].value:.0%})" for name in names]
     return ", ".join(shown) or "none"
 
@@ -80,7 +80,7 @@ def _line(name: str, rates: dict[int, Rate], *, band: bool = False) -> Series:
     )
 
 
-def _refusals(attacks: dict[int, Trial], controls: dict[int, Trial]) -> Chart:
+def _refusals(attacks: dict[int, PatchEffect], controls: dict[int, PatchEffect]) -> Chart:
     kinds = {"benign donor": attacks, "refused donor (control)": controls}
     return Chart(
         name="refused",
@@ -94,7 +94,7 @@ def _refusals(attacks: dict[int, Trial], controls: dict[int, Trial]) -> Chart:
     )
 
 
-def _recalls(attacks: dict[int, Trial]) -> Chart:
+def _recalls(attacks: dict[int, PatchEffect]) -> Chart:
     names = next(iter(attacks.values())).recall
     return Chart(
         name="recall",
@@ -105,7 +105,7 @@ def _recalls(attacks: dict[int, Trial]) -> Chart:
     )
 
 
-def _table(plain: Trial, attacks: dict[int, Trial]) -> Table:
+def _table(plain: PatchEffect, attacks: dict[int, PatchEffect]) -> Table:
     rows = [
         (name, before.value, *(trial.recall[name].value for trial in attacks.values()))
         for name, before in plain.recall.items()

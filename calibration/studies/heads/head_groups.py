@@ -21,7 +21,7 @@ _SEED = 20_260
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class HeadGroupEffect:
     """What the model does without some heads."""
 
     metric: float
@@ -33,7 +33,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Court:
+class HeadGroupEvaluator:
     """The prompts that groups of heads are judged by."""
 
     chat: ChatModel
@@ -44,28 +44,28 @@ class Court:
     whole: torch.Tensor
     """First-token log-probabilities of the whole model on `harmless`, `[N, V]`."""
 
-    def judge(self, heads: Sequence[Head], removal: Removal) -> Outcome:
+    def judge(self, heads: Sequence[Head], removal: Removal) -> HeadGroupEffect:
         """Return what the model does without `heads`."""
         with without_heads(self.attentions, heads, removal):
             metric = refusal_metric(first_token_log_probs(self.chat, self.harmful), self.tokens)
             harmless = first_token_log_probs(self.chat, self.harmless)
         refused = rate(int((metric > 0).sum()), len(metric))
-        return Outcome(float(metric.mean()), refused, float(kl(self.whole, harmless).mean()))
+        return HeadGroupEffect(float(metric.mean()), refused, float(kl(self.whole, harmless).mean()))
 
 
-def judge_growing(court: Court, group: Sequence[Head], removal: Removal) -> list[Outcome]:
+def measure_growing(evaluator: HeadGroupEvaluator, group: Sequence[Head], removal: Removal) -> list[HeadGroupEffect]:
     """Return the outcomes of the first 0, 1, 2, … heads of `group`."""
-    return [court.judge(group[:size], removal) for size in range(len(group) + 1)]
+    return [evaluator.judge(group[:size], removal) for size in range(len(group) + 1)]
 
 
-def judge_random(
-    court: Court, others: Sequence[Head], sizes: Sequence[int]
-) -> dict[tuple[Removal, int], list[Outcome]]:
+def measure_random(
+    evaluator: HeadGroupEvaluator, others: Sequence[Head], sizes: Sequence[int]
+) -> dict[tuple[Removal, int], list[HeadGroupEffect]]:
     """Return what draws of `others` do, by removal and size of the draw; a larger draw begins with the smaller one."""
     rng = np.random.default_rng(_SEED)
     orders = [[others[row] for row in rng.permutation(len(others))] for _ in range(NUM_DRAWS)]
     wanted = [(removal, size) for removal in REMOVALS for size in sizes if size <= len(others)]
     return {
-        (removal, size): [court.judge(order[:size], removal) for order in orders]
+        (removal, size): [evaluator.judge(order[:size], removal) for order in orders]
         for removal, size in track(wanted, "taking out random heads")
     }

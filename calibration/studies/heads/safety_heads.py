@@ -16,7 +16,14 @@ from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.model.attention_heads import Head, Removal, all_heads, find_attentions
 from calibration.model.refusal_metric import first_token_log_probs
 from calibration.prompts.template import EncodedPrompts
-from calibration.studies.heads.head_groups import NUM_DRAWS, REMOVALS, Court, Outcome, judge_growing, judge_random
+from calibration.studies.heads.head_groups import (
+    NUM_DRAWS,
+    REMOVALS,
+    HeadGroupEffect,
+    HeadGroupEvaluator,
+    measure_growing,
+    measure_random,
+)
 from calibration.studies.heads.ships import GROUP, HeadEffect, HeadScores
 
 _NAME, _TITLE = "safety_heads", "Safety heads: what refusals hang on"
@@ -25,8 +32,8 @@ _MOST_SCORING, _MOST_JUDGED = 16, 48
 groups are judged by."""
 _DRAWN_SIZES = (1, 3, GROUP)
 
-_Grown = Mapping[Removal, Sequence[Outcome]]
-_Drawn = Mapping[tuple[Removal, int], Sequence[Outcome]]
+_Grown = Mapping[Removal, Sequence[HeadGroupEffect]]
+_Drawn = Mapping[tuple[Removal, int], Sequence[HeadGroupEffect]]
 
 
 def safety_heads(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
@@ -39,18 +46,20 @@ def safety_heads(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...
     group = scores.sahara(alone)
     harmful, harmless = (_prompts(training, training.select, _MOST_JUDGED, harmful=label) for label in (True, False))
     whole = first_token_log_probs(training.chat, harmless)
-    court = Court(training.chat, attentions, tokens, harmful, harmless, whole)
-    return (_study(court, alone, group, len(scores.prompts.prompts)),)
+    evaluator = HeadGroupEvaluator(training.chat, attentions, tokens, harmful, harmless, whole)
+    return (_study(evaluator, alone, group, len(scores.prompts.prompts)),)
 
 
 def _prompts(training: TrainingSet, rows: Rows, most: int, *, harmful: bool) -> EncodedPrompts:
     return training.prompts.subset(training.sample(rows, harmful=harmful, most=most))
 
 
-def _study(court: Court, alone: Sequence[HeadEffect], group: Sequence[HeadEffect], num_scoring: int) -> StudyResult:
+def _study(
+    evaluator: HeadGroupEvaluator, alone: Sequence[HeadEffect], group: Sequence[HeadEffect], num_scoring: int
+) -> StudyResult:
     heads = [effect.head for effect in group]
-    grown = {removal: judge_growing(court, heads, removal) for removal in REMOVALS}
-    drawn = judge_random(court, [effect.head for effect in alone if effect.head not in heads], _DRAWN_SIZES)
+    grown = {removal: measure_growing(evaluator, heads, removal) for removal in REMOVALS}
+    drawn = measure_random(evaluator, [effect.head for effect in alone if effect.head not in heads], _DRAWN_SIZES)
     return StudyResult(
         name=_NAME,
         title=_TITLE,
@@ -120,7 +129,7 @@ def _charts(grown: _Grown, drawn: _Drawn) -> tuple[Chart, ...]:
     )
 
 
-def _sizes(outcomes: Sequence[Outcome]) -> tuple[float, ...]:
+def _sizes(outcomes: Sequence[HeadGroupEffect]) -> tuple[float, ...]:
     return tuple(map(float, range(len(outcomes))))
 
 

@@ -32,7 +32,7 @@ _MOST_LATER = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class FirstTokens:
     """How a model is about to answer N prompts."""
 
     log_probs: torch.Tensor
@@ -95,13 +95,13 @@ def _shift(effect: HeadEffect) -> float:
     return effect.shift
 
 
-def read_answers(chat: ChatModel, prompts: EncodedPrompts) -> Answers:
+def read_answers(chat: ChatModel, prompts: EncodedPrompts) -> FirstTokens:
     """Read both in one pass of every prompt, under whatever intervention is in force. For small N: it is all held."""
     batches = list(iterate_batches(prompts.token_ids, chat.device))
     with _head_inputs(chat) as states:
         log_probs = [chat.last_logits(batch).log_softmax(dim=-1).cpu() for batch in batches]
     order = np.argsort(np.concatenate([batch.rows for batch in batches]))
-    return Answers(torch.cat(log_probs)[order], torch.cat(states)[order])
+    return FirstTokens(torch.cat(log_probs)[order], torch.cat(states)[order])
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.study import StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
-from calibration.methods.neurons.activation_contrast import Contrast, contrast_prompts
+from calibration.methods.neurons.activation_contrast import ActivationContrast, contrast_prompts
 from calibration.methods.neurons.ranking import Ranking
 from calibration.methods.neurons.safety_neurons import contrast_sample, paired_neurons
 from calibration.model.neurons import Neurons
@@ -28,7 +28,9 @@ def study_alignment_tax(training: TrainingSet, found: Fitted) -> tuple[StudyResu
     return (_study(np.mean(across, axis=0), *within, num_prompts=_num_prompts(training)),)
 
 
-def _halves(training: TrainingSet, aligned: Neurons, partner: Neurons, *, harmful: bool) -> tuple[Contrast, Contrast]:
+def _halves(
+    training: TrainingSet, aligned: Neurons, partner: Neurons, *, harmful: bool
+) -> tuple[ActivationContrast, ActivationContrast]:
     prompts = contrast_sample(training, harmful=harmful)
     first, second = (
         contrast_prompts(aligned, partner, prompts.subset(range(start, len(prompts.prompts), 2))) for start in (0, 1)
@@ -41,7 +43,7 @@ def _num_prompts(training: TrainingSet) -> tuple[int, int]:
     return harmful, harmless
 
 
-def _alike(neurons: Neurons, one: Contrast, other: Contrast) -> tuple[float, float, float]:
+def _alike(neurons: Neurons, one: ActivationContrast, other: ActivationContrast) -> tuple[float, float, float]:
     """Return the best neurons' overlap, the rank correlation of all scores, and how mean changes of the best correlate."""
     rankings = [Ranking("change", "change", each.scores, neurons) for each in (one, other)]
     best = [ranking.share(_SHARE) for ranking in rankings]

@@ -29,15 +29,15 @@ _SEED = 20_260
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """Answers to N prompts, in the prompts' order."""
+class PatchedAnswers:
+    """PatchedAnswers to N prompts, in the prompts' order."""
 
     tokens: tuple[Tokens, ...]
     refusal: Values
     """The refusal metric of each first token `[N]`."""
 
 
-def answer(neurons: Neurons, prompts: EncodedPrompts, refusal_tokens: Sequence[int], max_tokens: int) -> Answers:
+def answer(neurons: Neurons, prompts: EncodedPrompts, refusal_tokens: Sequence[int], max_tokens: int) -> PatchedAnswers:
     """Return a model's own greedy answers."""
     plan = plan_replies(neurons.chat, prompts, max_tokens)
     return _collect([(batch, Reader(neurons.chat, batch).read) for batch in plan], neurons, refusal_tokens, max_tokens)
@@ -52,7 +52,7 @@ def answer_patched(
     max_tokens: int,
     *,
     with_weights: bool = False,
-) -> Answers:
+) -> PatchedAnswers:
     """Return the partner's greedy answers with the neurons `chosen` overwritten by the aligned model's, at all positions.
 
     Under `with_weights` they also write with the aligned model's output weights. The paper's pairs share them; a pair
@@ -81,7 +81,7 @@ def _patched(aligned: Neurons, partner: Neurons, batch: Batch, chosen: Numbers, 
 
 def _collect(
     reads: Sequence[tuple[Batch, Read]], neurons: Neurons, refusal_tokens: Sequence[int], max_tokens: int
-) -> Answers:
+) -> PatchedAnswers:
     count = sum(len(batch.rows) for batch, _ in reads)
     tokens: list[Tokens] = [()] * count
     refusal = np.empty(count)
@@ -90,11 +90,11 @@ def _collect(
         refusal[batch.rows] = refusal_metric(given.first_logits.log_softmax(dim=-1).cpu(), refusal_tokens)
         for row, each in zip(batch.rows.tolist(), given.tokens, strict=True):
             tokens[row] = each
-    return Answers(tuple(tokens), refusal)
+    return PatchedAnswers(tuple(tokens), refusal)
 
 
 @dataclass(frozen=True, slots=True)
-class Openings:
+class RefusalOpenings:
     """How a model's own refusals begin: no table of phrases, but what it was seen to say."""
 
     known: frozenset[Tokens]
@@ -103,7 +103,7 @@ class Openings:
     @classmethod
     def learn(
         cls, to_harmful: Sequence[Tokens], to_harmless: Sequence[Tokens], refusal_tokens: Sequence[int], length: int = 3
-    ) -> "Openings":
+    ) -> "RefusalOpenings":
         """Learn from answers: openings that start with a refusal token and are commoner where the prompt was harmful."""
         on_harmful, on_harmless = (
             [tokens[:length] for tokens in side if tokens[:1] and tokens[0] in refusal_tokens]

@@ -23,9 +23,9 @@ from calibration.model.neurons import Neurons, Numbers
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
 from calibration.studies.neurons.patching import (
-    Answers,
     Effect,
-    Openings,
+    PatchedAnswers,
+    RefusalOpenings,
     Values,
     answer,
     answer_patched,
@@ -57,22 +57,22 @@ class _Arm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
+class _Setup:
     """Two models, the prompts that they answer, and how they answer them unpatched."""
 
     aligned: Neurons
     partner: Neurons
     tokens: tuple[int, ...]
-    openings: Openings
+    openings: RefusalOpenings
     harmful: EncodedPrompts
     harmless: EncodedPrompts
-    best: Answers
+    best: PatchedAnswers
     """The aligned model's answers to the harmful prompts."""
-    worst: Answers
+    worst: PatchedAnswers
     """The partner's."""
-    seen: dict[tuple[bytes, bool], Answers] = field(default_factory=dict)
+    seen: dict[tuple[bytes, bool], PatchedAnswers] = field(default_factory=dict)
 
-    def patched(self, chosen: Numbers, with_weights: bool) -> Answers:
+    def patched(self, chosen: Numbers, with_weights: bool) -> PatchedAnswers:
         # At a share of 100 % all rankings and draws are one set.
         key = (np.sort(chosen).tobytes(), with_weights)
         if key not in self.seen:
@@ -82,10 +82,10 @@ class _Bench:
     def refused_harmless(self, chosen: Numbers, with_weights: bool) -> float:
         return float(self.refused(self._answer(self.harmless, chosen, with_weights)).mean())
 
-    def refused(self, answers: Answers) -> Values:
+    def refused(self, answers: PatchedAnswers) -> Values:
         return self.openings.refused(answers.tokens)
 
-    def effects(self, answers: Sequence[Answers]) -> tuple[Effect, Effect]:
+    def effects(self, answers: Sequence[PatchedAnswers]) -> tuple[Effect, Effect]:
         """Return the causal effects of patched answers, one set a draw, by refusals and by log-odds."""
         return (
             causal_effect(
@@ -94,7 +94,7 @@ class _Bench:
             causal_effect(np.stack([each.refusal for each in answers]), self.worst.refusal, self.best.refusal),
         )
 
-    def _answer(self, prompts: EncodedPrompts, chosen: Numbers, with_weights: bool) -> Answers:
+    def _answer(self, prompts: EncodedPrompts, chosen: Numbers, with_weights: bool) -> PatchedAnswers:
         return answer_patched(
             self.aligned, self.partner, prompts, chosen, self.tokens, _OPENING, with_weights=with_weights
         )
@@ -109,7 +109,7 @@ def study_patching(training: TrainingSet, found: Fitted) -> tuple[StudyResult, .
     return (_study(bench, _arms(training, bench)),)
 
 
-def _set_up(training: TrainingSet, aligned: Neurons, partner: Neurons, tokens: tuple[int, ...]) -> _Bench:
+def _set_up(training: TrainingSet, aligned: Neurons, partner: Neurons, tokens: tuple[int, ...]) -> _Setup:
     to_harmful, to_harmless = (
         generate(aligned.chat, contrast_sample(training, harmful=label), _OPENING) for label in (True, False)
     )
@@ -117,12 +117,12 @@ def _set_up(training: TrainingSet, aligned: Neurons, partner: Neurons, tokens: t
         training.prompts.subset(training.sample(training.select, harmful=label, most=_MOST_JUDGED))
         for label in (True, False)
     )
-    openings = Openings.learn(to_harmful, to_harmless, tokens, _OPENING)
+    openings = RefusalOpenings.learn(to_harmful, to_harmless, tokens, _OPENING)
     best, worst = (answer(side, harmful, tokens, _OPENING) for side in (aligned, partner))
-    return _Bench(aligned, partner, tokens, openings, harmful, harmless, best, worst)
+    return _Setup(aligned, partner, tokens, openings, harmful, harmless, best, worst)
 
 
-def _arms(training: TrainingSet, bench: _Bench) -> dict[str, _Arm]:
+def _arms(training: TrainingSet, bench: _Setup) -> dict[str, _Arm]:
     pair, other = (
         rank_by_change(bench.aligned, bench.partner, contrast_sample(training, harmful=label))
         for label in (True, False)
@@ -164,7 +164,7 @@ class _Point:
         return f"{_shown(self.by_refusals)} of the refusals and {_shown(self.by_log_odds)} of the log-odds"
 
 
-def _study(bench: _Bench, arms: dict[str, _Arm]) -> StudyResult:
+def _study(bench: _Setup, arms: dict[str, _Arm]) -> StudyResult:
     tasks = [(share, name) for share in SHARES for name in arms]
     points = [_point(bench, name, share, arms[name]) for share, name in track(tasks, "patching neurons")]
     return StudyResult(
@@ -179,7 +179,7 @@ def _study(bench: _Bench, arms: dict[str, _Arm]) -> StudyResult:
     )
 
 
-def _point(bench: _Bench, name: str, share: float, arm: _Arm) -> _Point:
+def _point(bench: _Setup, name: str, share: float, arm: _Arm) -> _Point:
     sets = arm.choose(share)
     answers = [bench.patched(chosen, arm.with_weights) for chosen in sets]
     refused = float(np.mean([bench.refused(each).mean() for each in answers]))
@@ -187,7 +187,7 @@ def _point(bench: _Bench, name: str, share: float, arm: _Arm) -> _Point:
     return _Point(name, share, len(sets[0]), refused, *bench.effects(answers), harmless)
 
 
-def _finding(bench: _Bench, points: Sequence[_Point]) -> str:
+def _finding(bench: _Setup, points: Sequence[_Point]) -> str:
     at = {(point.arm, point.share): point for point in points}
     ours, random, most = at[_PAIR, _STATED], at[_RANDOM, _STATED], at[_PAIR, 1.0]
     has_shape = ours.by_refusals.value >= _PUBLISHED and random.by_refusals.high < ours.by_refusals.low

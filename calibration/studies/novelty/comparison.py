@@ -20,7 +20,7 @@ from calibration.model.neurons import Neurons, Numbers, neurons_at_end
 from calibration.recording.shards import Where
 from calibration.studies.novelty.likelihood import mean_log_probs
 from calibration.studies.novelty.neuron_tests import Coverage, KeySpaceBox
-from calibration.studies.novelty.parts import HARMFUL, UNSEEN_HARMFUL, Parts
+from calibration.studies.novelty.parts import HARMFUL, UNSEEN_HARMFUL, PromptGroups
 from probes.errors import ModelError
 from probes.manifest import Rate
 
@@ -33,12 +33,12 @@ Values = npt.NDArray[np.float64]
 class _Scored:
     """One score of some prompts."""
 
-    parts: Parts
+    parts: PromptGroups
     values: Values
     """`[N]` by training prompt; NaN for those that have no part."""
 
     @classmethod
-    def of(cls, training: TrainingSet, parts: Parts, rows: Rows, values: Values) -> "_Scored":
+    def of(cls, training: TrainingSet, parts: PromptGroups, rows: Rows, values: Values) -> "_Scored":
         """Take the scores of the prompts `rows` `[n]`."""
         everywhere = np.full(len(training.prompts.prompts), np.nan)
         everywhere[rows] = values
@@ -59,14 +59,14 @@ def compare_novelty(training: TrainingSet, found: Fitted) -> tuple[StudyResult, 
     probe = next((each for each in found.probes if each.spec.name == NAME), None)
     if probe is None:
         raise Skipped(f"there is no probe {NAME!r} to compare with: it is fitted by method {NAME!r}")
-    parts = Parts.of(training)
+    parts = PromptGroups.of(training)
     few = parts.fewer()
     scores = _distances(training, parts, probe)
     scores |= _neuron_scores(training, few, found, probe.spec.layers[0]) | _likelihoods(training, few)
     return (_study(parts, scores),)
 
 
-def _distances(training: TrainingSet, parts: Parts, probe: FittedProbe) -> dict[str, _Scored]:
+def _distances(training: TrainingSet, parts: PromptGroups, probe: FittedProbe) -> dict[str, _Scored]:
     """Fit the probe anew without the sources left out, where and as large as it is; with and without its background."""
     spec = probe.spec
     left_out = (probe.weight[0] == 0).all(0).numpy()
@@ -80,7 +80,7 @@ def _distances(training: TrainingSet, parts: Parts, probe: FittedProbe) -> dict[
     }
 
 
-def _neuron_scores(training: TrainingSet, parts: Parts, found: Fitted, layer: int) -> dict[str, _Scored]:
+def _neuron_scores(training: TrainingSet, parts: PromptGroups, found: Fitted, layer: int) -> dict[str, _Scored]:
     """Coverage of the neurons that probe `neurons` reads (of the block where there is none), and the block's box."""
     try:
         neurons = Neurons.of(training.chat)
@@ -108,7 +108,7 @@ def _read_by_probe(neurons: Neurons, found: Fitted) -> Numbers:
     return np.concatenate([neurons.starts[layer] + row.nonzero()[0] for layer, row in rows])
 
 
-def _likelihoods(training: TrainingSet, parts: Parts) -> dict[str, _Scored]:
+def _likelihoods(training: TrainingSet, parts: PromptGroups) -> dict[str, _Scored]:
     prompts, tail = training.prompts.subset(parts.judged), training.instruction_offset
     own = mean_log_probs(training.chat, prompts, tail, "how likely prompts are")
     scores = {"improbability": _Scored.of(training, parts, parts.judged, -own)}
@@ -118,7 +118,7 @@ def _likelihoods(training: TrainingSet, parts: Parts) -> dict[str, _Scored]:
     return scores
 
 
-def _study(parts: Parts, scores: Mapping[str, _Scored]) -> StudyResult:
+def _study(parts: PromptGroups, scores: Mapping[str, _Scored]) -> StudyResult:
     rows = tuple(
         (name, len(scored.parts.cut), group, count, area, above.value, above.low, above.high)
         for name, scored in scores.items()
@@ -138,7 +138,7 @@ def _study(parts: Parts, scores: Mapping[str, _Scored]) -> StudyResult:
     )
 
 
-def _finding(parts: Parts, scores: Mapping[str, _Scored]) -> str:
+def _finding(parts: PromptGroups, scores: Mapping[str, _Scored]) -> str:
     asked = UNSEEN_HARMFUL if UNSEEN_HARMFUL in parts.groups else HARMFUL
     measured = {name: scored.measured() for name, scored in scores.items()}
     best = max(measured, key=lambda name: measured[name][asked][2].value)

@@ -17,7 +17,7 @@ UNSEEN_HARMFUL, UNSEEN_HARMLESS = "harmful prompts of unseen sources", "harmless
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class PromptGroups:
     """Rows of the training set; no prompt has two parts, except that benign ones are also part of the background."""
 
     background: Rows
@@ -32,7 +32,7 @@ class Parts:
     """The sources left out, in words; empty where none could be."""
 
     @classmethod
-    def of(cls, training: TrainingSet) -> "Parts":
+    def of(cls, training: TrainingSet) -> "PromptGroups":
         """Divide the prompts, with jailbreak sources left out, or where there are none those of the first fold."""
         out, what = _unseen(training)
         fit, select = training.fit[~out[training.fit]], training.select[~out[training.select]]
@@ -49,7 +49,7 @@ class Parts:
             what,
         )
 
-    def fewer(self) -> "Parts":
+    def fewer(self) -> "PromptGroups":
         """Return at most 300 benign prompts, 300 to set the cut and 100 of each group, the same ones each time."""
         groups = {name: _sample(rows, _MOST_JUDGED) for name, rows in self.groups.items()}
         return replace(

@@ -20,7 +20,7 @@ from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import Rows, TrainingSet
-from calibration.methods.steering.dose_response import Trial
+from calibration.methods.steering.dose_response import StrengthSweep
 from calibration.model.chat_model import ChatModel
 from calibration.prompts.batching import iterate_batches
 from calibration.prompts.progress import track
@@ -49,7 +49,7 @@ def expert_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...
     ranked = sorted((float(gap), layer, expert) for (layer, expert), gap in np.ndenumerate(differences))
     chosen = ranked[-_FORCED:][::-1]
     choices = [Choice(forced=tuple(e for _, layer, e in chosen if layer == index)) for index in range(len(routers))]
-    trial = Trial.of(training, tokens)
+    trial = StrengthSweep.of(training, tokens)
     before, after = trial.untouched(), trial.dose(1.0, lambda _: biased(routers, choices))
     table = Table(
         name="experts",

@@ -18,7 +18,7 @@ from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.study import StudyResult, Table, required_of_the_model
 from calibration.fitting.training_set import Rows, TrainingSet
-from calibration.methods.steering.dose_response import Trial
+from calibration.methods.steering.dose_response import StrengthSweep
 from calibration.model.chat_model import ChatModel
 from calibration.prompts.batching import Batch, iterate_batches
 from calibration.prompts.progress import track
@@ -36,7 +36,7 @@ def damping_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ..
         training.chat.down_projections()
     rows = np.concatenate([training.sample(training.fit, harmful=label, most=_MOST) for label in (False, True)])
     factors = [damping(each, training.harmful[rows]) for each in _peaks(training, rows)]
-    trial = Trial.of(training, tokens)
+    trial = StrengthSweep.of(training, tokens)
     before, after = trial.untouched(), trial.dose(1.0, lambda _: damped(training.chat, factors))
     every = np.concatenate(factors)
     finding = (

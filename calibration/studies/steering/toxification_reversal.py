@@ -19,7 +19,7 @@ from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.study import Chart, Series, Skipped, StudyResult, Table, required_of_the_model
 from calibration.fitting.training_set import TrainingSet
-from calibration.methods.steering.dose_response import Dose, Trial
+from calibration.methods.steering.dose_response import Dose, StrengthSweep
 from calibration.model.attention_heads import Attention, find_attentions
 from calibration.model.chat_model import ChatModel
 from calibration.model.refusal_metric import Intervention
@@ -46,7 +46,7 @@ def reversal_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, .
     sides = _that_fit(training, max(map(len, prefixes)))
     if not all(side.prompts for side in sides):
         raise Skipped("no selection prompt of one class is a single message with room for a prefix before it")
-    trial = Trial.on(chat, tokens, *sides)
+    trial = StrengthSweep.on(chat, tokens, *sides)
     doses = [
         trial.dose(strength, reversal(chat, attentions, prefixes, strength))
         for strength in track(STRENGTHS, "toxification reversal")

@@ -15,12 +15,12 @@ from calibration.prompts.batching import make_batch
 from calibration.studies.causal.attribution import Part, _Differentiated, _estimate_batch, estimate, record
 from calibration.studies.causal.attribution_study import attribution_study
 from calibration.studies.causal.exact_patching import patch_exactly
-from calibration.studies.causal.pairs import Pairs, contrast_pairs
+from calibration.studies.causal.pairs import PromptPairs, contrast_pairs
 
 
 @pytest.fixture(scope="module")
 def pairs(training, found):
-    """Pairs of the planted model."""
+    """Prompt pairs of the planted model."""
     return contrast_pairs(training, training.refusal_tokens, 12)
 
 
@@ -76,7 +76,7 @@ def saturated(tokenizer, tmp_path_factory):
     fitting = lengths == np.bincount(lengths).argmax()
     sides = [np.flatnonzero(fitting & (training.harmful == label)) for label in (True, False)]
     count = min(map(len, sides))
-    return training, Pairs(*(training.prompts.subset(side[:count]) for side in sides)), (7, 8, 9, 10)
+    return training, PromptPairs(*(training.prompts.subset(side[:count]) for side in sides)), (7, 8, 9, 10)
 
 
 def test_attention_computed_anew_is_nearer_than_a_saturated_gradient(saturated):
