@@ -65,13 +65,13 @@ test-long: setup $(INTERPRETER) $(CLIENTS)/.installed ## What `make test` leaves
 # No set-up: a machine with a GPU has its own vLLM. docs/gpu.md says what else it needs, and how to do a part of this.
 gpu: ## On a machine with an NVIDIA GPU: the conformance suite there, then the guard's cost at an 8B shape
 	$(GPU_PYTHON) -m pytest -m gpu tests/gpu
-	$(GPU_PYTHON) -m benchmarks.device --document docs/benchmarks.md
+	$(GPU_PYTHON) -m benchmarks.gpu --document docs/benchmarks.md
 
 demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
 	$(BIN)/foreguard demo
 
 bench: setup ## Guarded against unguarded vLLM and alternatives, paired: 80 minutes on two quiet cores; goes on where it stopped
-	$(BIN)/python -m benchmarks --document docs/benchmarks.md
+	$(BIN)/python -m benchmarks.cost --document docs/benchmarks.md
 
 compatibility: setup ## Served taps against Transformers for every architecture, about 30 minutes; goes on where it stopped
 	$(BIN)/python -m tests.serving.architectures --document docs/compatibility.md

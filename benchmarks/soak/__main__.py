@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from benchmarks.cost.subjects import LAB
 from benchmarks.document import write_between
 from benchmarks.soak import report
 from benchmarks.soak.run import Progress, Report, Soaked, soak
 from benchmarks.soak.server import Subject
-from benchmarks.subjects import LAB
 from probes.errors import ForeguardError
 
 _PROMPTS = LAB.parent / "prompts"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cost.subjects import MODEL
 from benchmarks.soak.insider_api import KIND
 from benchmarks.soak.prompts import Prompts
-from benchmarks.subjects import MODEL
 from probes.errors import ServingError
 
 BULK = "bulk"

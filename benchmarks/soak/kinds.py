@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.cost.subjects import MODEL
 from benchmarks.soak.prompts import TOO_LONG_CHARACTERS, Prompts
-from benchmarks.subjects import MODEL
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import httpx
 
-from benchmarks.servers import ENVIRONMENT, ONE_ENGINE_PROCESS
+from benchmarks.cost.servers import ENVIRONMENT, ONE_ENGINE_PROCESS
+from benchmarks.cost.subjects import MODEL
 from benchmarks.soak.books import Reading
 from benchmarks.soak.insider_api import CENSUS, LEDGER
 from benchmarks.soak.processes import usage
 from benchmarks.soak.rest import Rest
-from benchmarks.subjects import MODEL
 from probes.errors import ServingError
 from serving.offline.process import ServerProcess, free_port, guarded_command, running
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import report
-from benchmarks.goals import GOALS, goal_of
+from benchmarks.cost import report
+from benchmarks.cost.goals import GOALS, goal_of
+from benchmarks.cost.points import points
+from benchmarks.cost.results import FLAT, measure, results
 from benchmarks.paired import ratio, ratio_by_start, ratio_of_turns, spread
-from benchmarks.points import points
 from benchmarks.records import Records, code_digest
-from benchmarks.results import FLAT, measure, results
 
 ABOUT = {"machine": "a machine", "code": "abc"}
 LATENCY = measure("lab", "http", "1 at once")

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from benchmarks.device import report
-from benchmarks.device.cells import CELLS, OUTPUT_TOKENS, Cell, fitting, measure
-from benchmarks.device.shape import SHAPES
+from benchmarks.gpu import report
+from benchmarks.gpu.cells import CELLS, OUTPUT_TOKENS, Cell, fitting, measure
+from benchmarks.gpu.shape import SHAPES
 from benchmarks.records import Records
 from guard.verdict import Action
 
@@ -105,7 +105,7 @@ def test_real_engines_of_a_tiny_shape(tmp_path):
     document.write_text(f"{report.BEGIN}\n{report.END}\n")
     small = ["--shape", "tiny", "--pairs", "1", "--longest", "128", "--at-once", "8"]
     files = ["--work", str(tmp_path / "work"), "--document", str(document)]
-    command = [sys.executable, "-m", "benchmarks.device", *small, *files, "--", "--enforce-eager"]
+    command = [sys.executable, "-m", "benchmarks.gpu", *small, *files, "--", "--enforce-eager"]
     subprocess.run(command, check=True)
     rows = [line for line in document.read_text().splitlines() if line.startswith(("| 1 x 128", "| 8 x 128"))]
     assert len(rows) == 4

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.shared_weights import share
-from benchmarks.stepper import _begin, _in_lockstep
+from benchmarks.cost.shared_weights import share
+from benchmarks.cost.stepper import _begin, _in_lockstep
 from serving.wire import EXTRA, VERDICT
 
 

@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from benchmarks.load import Client, ask
-from benchmarks.points import Load
+from benchmarks.cost.load import Client, ask
+from benchmarks.cost.points import Load
 
 WAIT_S = 0.05
 

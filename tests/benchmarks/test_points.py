@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.batches import judge_prompt, prompts, requests, shared_prefix
-from benchmarks.guards import BLOCK, LET_PASS, spread_out
-from benchmarks.points import PARTS, SPEEDS, Load, Work, chosen, count, points, seconds
+from benchmarks.cost.batches import judge_prompt, prompts, requests, shared_prefix
+from benchmarks.cost.guards import BLOCK, LET_PASS, spread_out
+from benchmarks.cost.points import PARTS, SPEEDS, Load, Work, chosen, count, points, seconds
+from benchmarks.cost.results import measure
 from benchmarks.records import Records
-from benchmarks.results import measure
 
 SUBJECTS = list(SPEEDS)
 EVERY = [(subject, point) for subject in SUBJECTS for point in points(subject)]

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.device`: guarded against unguarded engines on one GPU, and the table of what was measured.
+"""`python -m benchmarks.gpu`: guarded against unguarded engines on one GPU, and the table of what was measured.
 
 Pairs are kept one by one in `--work`, so that a run that is cut off, or that `--seconds` ends, goes on where it stopped.
 """
@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.device import report
-from benchmarks.device.cells import OUTPUT_TOKENS, fitting, measure
-from benchmarks.device.shape import SHAPES
-from benchmarks.device.twins import twins
+from benchmarks.gpu import report
+from benchmarks.gpu.cells import OUTPUT_TOKENS, fitting, measure
+from benchmarks.gpu.shape import SHAPES
+from benchmarks.gpu.twins import twins
 from benchmarks.machine import machine
 from benchmarks.records import Records, code_digest
 
@@ -61,7 +61,7 @@ def _running(about: dict[str, Any]) -> dict[str, str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.device", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--longest", type=int, default=8192, help="prompts of no more tokens")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import LlamaConfig
 
-from benchmarks.guards import IDLE, TAPPED, write_artifact
+from benchmarks.cost.guards import IDLE, TAPPED, write_artifact
 from probes.artifact import Artifact
 from probes.fingerprint import Fingerprint
 from serving.config import GuardConfig

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.batches import Request
-from benchmarks.subjects import Subject
+from benchmarks.cost.batches import Request
+from benchmarks.cost.subjects import Subject
 from serving.offline.process import SMALL
 
 Steps = dict[str, Any]
@@ -26,8 +26,8 @@ _ENVIRONMENT = {
     # What vLLM gives a server's engine on two cores: the other one is the API server's.
     "OMP_NUM_THREADS": "1",
 }
-_UNGUARDED, _GUARDED = "benchmarks.shared_weights.Unguarded", "benchmarks.shared_weights.Guarded"
-_HOOKED = {"hooks": "benchmarks.hooks.HookedWorker", "host_copy": "benchmarks.hooks.CopyingWorker"}
+_UNGUARDED, _GUARDED = "benchmarks.cost.shared_weights.Unguarded", "benchmarks.cost.shared_weights.Guarded"
+_HOOKED = {"hooks": "benchmarks.cost.hooks.HookedWorker", "host_copy": "benchmarks.cost.hooks.CopyingWorker"}
 
 
 class Engines:
@@ -63,7 +63,7 @@ def engines(subject: Subject, names: Iterable[str], log: Path) -> Iterator[Engin
     with (
         log.open("w") as errors,
         subprocess.Popen(  # noqa: S603 - built here
-            [sys.executable, "-m", "benchmarks.stepper", specs],
+            [sys.executable, "-m", "benchmarks.cost.stepper", specs],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -78,7 +78,7 @@ def engines(subject: Subject, names: Iterable[str], log: Path) -> Iterator[Engin
 
 
 def spec(subject: Subject, name: str) -> dict[str, Any]:
-    """Return how the engine `name` is started, as `benchmarks.stepper` takes it."""
+    """Return how the engine `name` is started, as `benchmarks.cost.stepper` takes it."""
     model = str(subject.small_judge if name == "small_judge" else subject.model)
     if name in _HOOKED:
         return {"model": model, "worker": _HOOKED[name], "eager": True, "files": _files(subject, "guarded")}

@@ -1,4 +1,4 @@
-"""The engine's own process: `python -m benchmarks.device.stepper SETTINGS`.
+"""The engine's own process: `python -m benchmarks.gpu.stepper SETTINGS`.
 
 SETTINGS is JSON, `{"arguments": [vLLM's], "guard": GuardConfig or null}`. Says first how it runs. Then reads batches as JSON
 lines, `{"prompts": [[token id, ...], ...], "max_tokens": N}`, and answers each with the seconds to every request's
@@ -33,7 +33,7 @@ def _engine(settings: dict[str, Any]) -> Any:
         from serving.config import GuardConfig
         from serving.launch.server import SCHEDULER
 
-        args.worker_cls, args.scheduler_cls = "benchmarks.device.made_up.MadeUp", SCHEDULER
+        args.worker_cls, args.scheduler_cls = "benchmarks.gpu.made_up.MadeUp", SCHEDULER
         args.additional_config = GuardConfig.model_validate(settings["guard"]).to_vllm()
     return LLMEngine.from_engine_args(EngineArgs.from_cli_args(args))
 

@@ -1,4 +1,4 @@
-"""The engines' own process: `python -m benchmarks.stepper SPECS`, SPECS being JSON, by engine the options of its `_Spec`.
+"""The engines' own process: `python -m benchmarks.cost.stepper SPECS`; SPECS is JSON, by engine the options of its `_Spec`.
 
 Reads batches as JSON lines, `[by engine [[[token id, ...], max tokens, what is asked of the guard], ...], how many are
 under way at once, 0 for all]`. All engines named do their batches in lockstep: every turn each makes one step, in an order

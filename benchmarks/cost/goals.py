@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from benchmarks.results import FLAT
+from benchmarks.cost.results import FLAT
 
 _ALL = "*"
 

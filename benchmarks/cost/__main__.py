@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: take the pairs that are missing, then say what they show."""
+"""`python -m benchmarks.cost`: take the pairs that are missing, then say what they show."""
 
 import json
 import math
@@ -11,12 +11,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import measures, report
+from benchmarks.cost import measures, report
+from benchmarks.cost.points import PARTS, Point, chosen, count, seconds
+from benchmarks.cost.results import measure, results
+from benchmarks.cost.subjects import SUBJECTS, Subject
 from benchmarks.machine import machine
-from benchmarks.points import PARTS, Point, chosen, count, seconds
 from benchmarks.records import Records, code_digest
-from benchmarks.results import measure, results
-from benchmarks.subjects import SUBJECTS, Subject
 
 _QUICK, _QUICK_LONGEST_S = 2, 20.0
 _PARTS_HELP = "; ".join(f"{name}: {words}" for name, words in PARTS.items())

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.shared_weights import Unguarded
+from benchmarks.cost.shared_weights import Unguarded
 from probes.scoring import ProbeBank, Tap
 from serving.config import GuardConfig
 from serving.worker.guarded_pass import Layout

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.guards import BLOCK, LET_PASS
-from benchmarks.points import Work
+from benchmarks.cost.guards import BLOCK, LET_PASS
+from benchmarks.cost.points import Work
 
 Prompt = Sequence[int]
 

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chart import draw
+from benchmarks.cost.chart import draw
+from benchmarks.cost.goals import goal_of
+from benchmarks.cost.results import PLAIN
+from benchmarks.cost.subjects import TITLES
 from benchmarks.document import write_between
-from benchmarks.goals import goal_of
-from benchmarks.results import PLAIN
-from benchmarks.subjects import TITLES
 
 BEGIN, END = "<!-- results: written by make bench -->", "<!-- end of results -->"
 
@@ -91,7 +91,7 @@ def _client(found: dict[str, Any]) -> Iterator[str]:
     for subject, level, each in _levels(found, "http"):
         for figure, values in each["figures"].items():
             cells = " | ".join(_cell(values["ratio"].get(arm)) for arm in _CLIENT_ARMS)
-            goal = _goal(subject, "http", level, figure, "guarded")
+            goal = _goal(subject, "http", level, figure, "guarded", values["ratio"])
             yield f"{TITLES[subject]}, {level}, {_FIGURES[figure]} | {cells} | {each['pairs']}, {each['starts']} | {goal}"
 
 
@@ -101,7 +101,8 @@ def _engine(found: dict[str, Any]) -> Iterator[str]:
             ratios = {figure: values["ratio"] for figure, values in each["figures"].items()}
             cells = [_cell(ratios["whole"][arm]) for arm in ("control", "guarded")]
             cells += [_cell(ratios.get(figure, {}).get("guarded")) for figure in ("prefill", "step")]
-            more, goal = each["more_steps"]["guarded"], _goal(subject, part, level, "whole", "guarded")
+            more = each["more_steps"]["guarded"]
+            goal = _goal(subject, part, level, "whole", "guarded", ratios["whole"])
             name = f"{TITLES[subject]}, {words.format(level)}"
             yield f"{name} | {' | '.join(cells)} | {more:+.0f} | {each['pairs']} | {goal}"
 
@@ -112,7 +113,7 @@ def _compared(found: dict[str, Any]) -> Iterator[str]:
             ratios = {figure: values["ratio"] for figure, values in each["figures"].items()}
             for arm in ratios["whole"]:
                 cells = " | ".join(_cell(ratios.get(figure, {}).get(arm)) for figure in ("whole", "prefill", "step"))
-                goal = _goal(subject, part, level, "whole", arm)
+                goal = _goal(subject, part, level, "whole", arm, ratios["whole"])
                 yield f"{TITLES[subject]}, {_ARMS.get(arm, arm)} | {cells} | {each['pairs']} | {goal}"
 
 
@@ -129,6 +130,9 @@ def _cell(spread: dict[str, Any] | None) -> str:
     return f"{spread['median']:.3f} ({spread['low']:.3f} to {spread['high']:.3f})" if spread else ""
 
 
-def _goal(subject: str, part: str, level: str, figure: str, arm: str) -> str:
+def _goal(subject: str, part: str, level: str, figure: str, arm: str, ratios: dict[str, Any]) -> str:
+    """Return the goal for an arm's median ratio and whether it is met; nothing where there is none."""
     goal = goal_of(subject, part, level, figure, arm)
-    return goal.words if goal else ""
+    if goal is None or arm not in ratios:
+        return ""
+    return f"{goal.words}: {'met' if goal.holds(ratios[arm]['median']) else 'missed'}"

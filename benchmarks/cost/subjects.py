@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.guards import Guard, guards
+from benchmarks.cost.guards import Guard, guards
 
 MODEL = "bench"
 """The name under which every server serves its model."""

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.device.cells import CELLS, Cell
 from benchmarks.document import write_between
+from benchmarks.gpu.cells import CELLS, Cell
 from benchmarks.paired import ratio
 from benchmarks.records import Records
 
-BEGIN, END = "<!-- device: written by python -m benchmarks.device -->", "<!-- end of device -->"
+BEGIN, END = "<!-- device: written by python -m benchmarks.gpu -->", "<!-- end of device -->"
 _FIGURES = {"first_token": "time to first token", "per_token": "time per token"}
 
 

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.load import Client
-from benchmarks.subjects import MODEL, Subject
+from benchmarks.cost.load import Client
+from benchmarks.cost.subjects import MODEL, Subject
 from serving.offline.process import ServerProcess, free_port, guarded_command, running, unguarded_command
 
 _WARM_UP = list(range(100, 116))

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import aiohttp
 
-from benchmarks.batches import Request, prompts, requests, shared_prefix
-from benchmarks.engines import Engines, Steps, engines
-from benchmarks.load import TIMEOUT, Client, ask
-from benchmarks.points import Point
+from benchmarks.cost.batches import Request, prompts, requests, shared_prefix
+from benchmarks.cost.engines import Engines, Steps, engines
+from benchmarks.cost.load import TIMEOUT, Client, ask
+from benchmarks.cost.points import Point
+from benchmarks.cost.servers import Servers, servers, warm
+from benchmarks.cost.subjects import Subject
 from benchmarks.records import Arms
-from benchmarks.servers import Servers, servers, warm
-from benchmarks.subjects import Subject
 
 TakePair = Callable[[Point, int], Arms]
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.calibration`: what recording activations costs beside the forward pass that it needs anyway.
+"""`python -m benchmarks.recording`: what recording activations costs beside the forward pass that it needs anyway.
 
 Pairs: the same batches through the same model, once bare and once recorded to disk, in random order, one pair after another.
 A second series doubles the prompts again and again: what a prompt costs must not depend on how many there are.
@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.cost.subjects import LAB
 from benchmarks.paired import Spread, ratio
-from benchmarks.subjects import LAB
 from calibration.model.chat_model import ChatModel
 from calibration.prompts.batching import make_batch
 from calibration.prompts.prompt_file import load_prompts

@@ -9,9 +9,9 @@ from typing import Any
 
 import aiohttp
 
-from benchmarks.batches import Prompt, judge_prompt
-from benchmarks.points import Load
-from benchmarks.subjects import MODEL
+from benchmarks.cost.batches import Prompt, judge_prompt
+from benchmarks.cost.points import Load
+from benchmarks.cost.subjects import MODEL
 
 TIMEOUT = aiohttp.ClientTimeout(600)
 

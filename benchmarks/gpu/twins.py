@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.device.shape import Shape
+from benchmarks.gpu.shape import Shape
 from serving.config import GuardConfig
 from serving.offline.process import SMALL
 
@@ -58,7 +58,7 @@ def twins(shape: Shape, work: Path, max_model_len: int, flags: Sequence[str] = (
 @contextmanager
 def _engine(arguments: Sequence[str], guard: GuardConfig | None, log: Path) -> Iterator[Engine]:
     settings = {"arguments": list(arguments), "guard": guard.model_dump(mode="json") if guard else None}
-    command = [sys.executable, "-m", "benchmarks.device.stepper", json.dumps(settings)]
+    command = [sys.executable, "-m", "benchmarks.gpu.stepper", json.dumps(settings)]
     with (
         log.open("w") as errors,
         subprocess.Popen(  # noqa: S603 - built above

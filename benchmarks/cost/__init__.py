@@ -1,0 +1,1 @@
+"""Cost: guarded against unguarded vLLM, as paired ratios with their spread."""
