@@ -5,16 +5,17 @@ names and no layout of fused projections is needed, and the weights' own values 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from calibration.model.chat_model import ChatModel
-from calibration.model.structure import is_matrix, probe_tokens, stream_of
+from calibration.model.hooks import after_call, on_input, on_output, stream_of, together
+from calibration.model.structure import is_matrix, probe_tokens
 from probes.errors import ModelError
 
 Removal = Literal["undifferentiated", "silenced"]
@@ -82,31 +83,24 @@ def without_heads(
     attentions: Sequence[Attention], heads: Sequence[Head], removal: Removal = "undifferentiated"
 ) -> Iterator[None]:
     """Within the block, the model runs without `heads`; they are back at exit."""
-    with ExitStack() as stack:
-        for head in heads:
-            attention = attentions[head.block]
-            if removal == "silenced":
-                stack.callback(_silence(attention, head.index).remove)
-            else:
-                for module, columns in attention.queries[head.index].items():
-                    stack.callback(_zero_output(module, columns).remove)
+    with together(hook for head in heads for hook in _without(attentions[head.block], head.index, removal)):
         yield
 
 
-def _silence(attention: Attention, index: int) -> RemovableHandle:
-    def hook(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        silenced = args[0].clone()
+def _without(attention: Attention, index: int, removal: Removal) -> Iterator[AbstractContextManager[None]]:
+    def silence(outputs: torch.Tensor) -> torch.Tensor:
+        silenced = outputs.clone()
         silenced[..., attention.columns(index)] = 0
-        return (silenced, *args[1:])
+        return silenced
 
-    return attention.output.register_forward_pre_hook(hook)
+    def zero(columns: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        return queries.index_fill(-1, columns, 0)
 
-
-def _zero_output(module: nn.Module, columns: torch.Tensor) -> RemovableHandle:
-    def hook(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.index_fill(-1, columns, 0)
-
-    return module.register_forward_hook(hook)
+    if removal == "silenced":
+        yield on_input(attention.output, silence)
+    else:
+        for module, columns in attention.queries[index].items():
+            yield on_output(module, partial(zero, columns))
 
 
 def _run_on_noise(chat: ChatModel) -> list[list[_Run]]:
@@ -125,10 +119,11 @@ def _run_on_noise(chat: ChatModel) -> list[list[_Run]]:
 
         return hook
 
-    with ExitStack() as stack:
-        for block, kept in zip(chat.blocks, runs, strict=True):
-            for module in filter(is_matrix, block.modules()):
-                stack.callback(module.register_forward_hook(hook_for(kept)).remove)
+    with together(
+        after_call(module, hook_for(kept))
+        for block, kept in zip(chat.blocks, runs, strict=True)
+        for module in filter(is_matrix, block.modules())
+    ):
         chat.model(input_ids=probe_tokens(chat.model), use_cache=False)
     return runs
 

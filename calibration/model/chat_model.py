@@ -1,7 +1,6 @@
 """The model under calibration: any Hugging Face causal language model, run batch by batch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from calibration.model.arithmetic import dtype_of, settle
+from calibration.model.hooks import on_input
 from calibration.model.structure import find_blocks, find_down_projections, find_writers
 from calibration.prompts.batching import Batch
 from probes.errors import ModelError
@@ -122,19 +122,10 @@ def _neuron_readers(model: nn.Module, blocks: list[nn.Module], hidden_size: int)
         return error.with_traceback(None)
 
 
-@contextmanager
-def _only(head: nn.Module, positions: torch.Tensor) -> Iterator[None]:
+def _only(head: nn.Module, positions: torch.Tensor) -> AbstractContextManager[None]:
     """Give the output head these positions of each prompt: logits for all would be the largest tensor of the pass."""
     rows = torch.arange(len(positions), device=positions.device).unsqueeze(1)
-
-    def narrow(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (args[0][rows, positions],)
-
-    handle = head.register_forward_pre_hook(narrow)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return on_input(head, lambda states: states[rows, positions])
 
 
 def resolve_model(name: str) -> Path:

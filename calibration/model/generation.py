@@ -6,13 +6,13 @@ answer is the one that the prompt would get alone, up to the rounding of the mod
 
 import inspect
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import on_input
 from calibration.prompts.batching import Batch, make_batch, plan_batches
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
@@ -43,23 +43,11 @@ class Reader:
             # Texts that have ended are read on until the last of their batch has; they may not leave the context.
             positions = (self._mask.cumsum(1) - 1).clamp(min=0, max=self._chat.context - 1)
             arguments["position_ids"] = positions[:, -tokens.shape[1] :]
-        with torch.inference_mode(), _only_last(self._chat):
+        with torch.inference_mode(), on_input(self._chat.head, lambda states: states[:, -1:]):
             output = self._chat.model(**arguments, use_cache=True)
         self._cache = output.past_key_values
         logits: torch.Tensor = output.logits[:, -1]
         return logits.float()
-
-
-@contextmanager
-def _only_last(chat: ChatModel) -> Any:
-    def narrow(_head: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (args[0][:, -1:],)
-
-    handle = chat.head.register_forward_pre_hook(narrow)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def align_right(batch: Batch) -> torch.Tensor:

@@ -5,14 +5,12 @@ through the operators of `probes.steering`, which the server runs too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
 
 import torch
-from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import on_input, on_output, together
 from probes.steering import Move, displacement
 
 Strengths = Callable[[torch.Tensor], torch.Tensor]
@@ -34,11 +32,8 @@ def ablated(chat: ChatModel, direction: torch.Tensor) -> Iterator[None]:
         clean: torch.Tensor = exact - (exact @ unit).unsqueeze(-1) * unit
         return clean.to(stream.dtype)
 
-    with ExitStack() as stack:
-        for block in chat.blocks:
-            stack.enter_context(_hooked(_edit_input(block, remove)))
-        for writer in chat.writers:
-            stack.enter_context(_hooked(_edit_output(writer, remove)))
+    inputs = [on_input(block, remove) for block in chat.blocks]
+    with together([*inputs, *(on_output(writer, remove) for writer in chat.writers)]):
         yield
 
 
@@ -57,9 +52,9 @@ def added(chat: ChatModel, layer: int, vector: torch.Tensor, *, only: torch.Tens
 @contextmanager
 def steered(chat: ChatModel, moves: Mapping[int, Move], strengths: Strengths) -> Iterator[None]:
     """Within the block, each move displaces the stream after its block, at the strengths given; elsewhere it stays."""
-    with ExitStack() as stack:
-        for layer, move in moves.items():
-            stack.enter_context(_hooked(_edit_output(chat.blocks[layer], _displace(move, strengths, chat.device))))
+    with together(
+        on_output(chat.blocks[layer], _displace(move, strengths, chat.device)) for layer, move in moves.items()
+    ):
         yield
 
 
@@ -119,7 +114,7 @@ def recentred(
         edited[rows, positions] = (exact + gap.unsqueeze(-1) * unit).to(stream.dtype)
         return edited
 
-    with _hooked(_edit_output(chat.blocks[layer], recentre)):
+    with on_output(chat.blocks[layer], recentre):
         yield
 
 
@@ -132,29 +127,5 @@ def grafted(chat: ChatModel, layer: int, states: torch.Tensor, positions: torch.
         edited[torch.arange(len(positions), device=stream.device), positions] = states.to(stream)
         return edited
 
-    with _hooked(_edit_output(chat.blocks[layer], graft)):
+    with on_output(chat.blocks[layer], graft):
         yield
-
-
-@contextmanager
-def _hooked(handle: RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _edit_output(module: nn.Module, edit: _Edit) -> RemovableHandle:
-    def hook(_module: Any, _args: Any, output: Any) -> Any:
-        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
-
-    return module.register_forward_hook(hook)
-
-
-def _edit_input(module: nn.Module, edit: _Edit) -> RemovableHandle:
-    def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return (edit(args[0]), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": edit(kwargs["hidden_states"])}
-
-    return module.register_forward_pre_hook(hook, with_kwargs=True)

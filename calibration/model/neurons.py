@@ -6,6 +6,7 @@ A neuron's number counts through the whole model: the neurons of block 0 in thei
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import before_call, on_input, on_output, together
 from calibration.model.structure import neurons_of
 from calibration.prompts.batching import iterate_batches
 from calibration.prompts.progress import track
@@ -114,22 +116,13 @@ def rewritten(
     A neuron writes its value times its column of the down-projection; the difference of the two models' columns is added.
     """
 
-    def hook_for(layer: int) -> Callable[..., torch.Tensor]:
-        def hook(projection: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-            change = _written(like, like.projections[layer], places[layer]) - _written(
-                neurons, projection, places[layer]
-            )
-            given = values[layer].reshape(*output.shape[:-1], len(places[layer]))
-            return output + given.to(output.dtype) @ change
+    def rewrite(layer: int, output: torch.Tensor) -> torch.Tensor:
+        own, other = (_written(each, each.projections[layer], places[layer]) for each in (neurons, like))
+        given = values[layer].reshape(*output.shape[:-1], len(places[layer]))
+        return output + given.to(output.dtype) @ (other - own)
 
-        return hook
-
-    handles = [neurons.projections[layer].register_forward_hook(hook_for(layer)) for layer in places]
-    try:
+    with together(on_output(neurons.projections[layer], partial(rewrite, layer)) for layer in places):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _written(neurons: Neurons, projection: nn.Module, place: torch.Tensor) -> torch.Tensor:
@@ -144,25 +137,18 @@ def _visited(
 ) -> Iterator[None]:
     num_rows = 0
 
-    def count_rows(_model: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+    def count_rows(_args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal num_rows
         num_rows = len(kwargs["input_ids"])
 
-    def hook_for(layer: int) -> Callable[..., tuple[torch.Tensor]]:
-        def hook(_projection: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-            # OPT's MLP works on [B * T, F].
-            values = args[0].reshape(num_rows, -1, args[0].shape[-1])
-            return (visit(layer, values).reshape(args[0].shape),)
+    def see(layer: int, given: torch.Tensor) -> torch.Tensor:
+        # OPT's MLP works on [B * T, F].
+        values = given.reshape(num_rows, -1, given.shape[-1])
+        return visit(layer, values).reshape(given.shape)
 
-        return hook
-
-    handles = [neurons.projections[layer].register_forward_pre_hook(hook_for(layer)) for layer in layers]
-    handles.append(neurons.chat.model.register_forward_pre_hook(count_rows, with_kwargs=True))
-    try:
+    inputs = [on_input(neurons.projections[layer], partial(see, layer)) for layer in layers]
+    with together([*inputs, before_call(neurons.chat.model, count_rows)]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def neurons_at_end(neurons: Neurons, prompts: EncodedPrompts, numbers: Numbers) -> npt.NDArray[np.float32]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from calibration.model.chat_model import ChatModel
-from calibration.model.structure import stream_of
+from calibration.model.hooks import on_output, together
 from calibration.prompts.batching import Batch
 
 
@@ -21,17 +22,10 @@ def refusal_log_odds(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tenso
 @contextmanager
 def differentiable(chat: ChatModel) -> Iterator[None]:
     """Within the block, forward passes outside inference mode make a graph that begins at the embeddings."""
-
-    def begin(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output.detach().requires_grad_()
-
     model: Any = chat.model
-    handle = model.get_input_embeddings().register_forward_hook(begin)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        handle.remove()
+    begin = on_output(model.get_input_embeddings(), lambda embedded: embedded.detach().requires_grad_())
+    with begin, torch.enable_grad():
+        yield
 
 
 def stream_gradients(
@@ -40,20 +34,8 @@ def stream_gradients(
     """Return the gradient of the refusal metric on `resid_post` by block: float32 `[B, T, D]`, zero on padding."""
     kept: dict[int, torch.Tensor] = {}
 
-    def keep(layer: int) -> Any:
-        def hook(_block: Any, _args: Any, output: Any) -> None:
-            stream = stream_of(output)
-            if stream is not None:
-                kept[layer] = stream
-
-        return hook
-
-    handles = [chat.blocks[layer].register_forward_hook(keep(layer)) for layer in layers]
-    try:
+    with together(on_output(chat.blocks[layer], partial(kept.__setitem__, layer)) for layer in layers):
         with differentiable(chat):
             metric = refusal_log_odds(chat.differentiable_logits(batch), tokens).sum()
         found = torch.autograd.grad(metric, [kept[layer] for layer in layers])
-    finally:
-        for handle in handles:
-            handle.remove()
     return dict(zip(layers, (gradient.float() for gradient in found), strict=True))

@@ -6,15 +6,16 @@ Transformers' attention interface, so that no family's projections or rotations 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from calibration.model.chat_model import ChatModel
-from calibration.model.structure import stream_of
+from calibration.model.hooks import on_input, on_output, together
 from calibration.prompts.batching import Batch
 from probes.errors import ModelError
 
@@ -60,15 +61,11 @@ class Sites:
     def tapped(self, edit: Edit) -> Iterator["Patterns"]:
         """Within the block every forward pass goes through `edit`, site by site in the model's order."""
         patterns = Patterns(_layers_of(self.chat), edit)
-        with ExitStack() as stack:
-            for module, site in _outputs(self):
-                stack.enter_context(_removed(module.register_forward_hook(_output_hook(site, edit))))
-            for layer, module in enumerate(self.down_projections):
-                stack.enter_context(
-                    _removed(module.register_forward_pre_hook(_input_hook(Site("neuron", layer), edit)))
-                )
-            if self.has_heads:
-                stack.enter_context(_attention(self.chat, patterns))
+        outputs = [on_output(module, partial(edit, site)) for module, site in _outputs(self)]
+        neurons = [
+            on_input(module, partial(edit, Site("neuron", layer))) for layer, module in enumerate(self.down_projections)
+        ]
+        with together([*outputs, *neurons]), _attention(self.chat, patterns) if self.has_heads else nullcontext():
             yield patterns
 
 
@@ -117,33 +114,6 @@ def _outputs(sites: Sites) -> Iterator[tuple[nn.Module, Site]]:
         yield writer, Site("mlp" if is_mlp else "attention", layers[writer])
     for layer, block in enumerate(sites.chat.blocks):
         yield block, Site("stream", layer)
-
-
-def _output_hook(site: Site, edit: Edit) -> Callable[..., Any]:
-    def hook(_module: Any, _args: Any, output: Any) -> Any:
-        stream = stream_of(output)
-        if stream is None:
-            raise ModelError(
-                f"{site.kind} of block {site.layer} gave no tensor",
-                field="model",
-                remedy="use a decoder-only language model",
-            )
-        edited = edit(site, stream)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-    return hook
-
-
-def _input_hook(site: Site, edit: Edit) -> Callable[..., Any]:
-    return lambda _module, args: (edit(site, args[0]), *args[1:])
-
-
-@contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -6,15 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from calibration.model.hooks import after_call, stream_of, together
 from probes.errors import ModelError
 
 _PROBE_TOKENS = 5
-
-
-def stream_of(output: Any) -> torch.Tensor | None:
-    """Return the tensor that a module hands on: its output, or the first part of it."""
-    first = output[0] if isinstance(output, tuple) and output else output
-    return first if isinstance(first, torch.Tensor) else None
 
 
 def find_blocks(model: nn.Module, num_layers: int, hidden_size: int) -> list[nn.Module]:
@@ -62,17 +57,13 @@ def find_down_projections(model: nn.Module, blocks: list[nn.Module], hidden_size
     such matrix, or hands it one input per expert.
     """
     order: list[tuple[nn.Module, int]] = []
-    handles = [
-        module.register_forward_hook(lambda ran, _args, output: order.append((ran, _width(output))))
-        for block in blocks
-        for module in block.modules()
-        if is_matrix(module)
-    ]
-    try:
+
+    def note(ran: nn.Module, _args: Any, output: Any) -> None:
+        order.append((ran, _width(output)))
+
+    matrices = [module for block in blocks for module in block.modules() if is_matrix(module)]
+    with together(after_call(module, note) for module in matrices):
         _probe_forward(model)
-    finally:
-        for handle in handles:
-            handle.remove()
     return [_last_of(block, order, hidden_size) for block in blocks]
 
 
@@ -118,12 +109,8 @@ def _count_outputs(model: nn.Module, modules: list[nn.Module], shape: tuple[int,
         found = () if stream is None else tuple(stream.shape)
         calls[module] += found in (shape, (1, *shape))
 
-    handles = [module.register_forward_hook(count) for module in modules]
-    try:
+    with together(after_call(module, count) for module in modules):
         _probe_forward(model)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 

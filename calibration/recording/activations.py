@@ -7,8 +7,8 @@ bytes, and memory holds one shard however many prompts there are. Positions coun
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from calibration.model.chat_model import ChatModel
-from calibration.model.structure import stream_of
+from calibration.model.hooks import on_input, on_output, together
 from calibration.prompts.batching import Batch, make_batch
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
@@ -31,7 +31,7 @@ from calibration.recording.shards import (
     save_shard,
     tensor_name,
 )
-from probes.errors import CalibrationError, ModelError
+from probes.errors import CalibrationError
 
 __all__ = ["InProcess", "Recording", "Where", "read_blocks", "read_shard", "record"]
 
@@ -46,29 +46,8 @@ def read_blocks(
     def see(layer: int, stream: torch.Tensor) -> None:
         kept[layer] = keep(stream)
 
-    with _watched(chat, layers, see):
+    with together(on_output(chat.blocks[layer], partial(see, layer)) for layer in layers):
         yield kept
-
-
-@contextmanager
-def _watched(chat: ChatModel, layers: Sequence[int], see: Callable[[int, torch.Tensor], None]) -> Iterator[None]:
-    def hook_for(layer: int) -> Callable[..., None]:
-        def hook(_block: Any, _args: Any, output: Any) -> None:
-            stream = stream_of(output)
-            if stream is None:
-                raise ModelError(
-                    f"block {layer} gave no tensor", field="model", remedy="use a decoder-only language model"
-                )
-            see(layer, stream)
-
-        return hook
-
-    handles = [chat.blocks[layer].register_forward_hook(hook_for(layer)) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -81,18 +60,11 @@ def read_neurons(
     """
     kept: dict[int, torch.Tensor] = {}
 
-    def hook_for(layer: int) -> Callable[..., None]:
-        def hook(_projection: Any, args: tuple[torch.Tensor, ...]) -> None:
-            kept[layer] = keep(args[0])
+    def see(layer: int, neurons: torch.Tensor) -> None:
+        kept[layer] = keep(neurons)
 
-        return hook
-
-    handles = [module.register_forward_pre_hook(hook_for(layer)) for layer, module in projections.items()]
-    try:
+    with together(on_input(module, partial(see, layer)) for layer, module in projections.items()):
         yield kept
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def record(
@@ -153,7 +125,8 @@ def read_shard(chat: ChatModel, token_ids: Sequence[Sequence[int]], where: Seque
     for rows in shard.batches:
         batch = make_batch(token_ids, rows, chat.device)
         into = {name: tensor[first : first + len(rows)] for name, tensor in tensors.items()}
-        with _watched(chat, range(chat.num_layers), _keep(batch, where, into)):
+        keep = _keep(batch, where, into)
+        with together(on_output(block, partial(keep, layer)) for layer, block in enumerate(chat.blocks)):
             chat.last_logits(batch)
         first += len(rows)
     return {name: tensor.cpu() for name, tensor in tensors.items()} | {"rows": torch.tensor(shard.rows)}

@@ -11,7 +11,7 @@ from brief import BRIEF
 
 from calibration.methods.watches import answering
 from calibration.model.chat_model import ChatModel
-from calibration.model.structure import stream_of
+from calibration.model.hooks import stream_of
 from calibration.pipeline.calibrate import calibrate
 from calibration.pipeline.inputs import SPLITS
 from calibration.pipeline.kept import WORK

@@ -1,15 +1,14 @@
 """A probe's request score as a graph: what `probes.scoring` computes, for whoever follows its gradient."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from functools import partial
 
 import torch
-from torch import nn
 
 from calibration.fitting.fitted import FittedProbe
 from calibration.model.chat_model import ChatModel
-from calibration.model.structure import stream_of
+from calibration.model.hooks import on_input, on_output, together
 from calibration.prompts.batching import Batch
 from probes.head import HeadKind
 from probes.readout import Readout
@@ -22,9 +21,9 @@ Activations = Mapping[int, torch.Tensor]
 def activations_of(chat: ChatModel, probe: FittedProbe) -> Iterator[Activations]:
     """Fill the mapping, at each pass, with what `probe` reads, still part of the graph."""
     kept: dict[int, torch.Tensor] = {}
-    with ExitStack() as stack:
-        for layer in probe.spec.layers:
-            stack.callback(_watch(chat, probe, layer, kept).remove)
+    reads_neurons = probe.spec.site == "mlp_neurons"
+    on, modules = (on_input, chat.down_projections()) if reads_neurons else (on_output, chat.blocks)
+    with together(on(modules[layer], partial(kept.__setitem__, layer)) for layer in probe.spec.layers):
         yield kept
 
 
@@ -44,17 +43,6 @@ def probe_score(probe: FittedProbe, activations: Activations, batch: Batch) -> t
         for scores, length in zip(tokens, batch.lengths.tolist(), strict=True)
     ]
     return probe.spec.scale * torch.stack(numbers) + probe.spec.bias
-
-
-def _watch(chat: ChatModel, probe: FittedProbe, layer: int, kept: dict[int, torch.Tensor]) -> Any:
-    def keep(_module: nn.Module, args: Any, output: Any = None) -> None:
-        found = stream_of(args if probe.spec.site == "mlp_neurons" else output)
-        if found is not None:
-            kept[layer] = found
-
-    if probe.spec.site == "mlp_neurons":
-        return chat.down_projections()[layer].register_forward_pre_hook(keep)
-    return chat.blocks[layer].register_forward_hook(keep)
 
 
 def _reduce(scores: torch.Tensor, readout: Readout) -> torch.Tensor:

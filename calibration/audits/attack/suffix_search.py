@@ -14,6 +14,7 @@ import torch
 
 from calibration.audits.attack.objective import Objective
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import on_output
 from calibration.model.refusal_gradient import differentiable
 from calibration.prompts.batching import Batch, make_batch
 from calibration.prompts.progress import track
@@ -69,16 +70,13 @@ class SuffixSearch:
 
     def _proposals(self, row: int, suffix: Ids, objective: Objective) -> torch.Tensor:
         """Return token ids `[length, proposals]` whose embeddings lie furthest down the gradient at each place."""
-        batch, kept = self._batch(row, [suffix]), []
+        batch = self._batch(row, [suffix])
+        kept: list[torch.Tensor] = []
         model: Any = self._chat.model
         table = model.get_input_embeddings()
-        with differentiable(self._chat):
-            # Registered after `differentiable`'s own hook, so it sees the embeddings at which the graph begins.
-            handle = table.register_forward_hook(lambda _module, _args, output: kept.append(output))
-            try:
-                loss = objective.loss(self._chat, batch).sum()
-            finally:
-                handle.remove()
+        # Behind the hook of `differentiable`, so that it sees the embeddings at which the graph begins.
+        with differentiable(self._chat), on_output(table, kept.append):
+            loss = objective.loss(self._chat, batch).sum()
         if not loss.requires_grad or not loss.item():
             return self._allowed_tensor().expand(len(suffix), -1)
         (gradient,) = torch.autograd.grad(loss, kept[:1])

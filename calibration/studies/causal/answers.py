@@ -4,9 +4,8 @@ The first token says what a model is about to do; whether it goes through with i
 as a refusal when it opens as the model's own refusals do, by its first tokens: no table of phrases.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -16,9 +15,9 @@ from calibration.fitting.metrics import rate
 from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import on_output
 from calibration.model.intervention import ablated, added
 from calibration.model.openings import NUM_TOKENS, greedy_answers, opens_as, refusal_openings
-from calibration.model.structure import stream_of
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
 from probes.manifest import Rate
@@ -73,23 +72,15 @@ def _ways(chat: ChatModel, steering: FittedSteering) -> dict[str, tuple[bool, _W
     }
 
 
-@contextmanager
-def _added_from_last(chat: ChatModel, layer: int, vector: torch.Tensor) -> Iterator[None]:
+def _added_from_last(chat: ChatModel, layer: int, vector: torch.Tensor) -> AbstractContextManager[None]:
     """Within the block, `vector` is added where each token of the answer is predicted, as a steered request has it."""
 
-    def hook(_block: Any, _args: Any, output: Any) -> Any:
-        stream = stream_of(output)
-        if stream is None:
-            return output
+    def add(stream: torch.Tensor) -> torch.Tensor:
         edited = stream.clone()
         edited[:, -1] = (stream[:, -1].float() + vector.to(stream.device)).to(stream.dtype)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        return edited
 
-    handle = chat.blocks[layer].register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return on_output(chat.blocks[layer], add)
 
 
 def _study(

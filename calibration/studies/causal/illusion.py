@@ -8,7 +8,7 @@ nothing here: the output head alone reads every direction of the residual stream
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,8 +21,8 @@ from calibration.fitting.fitted import Fitted
 from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import on_output, together
 from calibration.model.refusal_metric import first_token_log_probs, refusal_metric
-from calibration.model.structure import stream_of
 from calibration.prompts.batching import Batch
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
@@ -148,24 +148,14 @@ def _moved(
 @contextmanager
 def moved(chat: ChatModel, moves: Mapping[int, DirectionPatch], positions: torch.Tensor) -> Iterator[None]:
     """Within the block, each move is made after its block at `positions`, a mask `[B, T]`."""
-    with ExitStack() as stack:
-        for layer, move in moves.items():
-            handle = chat.blocks[layer].register_forward_hook(_hook(move, positions))
-            stack.callback(handle.remove)
-        yield
 
-
-def _hook(move: DirectionPatch, positions: torch.Tensor) -> Any:
-    def hook(_block: Any, _args: Any, output: Any) -> Any:
-        stream = stream_of(output)
-        if stream is None:
-            return output
+    def make(move: DirectionPatch, stream: torch.Tensor) -> torch.Tensor:
         exact = stream.float()
         gap = (move.level - exact @ move.read.to(exact.device)) * positions
-        edited = (exact + gap.unsqueeze(-1) * move.write.to(exact.device)).to(stream.dtype)
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+        return (exact + gap.unsqueeze(-1) * move.write.to(exact.device)).to(stream.dtype)
 
-    return hook
+    with together(on_output(chat.blocks[layer], partial(make, move)) for layer, move in moves.items()):
+        yield
 
 
 def _study(patched: list[Patched], count: int) -> StudyResult:

@@ -19,6 +19,7 @@ import torch
 
 from calibration.model.attention_heads import Attention, Head, Removal, without_heads
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import after_call
 from calibration.prompts.batching import iterate_batches
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
@@ -112,11 +113,8 @@ def _head_inputs(chat: ChatModel) -> Iterator[list[torch.Tensor]]:
     def keep(_head: Any, args: tuple[torch.Tensor, ...], _output: Any) -> None:
         states.append(args[0][:, 0].float().cpu())
 
-    handle = chat.head.register_forward_hook(keep)
-    try:
+    with after_call(chat.head, keep):
         yield states
-    finally:
-        handle.remove()
 
 
 def kl(before: torch.Tensor, after: torch.Tensor) -> npt.NDArray[np.float64]:

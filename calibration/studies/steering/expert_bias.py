@@ -7,7 +7,7 @@ as easily (MoTE, arXiv 2502.11096), so this is a study and not a served operator
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.steering.dose_response import StrengthSweep
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import after_call, together
 from calibration.prompts.batching import iterate_batches
 from calibration.prompts.progress import track
 
@@ -84,22 +85,20 @@ def find_routers(chat: ChatModel) -> list[nn.Module]:
         if _is_routing(output) and module not in found:
             found.append(module)
 
-    with ExitStack() as stack:
-        for block in chat.blocks:
-            for module in block.modules():
-                stack.callback(module.register_forward_hook(look).remove)
-        with torch.inference_mode():
-            chat.model(input_ids=torch.arange(1, 6, device=chat.device).unsqueeze(0), use_cache=False)
+    modules = [module for block in chat.blocks for module in block.modules()]
+    with together(after_call(module, look) for module in modules), torch.inference_mode():
+        chat.model(input_ids=torch.arange(1, 6, device=chat.device).unsqueeze(0), use_cache=False)
     return found
 
 
 @contextmanager
 def biased(routers: Sequence[nn.Module], choices: Sequence[Choice]) -> Iterator[None]:
     """Within the block, each router obeys its choice; one with nothing to force or shut out is left alone."""
-    with ExitStack() as stack:
-        for router, choice in zip(routers, choices, strict=True):
-            if choice != Choice():
-                stack.callback(router.register_forward_hook(_rerouting(choice)).remove)
+    with together(
+        after_call(router, _rerouting(choice))
+        for router, choice in zip(routers, choices, strict=True)
+        if choice != Choice()
+    ):
         yield
 
 
@@ -121,9 +120,7 @@ def _rates(training: TrainingSet, routers: Sequence[nn.Module], rows: Rows) -> n
             own = torch.bincount(output[2][real].flatten(), minlength=output[0].shape[-1]).cpu()
             counts[router] = counts.get(router, torch.zeros_like(own)) + own
 
-        with ExitStack() as stack:
-            for router in routers:
-                stack.callback(router.register_forward_hook(count).remove)
+        with together(after_call(router, count) for router in routers):
             training.chat.last_logits(batch)
         tokens += int(real.sum())
     return np.stack([counts[router].double().numpy() / tokens for router in routers])

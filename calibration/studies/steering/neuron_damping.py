@@ -6,8 +6,8 @@ needs: so this is measured offline and not served. It could be: the factors fold
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from calibration.fitting.study import StudyResult, Table, required_of_the_model
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.steering.dose_response import StrengthSweep
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import on_input, together
 from calibration.prompts.batching import Batch, iterate_batches
 from calibration.prompts.progress import track
 
@@ -68,14 +69,13 @@ def damping(peaks: Values, harmful: npt.NDArray[np.bool_]) -> Values:
 @contextmanager
 def damped(chat: ChatModel, factors: Sequence[Values]) -> Iterator[None]:
     """Within the block, neurons are multiplied by their factors `[I]`, one array a decoder block, at every token."""
-    with ExitStack() as stack:
-        for module, factor in zip(chat.down_projections(), factors, strict=True):
-            scale = torch.from_numpy(factor).float().to(chat.device)
 
-            def multiply(_module: Any, args: tuple[Any, ...], scale: torch.Tensor = scale) -> tuple[Any, ...]:
-                return ((args[0].float() * scale).to(args[0].dtype), *args[1:])
+    def multiply(scale: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        return (neurons.float() * scale).to(neurons.dtype)
 
-            stack.callback(module.register_forward_pre_hook(multiply).remove)
+    scales = [torch.from_numpy(factor).float().to(chat.device) for factor in factors]
+    down = chat.down_projections()
+    with together(on_input(module, partial(multiply, scale)) for module, scale in zip(down, scales, strict=True)):
         yield
 
 
@@ -96,13 +96,11 @@ def _reading(chat: ChatModel, batch: Batch) -> Iterator[list[torch.Tensor]]:
     kept: list[torch.Tensor] = []
     padding = (batch.mask == 0).unsqueeze(-1)
 
-    def keep(_module: Any, args: tuple[Any, ...]) -> None:
-        neurons = args[0].reshape(*batch.mask.shape, -1).float()
+    def keep(given: torch.Tensor) -> None:
+        neurons = given.reshape(*batch.mask.shape, -1).float()
         kept.append(neurons.masked_fill(padding, -torch.inf).amax(dim=1).cpu())
 
-    with ExitStack() as stack:
-        for module in chat.down_projections():
-            stack.callback(module.register_forward_pre_hook(keep).remove)
+    with together(on_input(module, keep) for module in chat.down_projections()):
         yield kept
 
 

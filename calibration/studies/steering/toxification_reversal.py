@@ -9,8 +9,8 @@ Measured only, and not served: it costs two more passes for every token.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from calibration.fitting.training_set import TrainingSet
 from calibration.methods.steering.dose_response import Dose, StrengthSweep
 from calibration.model.attention_heads import Attention, find_attentions
 from calibration.model.chat_model import ChatModel
+from calibration.model.hooks import on_input, together
 from calibration.model.refusal_metric import Intervention
 from calibration.prompts.batching import Batch, make_batch
 from calibration.prompts.progress import track
@@ -101,15 +102,10 @@ def _read(chat: ChatModel, attentions: Sequence[Attention], batch: Batch) -> Out
     kept: Outputs = []
     rows, last = np.arange(len(batch.rows)), batch.from_end(0)
 
-    def hook_for(attention: Attention) -> Any:
-        def keep(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
-            kept.append(_by_head(args[0][rows, last], attention.width))
+    def keep(attention: Attention, outputs: torch.Tensor) -> None:
+        kept.append(_by_head(outputs[rows, last], attention.width))
 
-        return keep
-
-    with ExitStack() as stack:
-        for attention in attentions:
-            stack.callback(attention.output.register_forward_pre_hook(hook_for(attention)).remove)
+    with together(on_input(attention.output, partial(keep, attention)) for attention in attentions):
         chat.last_logits(batch)
     return kept
 
@@ -118,18 +114,15 @@ def _read(chat: ChatModel, attentions: Sequence[Attention], batch: Batch) -> Out
 def _turned(attentions: Sequence[Attention], turns: Outputs, batch: Batch, strength: float) -> Iterator[None]:
     rows, last = np.arange(len(batch.rows)), batch.from_end(0)
 
-    def hook_for(turn: torch.Tensor) -> Any:
-        def move(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            outputs = args[0].clone()
-            own = _by_head(outputs[rows, last], turn.shape[-1])
-            outputs[rows, last] = turned_back(own, turn, strength).flatten(1).to(outputs.dtype)
-            return (outputs, *args[1:])
+    def move(turn: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        outputs = given.clone()
+        own = _by_head(outputs[rows, last], turn.shape[-1])
+        outputs[rows, last] = turned_back(own, turn, strength).flatten(1).to(outputs.dtype)
+        return outputs
 
-        return move
-
-    with ExitStack() as stack:
-        for attention, turn in zip(attentions, turns, strict=True):
-            stack.callback(attention.output.register_forward_pre_hook(hook_for(turn)).remove)
+    with together(
+        on_input(attention.output, partial(move, turn)) for attention, turn in zip(attentions, turns, strict=True)
+    ):
         yield
 
 

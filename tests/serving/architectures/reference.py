@@ -2,7 +2,8 @@
 
 import torch
 
-from calibration.model.structure import find_blocks, find_down_projections, neurons_of, stream_of
+from calibration.model.hooks import stream_of
+from calibration.model.structure import find_blocks, find_down_projections, neurons_of
 from probes.errors import ModelError
 
 
