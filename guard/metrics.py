@@ -10,6 +10,7 @@ from types import MappingProxyType
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from guard.decide import BoundPolicy
+from guard.journal import Decision
 from guard.verdict import Action, Mode, Unscored, Verdict
 
 # Scores are logits; a decision takes microseconds, where the usual buckets start at milliseconds.
@@ -109,6 +110,17 @@ class GuardMetrics:
         self._publish_policy(registry, bound)
         self._start_at_zero(bound)
 
+    def record(self, decision: Decision) -> None:
+        """Count a decision, as a sink of the journal does."""
+        if decision.judged == "answer":
+            self.observe_answer(decision.verdict, decision.num_tokens)
+        else:
+            self.observe(decision.verdict, decision.model or MODEL_ITSELF)
+
+    def give_up(self) -> None:
+        """Count a prompt whose client left, or whose request failed, before its verdict came: no fault of the guard."""
+        self.unscored.labels(Unscored.ABORTED.value).inc()
+
     def observe(self, verdict: Verdict, adapter: str = MODEL_ITSELF) -> None:
         """Count one verdict on a prompt to the model itself, or to one of its adapters."""
         self.requests.labels(verdict.decision.value, verdict.mode.value).inc()
@@ -136,10 +148,6 @@ class GuardMetrics:
     def observe_unrecorded(self) -> None:
         """Count a prompt that could not be counted."""
         self.errors.labels(UNRECORDED).inc()
-
-    def observe_aborted(self) -> None:
-        """Count a prompt whose client left, or whose request failed, before its verdict came: no fault of the guard."""
-        self.unscored.labels(Unscored.ABORTED.value).inc()
 
     def _publish_policy(self, registry: CollectorRegistry, bound: Mapping[str, BoundPolicy]) -> None:
         threshold = Gauge(

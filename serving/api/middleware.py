@@ -14,11 +14,12 @@ from typing import Any
 from prometheus_client import REGISTRY
 from starlette.responses import JSONResponse
 
+from guard.decision_log import DecisionLog
+from guard.journal import Journal
 from guard.metrics import GuardMetrics
 from probes.errors import ForeguardError, ServingError
 from serving.api import readiness, shapes
 from serving.api.beams import refuse_beams
-from serving.api.decision_log import DecisionLog
 from serving.api.guarded_requests import ASGIApp, GuardedRequests, Scope
 from serving.api.keys import Keys
 from serving.api.placement import placed_inside
@@ -136,7 +137,8 @@ class _Guard:
         self._readiness = Readiness(partial(_asked_awake, client, client.generate, expected[:1]), metrics, age)
         # A client's prompt says nothing of the engines that it did not go to.
         on_scored = self._readiness.note_scored if len(engines(client)) == 1 else lambda: None
-        VerdictReader(bound, metrics, DecisionLog(bound.policy, model), on_scored).attach(client)
+        journal = Journal(metrics, DecisionLog(bound.policy, model), on_drop=metrics.observe_unrecorded)
+        VerdictReader(bound, journal, on_scored).attach(client)
         self._readiness.begin()
         forces_usage = bool(getattr(state.args, "enable_force_include_usage", False))
         spellings = refused_spellings(bound.policy, artifacts)

@@ -11,9 +11,7 @@ It touches, of `vllm/v1/engine/async_llm.py`: `generate` and `output_processor.p
 
 import copy
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from vllm.logger import init_logger
@@ -21,10 +19,9 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import SamplingParams
 
 from guard.decide import BoundPolicy
-from guard.metrics import MODEL_ITSELF, GuardMetrics
+from guard.journal import Decision, Journal
 from guard.verdict import Action, Unscored, Verdict
 from probes.errors import ServingError
-from serving.api.decision_log import DecisionLog
 from serving.api.exchange import Prompt, current
 from serving.api.hidden_logprobs import hide_prompt
 from serving.wire import ANSWER, CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
@@ -40,18 +37,16 @@ class VerdictReader:
     def __init__(
         self,
         policy: BoundPolicy,
-        metrics: GuardMetrics,
-        log: DecisionLog | None = None,
+        journal: Journal,
         on_scored: Callable[[], None] = lambda: None,
     ) -> None:
         """`policy` is for answers that come without a verdict, and has what a blocked completion says.
 
-        `on_scored` is told of each prompt that has a score.
+        `journal` has every decision once; `on_scored` is told of each prompt that has a score.
         """
         self._policy = policy
         self._message = policy.policy.response.message
-        self._metrics = metrics
-        self._log = log or DecisionLog(policy.policy, "")
+        self._journal = journal
         self._on_scored = on_scored
         self._prompts: dict[str, Prompt] = {}
 
@@ -117,26 +112,15 @@ class VerdictReader:
             self._settle(prompt, verdict)
 
     def _settle(self, prompt: Prompt, verdict: Verdict) -> None:
-        """Count the prompt and write it down, once: by the verdict that its client is told."""
-        self._count(partial(self._metrics.observe, verdict, prompt.model or MODEL_ITSELF))
-        self._log.record(verdict, prompt)
+        """Write the prompt down, once: by the verdict that its client is told."""
+        self._journal.record(_decision(verdict, prompt))
 
     def _record_answer(self, prompt: Prompt, carried: dict[str, Any]) -> None:
         num_tokens = carried.pop("tokens")
         verdict = self._own(Verdict.from_wire(carried))
-        self._count(partial(self._metrics.observe_answer, verdict, num_tokens))
-        self._log.record(verdict, prompt, "answer")
+        self._journal.record(replace(_decision(verdict, prompt), judged="answer", num_tokens=num_tokens))
         if prompt.answer is None or verdict.decision.severity > prompt.answer.decision.severity:
             prompt.answer = verdict
-
-    def _count(self, count: Callable[[], None]) -> None:
-        try:
-            count()
-        except Exception:
-            # The verdict holds, counted or not: a full disk under the metrics is no reason to answer nobody.
-            logger.exception("a prompt could not be counted")
-            with suppress(Exception):
-                self._metrics.observe_unrecorded()
 
     def _listening(self, generate: Generate) -> Generate:
         def listening(
@@ -177,7 +161,7 @@ class VerdictReader:
             # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no further.
             del self._prompts[entry.name]
             if entry.verdict is None:
-                self._count(self._metrics.observe_aborted)
+                self._journal.give_up()
             elif entry.num_verdicts < entry.n:
                 self._settle(entry, entry.verdict)
             await outputs.aclose()
@@ -189,6 +173,10 @@ class VerdictReader:
         verdict = self._policy.judge(Unscored.NO_VERDICT, tighten=tighten, shadow=shadow)
         self._record(entry, verdict)
         return verdict.action is Action.BLOCK
+
+
+def _decision(verdict: Verdict, prompt: Prompt) -> Decision:
+    return Decision(verdict, request_id=prompt.request_id, route=prompt.route, model=prompt.model, caller=prompt.caller)
 
 
 def _is_canary(output: Any) -> bool:

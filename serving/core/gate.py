@@ -241,7 +241,7 @@ class GuardedScheduler(DroppingScheduler):
         self._orders.decided(request)
         self._decided.add(request.request_id)
         if verdict.action in (Action.BLOCK, Action.STEER):
-            # Until its request's token is there, which then goes no further. What is not done is not told.
+            # Until its token is there, which then goes no further: a verdict is reported only when it was acted on.
             self._to_act_on[request.request_id] = verdict
         else:
             self._tell(request, verdict)

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 
 from guard.decide import BoundPolicy
+from guard.metrics import GuardMetrics
 from guard.verdict import Unscored, Verdict
 from probes.scoring import ProbeBank
 from serving.api import verdict_reader
@@ -187,7 +188,7 @@ def _fail_to_record() -> None:
         fault = next((fault for entry, fault in faulty if entry is prompt), None)
         if fault == "verdict_reader" and verdict.unscored is None:
             raise Planted
-        with patch.object(self._metrics, "observe", _fail) if fault == "metrics" else ExitStack():
+        with patch.object(GuardMetrics, "observe", _fail) if fault == "metrics" else ExitStack():
             record(self, prompt, verdict, *known)
 
     verdict_reader.Prompt, VerdictReader._record = entered, record_others

@@ -14,6 +14,7 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
 from guard.decide import bind
+from guard.journal import Journal
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
 from guard.verdict import Action, Unscored, Verdict
@@ -32,6 +33,11 @@ def bound(on_unscored="block"):
 
 
 BOUND = bound()
+
+
+def journal_of(metrics):
+    """A journal with nothing but metrics."""
+    return Journal(metrics, on_drop=metrics.observe_unrecorded)
 
 
 @pytest.fixture
@@ -53,7 +59,7 @@ def exchange():
 def hear(registry, outputs):
     """A maker of (listening `generate`, what vLLM would see as parameters, ids of closed requests)."""
     metrics = GuardMetrics(registry, BOUND)
-    reader = VerdictReader(BOUND, metrics)
+    reader = VerdictReader(BOUND, journal_of(metrics))
 
     def make(*produced, fault=None, policy=BOUND):
         closed = []
@@ -69,7 +75,7 @@ def hear(registry, outputs):
                 closed.append(request_id)
 
         client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-        (reader if policy is BOUND else VerdictReader(policy, metrics)).attach(client)
+        (reader if policy is BOUND else VerdictReader(policy, journal_of(metrics))).attach(client)
         return client.generate, lambda: generate.params, closed
 
     return make
@@ -117,7 +123,7 @@ async def test_heard_though_vllm_hands_on_another_output(registry, exchange, out
         yield outputs.one(outputs.completion())
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    VerdictReader(BOUND, GuardMetrics(registry, BOUND)).attach(client)
+    VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND))).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     assert exchange.prompts[0].verdict == verdict
     assert counted(registry, "allow") == 1
@@ -145,7 +151,7 @@ async def test_a_verdict_on_a_prompt_that_nobody_waits_for_is_not_counted(regist
         yield outputs.one(finished=False)
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    VerdictReader(BOUND, GuardMetrics(registry, BOUND)).attach(client)
+    VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND))).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     late = processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge([1.0])), *seen)
     assert late.kv_transfer_params is None
@@ -303,7 +309,7 @@ async def test_a_client_that_leaves_twice_is_counted(registry, outputs):
             await asyncio.sleep(60)
 
     client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-    VerdictReader(BOUND, GuardMetrics(registry, BOUND)).attach(client)
+    VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND))).attach(client)
     generator = client.generate("p", SamplingParams(), "id")
     await anext(generator)
     closing = asyncio.create_task(generator.aclose())
@@ -418,7 +424,7 @@ async def test_an_end_without_a_token_needs_no_verdict(hear, exchange, outputs, 
     assert aborted(registry) == 1
 
 
-@pytest.mark.parametrize("broken", ["observe", "observe_aborted"])
+@pytest.mark.parametrize("broken", ["observe", "give_up"])
 async def test_what_cannot_be_counted_is_treated_as_if_it_were(hear, exchange, outputs, registry, monkeypatch, broken):
     """A verdict holds whether the metrics can be written or not, and that they could not is counted if it can be."""
 
@@ -493,7 +499,7 @@ async def test_a_steered_prompt_shows_none_either(hear, exchange, outputs):
 async def test_the_canary_is_not_listened_to(registry, outputs):
     """Its verdict stays on the output, for the self-test, and is not counted."""
     processor = outputs.processor()
-    VerdictReader(BOUND, GuardMetrics(registry, BOUND)).attach(
+    VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND))).attach(
         SimpleNamespace(generate=None, output_processor=processor)
     )
     verdict = BOUND.judge([1.0])
@@ -507,7 +513,7 @@ async def test_the_canary_is_not_listened_to(registry, outputs):
 async def test_who_watches_the_engine_is_told_of_scored_prompts(registry, outputs, scores, scored):
     """A prompt without a score is no sign that the guard sees."""
     told, processor = [], outputs.processor()
-    reader = VerdictReader(BOUND, GuardMetrics(registry, BOUND), on_scored=lambda: told.append(1))
+    reader = VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND)), on_scored=lambda: told.append(1))
 
     async def generate(prompt, params, request_id):
         yield processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge(scores)), params)

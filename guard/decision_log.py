@@ -6,17 +6,16 @@ The lines go to the logger `foreguard.decisions`. They hold nothing of the promp
 import json
 import logging
 import sys
-from datetime import UTC, datetime
 
+from guard.journal import Decision
 from guard.policy import Policy
-from guard.verdict import Action, Verdict
-from serving.api.exchange import Prompt
+from guard.verdict import Action
 
 LOGGER = "foreguard.decisions"
 
 
 class DecisionLog:
-    """Writes down the verdicts that the policy wants written down."""
+    """The sink that writes down the verdicts that the policy wants written down."""
 
     def __init__(self, policy: Policy, model: str) -> None:
         """`model` is what the server calls the model itself, where no adapter answers."""
@@ -24,18 +23,19 @@ class DecisionLog:
         self._model = model
         self._logger = _logger()
 
-    def record(self, verdict: Verdict, prompt: Prompt, judged: str = "prompt") -> None:
+    def record(self, decision: Decision) -> None:
         """Write one line about a verdict on a prompt, or on its answer."""
+        verdict = decision.verdict
         notable = verdict.decision is not Action.ALLOW or verdict.unscored is not None
         if self._wanted.which == "none" or (self._wanted.which == "notable" and not notable):
             return
         line = {
             "event_id": verdict.event_id,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "request_id": prompt.request_id,
-            "route": prompt.route,
-            "model": prompt.model or self._model,
-            "judged": judged,
+            "time": decision.at.isoformat(timespec="milliseconds"),
+            "request_id": decision.request_id,
+            "route": decision.route,
+            "model": decision.model or self._model,
+            "judged": decision.judged,
             "decision": verdict.decision.value,
             "action": verdict.action.value,
             "mode": verdict.mode.value,
@@ -44,9 +44,12 @@ class DecisionLog:
             "unscored": verdict.unscored.value if verdict.unscored else None,
             "constraint": verdict.constraint,
             "policy": verdict.policy,
-            "caller": prompt.caller,
+            "caller": decision.caller,
         }
         self._logger.info(json.dumps(line | ({"scores": verdict.scores} if self._wanted.scores else {})))
+
+    def give_up(self) -> None:
+        """Write nothing: there is no decision."""
 
 
 def _logger() -> logging.Logger:

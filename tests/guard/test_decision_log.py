@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from guard.decide import bind
+from guard.decision_log import LOGGER, DecisionLog
+from guard.journal import Decision
 from guard.policy import Policy
 from guard.verdict import Unscored
-from serving.api.decision_log import LOGGER, DecisionLog
-from serving.api.exchange import Prompt
 
 RULE = {"name": "harmful", "action": "block", "category": "weapons", "when": {"harm": {"above": 2}}}
 
@@ -44,7 +44,7 @@ def write(settings, *scores, **prompt):
     log = DecisionLog(policy.policy, "served")
     verdicts = [policy.judge(each) for each in scores]
     for verdict in verdicts:
-        log.record(verdict, Prompt("chatcmpl-1", 1, **({"model": None} | prompt)))
+        log.record(Decision(verdict, request_id="chatcmpl-1", **prompt))
     return verdicts
 
 
