@@ -14,6 +14,7 @@ from tests.serving.world import (
     LONG,
     MESSAGE,
     World,
+    alike,
     clearly_harmful,
     policy_text,
     steered_prompt,
@@ -231,8 +232,21 @@ async def answers(here):
         [choice] = reply.choices
         return choice.message.content, choice.finish_reason
 
-    asked = (*BENIGN[:3], here.harmful[0], here.steered, LONG[0], here.harmful[1], LONG[1])
-    return await asyncio.gather(*[ask(messages) for messages in asked])
+    return await asyncio.gather(*[ask(messages) for messages in asked_at_once(here)])
+
+
+def asked_at_once(here):
+    """Some of each kind."""
+    return (*BENIGN[:3], here.harmful[0], here.steered, LONG[0], here.harmful[1], LONG[1])
+
+
+def require_alike(here, found, quiet):
+    """Require that all are answered as on a quiet day, but for ties: who runs together is another matter each time."""
+    for messages, (text, finish), (before, finish_before) in zip(asked_at_once(here), found, quiet, strict=True):
+        assert finish == finish_before
+        # A steered answer is another model's: its ties are not the reference's.
+        tied = messages != here.steered and alike(here.reference, messages, text, before)
+        assert text == before or tied, (text, before)
 
 
 INTERRUPTIONS = {
@@ -255,7 +269,7 @@ async def test_an_interruption_changes_nothing(both, interruption):
         for path in INTERRUPTIONS[interruption]:
             await asyncio.sleep(0.1)
             assert (await operator.post(path)).status_code == 200
-    assert await asked == quiet
+    require_alike(here, await asked, quiet)
 
 
 async def test_a_pause_that_aborts_lets_nobody_through(both):
@@ -269,7 +283,7 @@ async def test_a_pause_that_aborts_lets_nobody_through(both):
         assert (await operator.post("/resume")).status_code == 200
     for (content, finish), (whole, _) in zip(await asked, quiet, strict=True):
         assert (whole or "").startswith(content or ""), finish
-    assert await answers(here) == quiet
+    require_alike(here, await answers(here), quiet)
 
 
 async def test_the_weights_stay(both):
@@ -282,7 +296,7 @@ async def test_the_weights_stay(both):
         for path, body in (("/collective_rpc", {"method": "reset_weights"}), ("/sleep?level=2", None)):
             assert (await operator.post(path, json=body)).status_code == 500
             assert (await operator.post("/wake_up")).status_code == 200
-            assert await answers(here) == quiet
+            require_alike(here, await answers(here), quiet)
 
 
 def test_no_prompt_was_unscored(both):

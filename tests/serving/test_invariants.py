@@ -12,7 +12,7 @@ from probes.scoring import ProbeBank
 from tests.serving.lab import MODEL, of
 from tests.serving.planted import naive_scores
 from tests.serving.server import SERVED_NAME
-from tests.serving.world import BENIGN, LONG, MESSAGE, OBSERVER_KEY, TOKENS, answer, key, scores_of
+from tests.serving.world import BENIGN, LONG, MESSAGE, OBSERVER_KEY, TOKENS, alike, answer, key, scores_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -133,7 +133,8 @@ async def test_steering_leaves_its_neighbours_in_the_batch_alone(here):
     mixed = [messages for pair in zip(neighbours, [here.steered] * 8, strict=True) for messages in pair]
     async with here.server.async_client() as client:
         replies = await asyncio.gather(*[ask(client, messages) for messages in mixed])
-    assert replies[::2] == [here.unguarded[key(messages)] for messages in neighbours]
+    for messages, reply in zip(neighbours, replies[::2], strict=True):
+        assert alike(here.reference, messages, reply, here.unguarded[key(messages)]), messages
 
 
 def test_every_prompt_is_counted_once(here):

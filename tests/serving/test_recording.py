@@ -26,8 +26,9 @@ from serving.offline.recording import vllm_engine
 from tests.serving.lab import LAB, MODEL
 
 ROWS = 400
-# bfloat16 keeps 8 bits, and six blocks add their roundings. Measured: medians up to 0.6 %, the worst prompt 1.2 %.
-MEDIAN, WORST = 0.01, 0.02
+# bfloat16 keeps 8 bits, and six blocks add their roundings. Measured: medians up to 0.6 %; the worst prompt 1.2 % on a CPU
+# with AMX, 2.0 % on one with AVX-512 and no bfloat16 instructions.
+MEDIAN, WORST = 0.01, 0.03
 # In standard deviations of the probe. Measured: medians up to 0.006, the worst prompt 0.04 (fitted probes: 0.003 and 0.015).
 MEDIAN_SCORE, WORST_SCORE = 0.01, 0.05
 

@@ -128,6 +128,11 @@ def answer(client: openai.OpenAI, messages: list[dict], **options) -> str:
     return reply.choices[0].message.content
 
 
+def alike(reference: Reference, messages: list[dict], one: str, other: str) -> bool:
+    """Whether two answers to a prompt are the same, but for rounding in another batch."""
+    return one == other or reference.parts_at_a_tie(reference.token_ids(messages), one, other)
+
+
 def key(messages: list[dict]) -> str:
     """Return a name for a conversation, fit to be a cache salt: its blocks are then its own."""
     return hashlib.sha256(repr(messages).encode()).hexdigest()

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from guard.decide import BoundPolicy
 from probes.artifact import Artifact
@@ -13,6 +16,11 @@ from tests.serving.world import BENIGN, LONG, clearly_harmful, policy_text, stee
 
 TOLERANCE = 0.15
 """Of scores of size 10, in bfloat16: what roundings in another order move them by (docs/decisions.md)."""
+
+
+def near(scores: dict[str, float]) -> Any:
+    """Return what served scores are compared with: these, within `TOLERANCE`, or the same share of larger ones."""
+    return pytest.approx(scores, abs=TOLERANCE, rel=TOLERANCE / 10)
 
 
 @dataclass

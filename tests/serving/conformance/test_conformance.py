@@ -7,7 +7,7 @@ alone, and the tokens of an unguarded engine of the same mode that is asked the 
 import pytest
 
 from serving.wire import STOP_BLOCKED
-from tests.serving.conformance.cast import TOLERANCE, Cast
+from tests.serving.conformance.cast import Cast, near
 from tests.serving.conformance.modes import EVERY, V1_ASYNCHRONOUS
 from tests.serving.conformance.playing import play_every_scenario
 from tests.serving.conformance.rounds import SCENARIOS
@@ -61,7 +61,7 @@ def test_every_prompt_has_the_scores_of_a_pass_of_it_alone(played, cast, scenari
     for request, ours, _ in pairs(played, cast, scenario):
         for verdict in ours.get("verdicts", []):
             assert verdict["unscored"] is None, request["id"]
-            assert verdict["scores"] == pytest.approx(cast.expected(request["prompt"]), abs=TOLERANCE), request["id"]
+            assert verdict["scores"] == near(cast.expected(request["prompt"])), request["id"]
             judged += 1
         assert ours.get("verdicts") or request.get("leaves"), f"{request['id']} has no verdict"
     assert judged

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.serving.conformance.cast import TOLERANCE, Cast
+from tests.serving.conformance.cast import Cast, near
 from tests.serving.conformance.engine import engine
 from tests.serving.conformance.modes import EAGER
 
@@ -50,7 +50,7 @@ def test_every_prompt_has_the_scores_of_a_pass_of_it_alone(played, cast, run):
     for name, prompt in cast.prompts.items():
         verdict = played[run][0][name]["verdicts"][0]
         assert verdict["unscored"] is None
-        assert verdict["scores"] == pytest.approx(cast.expected(prompt), abs=TOLERANCE), name
+        assert verdict["scores"] == near(cast.expected(prompt)), name
         assert verdict["action"] == cast.action(prompt)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from serving.config import GuardConfig
 from serving.wire import STOP_ANSWER
-from tests.serving.conformance.cast import TOLERANCE, Cast
+from tests.serving.conformance.cast import TOLERANCE, Cast, near
 from tests.serving.conformance.engine import engine
 from tests.serving.conformance.modes import EVERY, V1_ASYNCHRONOUS
 from tests.serving.planted import WATCHES, naive_answer
@@ -120,13 +120,21 @@ def crosses(scores, limit):
     return first, unsure
 
 
-def judged(played, cast, which="watched"):
-    """Each prompt's name, outcome, tokens that were read (the last one never is), and its scores after each of them."""
+def drafts_of(mode):
+    """How many tokens are drafted in a step."""
+    return 3 if "--speculative-config" in mode.flags else 0
+
+
+def judged(played, cast, mode, which="watched"):
+    """Each prompt's name, its outcome, whether it was ended, and its scores after each token that is read.
+
+    The last token of a whole answer is read only if it was drafted.
+    """
     for name in NAMES:
         outcome = played[which][f"{name}-{which}"]
         ended = outcome["completions"]["0"]["stop"] == STOP_ANSWER
         tokens = tokens_of(outcome)
-        read = tokens if ended else tokens[:-1]
+        read = tokens if ended or drafts_of(mode) else tokens[:-1]
         yield name, outcome, ended, along(cast, cast.prompts[name], read)
 
 
@@ -135,11 +143,13 @@ def test_an_answer_ends_at_the_token_that_crosses(played, mode, cast, limits):
 
     Where tokens are drafted, it ends with the step that read that token: up to as many tokens earlier.
     """
-    drafts = 3 if "--speculative-config" in mode.flags else 0
+    drafts = drafts_of(mode)
     ended_by_guard = 0
-    for name, outcome, ended, _ in judged(played, cast):
+    for name, outcome, ended, _ in judged(played, cast, mode):
         whole = tokens_of(played["shadow"][f"{name}-shadow"])
-        first, unsure = crosses(along(cast, cast.prompts[name], whole[:-1])["deep_swim"], limits["block"])
+        scores = along(cast, cast.prompts[name], whole if drafts else whole[:-1])["deep_swim"]
+        first, unsure = crosses(scores, limits["block"])
+        unsure |= first == LENGTH - 1  # read only if it was drafted
         if unsure or any(verdict["action"] == "steer" for verdict in outcome.get("answers", [])):
             continue
         assert ended is (first is not None), name
@@ -154,18 +164,19 @@ def test_an_answer_ends_at_the_token_that_crosses(played, mode, cast, limits):
     assert ended_by_guard >= 2
 
 
-def test_verdicts_are_in_order_of_severity_and_have_the_scores(played, cast, limits):
+def test_verdicts_are_in_order_of_severity_and_have_the_scores(played, mode, cast, limits):
     """One for each threshold more severe, with the scores of a plain pass up to that token."""
     seen = set()
-    for name, outcome, _, scores in judged(played, cast, "shadow"):
+    for name, outcome, _, scores in judged(played, cast, mode, "shadow"):
         actions = [verdict["decision"] for verdict in outcome.get("answers", [])]
         assert actions == sorted(set(actions), key=["flag", "steer", "block"].index), name
         for verdict in outcome.get("answers", []):
             at = verdict["tokens"] - 1
-            assert verdict["scores"] == pytest.approx({w: own[at] for w, own in scores.items()}, abs=TOLERANCE), name
+            assert verdict["scores"] == near({w: own[at] for w, own in scores.items()}), name
             assert verdict["action"] == "allow"
             seen.add(verdict["decision"])
         first, unsure = crosses(scores["deep_swim"], limits["block"])
+        unsure |= first == LENGTH - 1  # read only if it was drafted
         assert unsure or ("block" in actions) is (first is not None), name
         assert len(tokens_of(outcome)) == LENGTH
     assert seen >= {"steer", "block"}
@@ -194,7 +205,7 @@ def test_nothing_steered_is_left_in_the_prefix_cache(played, cast):
         prompt = [*cast.prompts[name], *tokens_of(played["watched"][f"{name}-watched"])]
         [verdict] = played["again"][f"{name}-again"]["verdicts"]
         # A steered answer is far from what the heads were fitted on: distances of 30, where the bound is meant for 10.
-        assert verdict["scores"] == pytest.approx(cast.expected(prompt), abs=TOLERANCE, rel=TOLERANCE / 10), name
+        assert verdict["scores"] == near(cast.expected(prompt)), name
 
 
 @pytest.mark.long
