@@ -61,10 +61,14 @@ class AnswerWatches:
         return {name: at for watch in self._watches.values() for name, at in watch.asked(scheduled).items()}
 
     def take_in(
-        self, step: SchedulerOutput, output: ModelRunnerOutput, live: Callable[[str], bool], judge: Judge
+        self, step: SchedulerOutput, output: ModelRunnerOutput, room: Callable[[str], int | None], judge: Judge
     ) -> dict[str, Crossing]:
-        """Read what the step took in of `live` requests' answers; return those that crossed a threshold."""
-        asked = [name for name in getattr(step, ORDERS, NO_ORDERS).watched if live(name)]
+        """Read what the step took in of requests' answers; return those that crossed a threshold.
+
+        `room` says how many more tokens a request may have, or None where what comes of it does not count.
+        """
+        rooms = {name: room(name) for name in getattr(step, ORDERS, NO_ORDERS).watched}
+        asked = [name for name, own in rooms.items() if own is not None]
         if not asked:
             return {}
         tokens: AnswerTokens | str = getattr(output, ANSWERS, Unscored.MISSING.value)
@@ -74,7 +78,7 @@ class AnswerWatches:
                 if isinstance(tokens, str):
                     found.update(watch.lose(asked, Unscored(tokens), judge))
                 else:
-                    found.update(watch.take_in(tokens, asked, _rejected(step, output), judge))
+                    found.update(watch.take_in(tokens, asked, _rejected(step, output, rooms), judge))
             except Exception:
                 # Whatever failed, these answers are unscored, counted and treated as the policy says.
                 logger.exception("reading answers failed; those of this step are unscored")
@@ -93,13 +97,16 @@ def _require_readable(vllm_config: Any) -> None:
         )
 
 
-def _rejected(step: SchedulerOutput, output: ModelRunnerOutput) -> dict[str, int]:
+def _rejected(step: SchedulerOutput, output: ModelRunnerOutput, rooms: Mapping[str, int | None]) -> dict[str, int]:
     """Return, of the requests that had tokens drafted, how many of these were rejected: the last ones of their rows.
 
     vLLM also drafts for a prompt that lacks one token alone: its rows are as many as the others', and all are rejected.
+    Drafts that are accepted, but for which the answer has no room, are none of its tokens either.
     """
-    return {
-        name: len(drafts) - max(len(output.sampled_token_ids[output.req_id_to_index[name]]) - 1, 0)
-        for name, drafts in step.scheduled_spec_decode_tokens.items()
-        if name in output.req_id_to_index
-    }
+    rejected = {}
+    for name, drafts in step.scheduled_spec_decode_tokens.items():
+        if (place := output.req_id_to_index.get(name)) is not None:
+            accepted = max(len(output.sampled_token_ids[place]) - 1, 0)
+            room = rooms.get(name)
+            rejected[name] = len(drafts) - (accepted if room is None else min(accepted, room))
+    return rejected

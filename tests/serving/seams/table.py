@@ -41,6 +41,8 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_REQUEST}.stop_reason",
         f"{_REQUEST}.resumable",
         f"{_REQUEST}.lora_request",
+        f"{_REQUEST}.max_tokens",
+        f"{_REQUEST}.num_output_tokens",
         f"{_REQUEST}.sampling_params",
         f"{_REQUEST}.block_hashes",
         f"{_REQUEST}._block_hasher",
