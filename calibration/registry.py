@@ -1,4 +1,4 @@
-"""The methods and studies that are installed: this project's and those of other packages, found by their entry points."""
+"""The methods and studies that are installed, found by entry points: this project's, and those of other packages."""
 
 from collections.abc import Collection, Mapping
 from functools import cache

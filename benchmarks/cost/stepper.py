@@ -1,4 +1,4 @@
-"""The engines' own process: `python -m benchmarks.cost.stepper SPECS`; SPECS is JSON, by engine the options of its `_Spec`.
+"""The engines' own process: `python -m benchmarks.cost.stepper SPECS`. SPECS is JSON: by engine, its `_Spec`'s options.
 
 Reads batches as JSON lines, `[by engine [[[token id, ...], max tokens, what is asked of the guard], ...], how many are
 under way at once, 0 for all]`. All engines named do their batches in lockstep: every turn each makes one step, in an order

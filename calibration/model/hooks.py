@@ -44,7 +44,7 @@ def on_output(module: nn.Module, visit: Visit) -> Iterator[None]:
 
 @contextmanager
 def on_input(module: nn.Module, visit: Visit) -> Iterator[None]:
-    """Within the block, `visit` sees the first tensor that `module` is given: its first argument, or `hidden_states`."""
+    """Within the block, `visit` sees what `module` is given: its first argument, or `hidden_states`."""
 
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         changed = visit(args[0] if args else kwargs["hidden_states"])
@@ -69,9 +69,9 @@ def before_call(module: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any
 
 @contextmanager
 def after_call(module: nn.Module, see: Callable[[nn.Module, tuple[Any, ...], Any], Any]) -> Iterator[None]:
-    """Within the block, `see` gets module, positional arguments and output of each call; what it returns replaces the output.
+    """Within the block, `see` gets module, positional arguments and output of each call.
 
-    None leaves the output as it is.
+    What it returns replaces the output; None leaves it as it is.
     """
     with _registered(module.register_forward_hook(see)):
         yield

@@ -13,8 +13,8 @@ from calibration.prompts.template import EncodedPrompts
 NUM_TOKENS = 12
 """Tokens of an answer that are looked at."""
 _LONGEST = 3
-"""Most tokens of an opening. It is as short as tells refusals from other answers: a model that never begins another answer
-with "I" refuses by that word; one that does, by "I cannot"."""
+"""Most tokens of an opening. It is as short as tells refusals from other answers: a model that never begins another
+answer with "I" refuses by that word; one that does, by "I cannot"."""
 _MINIMUM_SHARE, _MINIMUM_RATIO = 0.01, 4.0
 Answers = list[tuple[int, ...]]
 
@@ -36,7 +36,7 @@ def greedy_answers(chat: ChatModel, prompts: EncodedPrompts, num_tokens: int = N
 
 
 def refusal_openings(on_harmful: Answers, on_harmless: Answers, tokens: Sequence[int]) -> frozenset[tuple[int, ...]]:
-    """Return the shortest openings, each begun by one of `tokens`, that answers to harmful prompts have far more often."""
+    """Return the shortest openings, begun by one of `tokens`, that answers to harmful prompts have far more often."""
     found: set[tuple[int, ...]] = set()
     for length in range(1, _LONGEST + 1):
         seen, other = (Counter(answer[:length] for answer in answers) for answers in (on_harmful, on_harmless))

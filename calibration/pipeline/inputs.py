@@ -58,7 +58,7 @@ class Inputs:
 
     @classmethod
     def read(cls, model: Path, train: Path, validation: Path, test: Path, out: Path, settings: Settings) -> "Inputs":
-        """Read the prompts, load the model, and name the work. Raises `PromptError`, `ModelError` or `CalibrationError`."""
+        """Read the prompts, load the model, name the work. Raises `PromptError`, `ModelError` or `CalibrationError`."""
         with stage("reading the prompts and the model's fingerprint"):
             files = _read_files(train, validation, test)
             identity = _identity(model, settings)

@@ -77,7 +77,7 @@ class Settings:
             refitted(self.asked_methods)
 
     def require_one_choice(self) -> None:
-        """Raise `CalibrationError` unless what is to run exists, is said in one way, and has a use for what was given."""
+        """Raise `CalibrationError` unless what is to run exists, is said once, and has a use for what was given."""
         require_known(self.also, "--also")
         if self.only is not None:
             self._require_only(self.only)

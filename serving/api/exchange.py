@@ -1,7 +1,7 @@
 """An exchange: what the guard knows about one HTTP request while it is being answered.
 
-The middleware opens it, the verdict reader fills it in from inside vLLM's request handler, the responder reads it. A context
-variable carries it across vLLM's code, which knows nothing of it.
+The middleware opens it, the verdict reader fills it in from inside vLLM's request handler, the responder reads it. A
+context variable carries it across vLLM's code, which knows nothing of it.
 """
 
 import secrets

@@ -315,7 +315,7 @@ class GuardedScheduler(DroppingScheduler):
         self.prev_step_scheduled_req_ids.discard(request.request_id)
 
     def _deliver(self, outputs: dict[int, Any]) -> None:
-        """Put verdicts onto the first outputs of their requests: they are read where these arrive (`verdict_reader`)."""
+        """Put verdicts onto the first outputs of their requests, off which `verdict_reader` takes them."""
         for client in outputs.values():
             for output in client.outputs:
                 if carried := self._undelivered.pop(output.request_id, None):
@@ -367,7 +367,7 @@ _SPOILT = frozenset({Unscored.TAP_SILENT, Unscored.NOT_FINITE, Unscored.SENSOR_E
 
 
 def _bypassing(verdict: Verdict, policy: BoundPolicy) -> Verdict:
-    """Return the verdict on a request that did not come through the verdict reader, which nothing there will hide or count.
+    """Return the verdict on a request that came past the verdict reader, where nothing will hide or count it.
 
     It is unscored, but where its scores call for more than the policy does of those; and it tells no scores.
     """

@@ -37,7 +37,7 @@ def package_of(module):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Install a package of one module that CONTRIBUTING shows, or of another `text`; returns the function that does it."""
+    """Install a package of one module, as CONTRIBUTING shows it or of another `text`; returns what does it."""
 
     def put(module="own_probe", text=None, package="own"):
         shown, entry_points = package_of(module)

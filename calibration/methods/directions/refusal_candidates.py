@@ -1,4 +1,4 @@
-"""Candidates for the refusal direction, and the evaluator that judges them by what they do (arXiv 2406.11717, section 2.3).
+"""Candidates for the refusal direction, and their evaluator: what each one does (arXiv 2406.11717, section 2.3).
 
 Every candidate gets all three numbers, those included that its depth rules out, so that a reviewer sees the choice and
 not only the chosen.

@@ -1,7 +1,7 @@
 """Steering by every family at one block: each is fitted here, and measured and admitted afterwards, all by one rule.
 
-`calibration.methods.steering.admission` then measures what each vector does to benign prompts, and leaves those out of the
-artifact that cost them too much.
+`calibration.methods.steering.admission` then measures what each vector does to benign prompts, and leaves out
+of the artifact those that cost too much.
 """
 
 from calibration.fitting.contract import Method
