@@ -17,6 +17,7 @@ from guard.verdict import Unscored
 from probes.answer_reading import WatchBank
 from probes.artifact import Artifact
 from probes.errors import ServingError
+from serving.core.answer_end import kept_of
 from serving.core.answer_watch import AnswerWatch, Crossing, Judge
 from serving.wire import ANSWERS, NO_ORDERS, ORDERS, AnswerTokens
 
@@ -61,14 +62,18 @@ class AnswerWatches:
         return {name: at for watch in self._watches.values() for name, at in watch.asked(scheduled).items()}
 
     def take_in(
-        self, step: SchedulerOutput, output: ModelRunnerOutput, room: Callable[[str], int | None], judge: Judge
+        self,
+        step: SchedulerOutput,
+        output: ModelRunnerOutput,
+        request_of: Callable[[str], Request | None],
+        judge: Judge,
     ) -> dict[str, Crossing]:
         """Read what the step took in of requests' answers; return those that crossed a threshold.
 
-        `room` says how many more tokens a request may have, or None where what comes of it does not count.
+        `request_of` returns a request by its name, or None where what comes of it does not count.
         """
-        rooms = {name: room(name) for name in getattr(step, ORDERS, NO_ORDERS).watched}
-        asked = [name for name, own in rooms.items() if own is not None]
+        requests = {name: request_of(name) for name in getattr(step, ORDERS, NO_ORDERS).watched}
+        asked = [name for name, request in requests.items() if request is not None]
         if not asked:
             return {}
         tokens: AnswerTokens | str = getattr(output, ANSWERS, Unscored.MISSING.value)
@@ -78,7 +83,7 @@ class AnswerWatches:
                 if isinstance(tokens, str):
                     found.update(watch.lose(asked, Unscored(tokens), judge))
                 else:
-                    found.update(watch.take_in(tokens, asked, _rejected(step, output, rooms), judge))
+                    found.update(watch.take_in(tokens, asked, _rejected(step, output, requests), judge))
             except Exception:
                 # Whatever failed, these answers are unscored, counted and treated as the policy says.
                 logger.exception("reading answers failed; those of this step are unscored")
@@ -97,16 +102,18 @@ def _require_readable(vllm_config: Any) -> None:
         )
 
 
-def _rejected(step: SchedulerOutput, output: ModelRunnerOutput, rooms: Mapping[str, int | None]) -> dict[str, int]:
-    """Return, of the requests that had tokens drafted, how many of these were rejected: the last ones of their rows.
+def _rejected(
+    step: SchedulerOutput, output: ModelRunnerOutput, requests: Mapping[str, Request | None]
+) -> dict[str, int]:
+    """Return, of the requests that had tokens drafted, how many of these are not the answer's: the last ones of their rows.
 
     vLLM also drafts for a prompt that lacks one token alone: its rows are as many as the others', and all are rejected.
-    Drafts that are accepted, but for which the answer has no room, are none of its tokens either.
+    Drafts that are accepted behind the answer's end are none of its tokens either.
     """
     rejected = {}
     for name, drafts in step.scheduled_spec_decode_tokens.items():
-        if (place := output.req_id_to_index.get(name)) is not None:
-            accepted = max(len(output.sampled_token_ids[place]) - 1, 0)
-            room = rooms.get(name)
-            rejected[name] = len(drafts) - (accepted if room is None else min(accepted, room))
+        if (place := output.req_id_to_index.get(name)) is not None and (request := requests.get(name)) is not None:
+            sampled = output.sampled_token_ids[place]
+            accepted = max(len(sampled) - 1, 0)
+            rejected[name] = len(drafts) - min(accepted, kept_of(request, sampled))
     return rejected

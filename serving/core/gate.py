@@ -126,7 +126,7 @@ class GuardedScheduler(DroppingScheduler):
         """Process a step's output, deciding on every prompt that it finished."""
         output = model_runner_output
         # Kept until they are acted on, which is when their request has its next token.
-        self._crossings.update(self._watches.take_in(scheduler_output, output, self._room, self._judge_answer))
+        self._crossings.update(self._watches.take_in(scheduler_output, output, self._answering, self._judge_answer))
         self._step = _Step(getattr(output, SCORES, {}), getattr(output, GAPS, {}), prompt_logprobs(output))
         self._decide_ahead(output)
         if self._all_pass(scheduler_output):
@@ -184,15 +184,10 @@ class GuardedScheduler(DroppingScheduler):
         result: tuple[list[int], bool] = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         return result
 
-    def _room(self, name: str) -> int | None:
-        """Return how many more tokens the request may have, or None where what comes of it does not count.
-
-        It is over then, or was taken back with something under way.
-        """
+    def _answering(self, name: str) -> Request | None:
+        """Return the request, or None where what comes of it does not count: it is over, or was taken back."""
         request = self.requests.get(name)
-        if request is None or self._drops(request):
-            return None
-        return int(request.max_tokens - request.num_output_tokens)
+        return None if request is None or self._drops(request) else request
 
     def _judge_answer(self, name: str, reading: npt.NDArray[np.float64] | Unscored) -> Verdict:
         request = self.requests[name]

@@ -41,8 +41,6 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_REQUEST}.stop_reason",
         f"{_REQUEST}.resumable",
         f"{_REQUEST}.lora_request",
-        f"{_REQUEST}.max_tokens",
-        f"{_REQUEST}.num_output_tokens",
         f"{_REQUEST}.sampling_params",
         f"{_REQUEST}.block_hashes",
         f"{_REQUEST}._block_hasher",
@@ -54,6 +52,12 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.lora.request LoRARequest.lora_name",
         "vllm.lora.request LoRARequest.lora_path",
         "vllm.sampling_params SamplingParams.extra_args",
+    ),
+    "serving/core/answer_end.py": (
+        f"{_REQUEST}.max_tokens",
+        f"{_REQUEST}.num_output_tokens",
+        "vllm.sampling_params SamplingParams.eos_token_id",
+        "vllm.sampling_params SamplingParams.stop_token_ids",
     ),
     "serving/core/constraints.py": tuple(
         f"vllm.sampling_params SamplingParams.{field}"

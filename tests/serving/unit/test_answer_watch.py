@@ -69,10 +69,19 @@ def step(watch, rules):
             np.array([len(own) for _, own in taken.values()], dtype=np.int64),
             np.array(scores, dtype=np.float32).reshape(-1, 1),
         )
-        judge = lambda name, reading: rules.judge(reading)  # noqa: E731
-        return dict(watch.take_in(tokens, asked or names, rejected or {}, judge))
+        return dict(watch.take_in(tokens, asked or names, rejected or {}, judge(rules)))
 
     return step
+
+
+def answering(max_tokens=100, eos_token_id=None, stop_token_ids=None):
+    """A request that has no token of its answer yet."""
+    params = SimpleNamespace(eos_token_id=eos_token_id, stop_token_ids=stop_token_ids)
+    return SimpleNamespace(sampling_params=params, max_tokens=max_tokens, num_output_tokens=0)
+
+
+def judge(rules):
+    return lambda _name, reading: rules.judge(reading)
 
 
 def actions(found):
@@ -100,26 +109,28 @@ def test_rejected_drafts_do_not_count(watch, step):
 def test_drafts_behind_a_prompt_do_not_count(rules, watch):
     """Where a prompt lacks its last token alone, vLLM fills its rows up with drafts that are none, and samples one token.
 
-    Nor do drafts that were accepted behind the last token that an answer may have.
+    Nor do drafts that were accepted behind the answer's end: the last token that it may have, or one that ends it.
     """
     watches = AnswerWatches.__new__(AnswerWatches)
     watches._watches = {0: watch}
     watch.begin("r", PROMPT)
 
-    def take_in(drafts, sampled, first, scores, room=100):
+    def take_in(drafts, sampled, first, scores, **fields):
         step = SimpleNamespace(scheduled_spec_decode_tokens={"r": drafts})
         setattr(step, ORDERS, Orders(watched={"r": PROMPT}))
         output = SimpleNamespace(sampled_token_ids=[sampled], req_id_to_index={"r": 0})
         tokens = np.array(scores, dtype=np.float32).reshape(-1, 1)
         setattr(output, ANSWERS, AnswerTokens(["r"], np.array([first]), np.array([len(scores)]), tokens))
-        return watches.take_in(step, output, lambda _name: room, lambda _name, reading: rules.judge(reading))
+        return watches.take_in(step, output, lambda _name: answering(**fields), judge(rules))
 
     assert take_in([-1, -1, -1], [7], PROMPT, [9.0, 9.0, 9.0]) == {}
     assert take_in([3, 4, 5], [3, 8], PROMPT, [0.0, 0.5, 9.0, 9.0]) == {}
-    assert take_in([3, 4, 5], [3, 4, 5, 8], PROMPT + 2, [0.0, 0.0, 9.0, 9.0], room=1) == {}
-    found = take_in([3, 4, 5], [3, 4, 5, 8], PROMPT + 4, [0.0, 0.0, 0.0, 2.5])
+    assert take_in([3, 4, 5], [3, 4, 5, 8], PROMPT + 2, [0.0, 0.0, 9.0, 9.0], max_tokens=1) == {}
+    assert take_in([3, 2, 5], [3, 2, 5, 8], PROMPT + 4, [0.0, 0.0, 0.0, 9.0], eos_token_id=2) == {}
+    assert take_in([2, 4, 5], [2, 4, 5, 8], PROMPT + 7, [0.0, 0.0, 9.0, 9.0], stop_token_ids=[1, 2]) == {}
+    found = take_in([3, 2, 5], [3, 2, 5, 8], PROMPT + 9, [0.0, 0.0, 0.0, 2.5])
     assert actions(found) == {"r": Action.BLOCK}
-    assert found["r"].num_tokens == 8
+    assert found["r"].num_tokens == 13
 
 
 def test_what_a_preemption_computes_again_is_read_once(watch, step):
@@ -215,7 +226,7 @@ def test_whatever_arrives_in_place_of_tokens_leaves_the_answer_unscored(rules, w
     output = SimpleNamespace()
     if broken is not None:
         setattr(output, ANSWERS, broken)
-    found = watches.take_in(step, output, lambda _name: 100, lambda _name, reading: rules.judge(reading))
+    found = watches.take_in(step, output, lambda _name: answering(), judge(rules))
     assert found["r"].verdict.unscored is not None
     assert actions(found) == {"r": Action.FLAG}
     assert "r" not in watch
