@@ -17,13 +17,13 @@ class SoakExtension:
     foreguard: Any
 
     def soak_census(self) -> Census:
-        """Return what lives in the engine's process; `sizes` of the gate and its orders, the guard in
+        """Return what lives in the engine's process; `sizes` of the gate and its cases, the guard in
         the worker, the runner and its batch.
 
         Raises `RuntimeError` where the scheduler lives in another process.
         """
         gate = _scheduler()
-        return census([gate, gate._orders, self.foreguard, self.model_runner, self.model_runner.input_batch])
+        return census([gate, gate._cases, self.foreguard, self.model_runner, self.model_runner.input_batch])
 
 
 def _scheduler() -> GuardedScheduler:

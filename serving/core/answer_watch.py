@@ -4,8 +4,7 @@ All that are under way are read at once, in arrays with a row for each. A token'
 in, which is the one after it was sampled. An answer has a row from its first token on: requests that wait have none.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,109 +12,81 @@ import numpy.typing as npt
 from guard.answer_rules import BoundAnswerRules
 from guard.verdict import Unscored, Verdict
 from probes.answer_reading import AnswersRead, WatchBank
-from serving.core.scheduled import scheduled_of
+from serving.core.case import Case, Crossing
 from serving.wire import AnswerTokens
 
-
-class Crossing(NamedTuple):
-    """An answer that crossed a threshold, or that could not be read on."""
-
-    verdict: Verdict
-    num_tokens: int
-    """How many of its tokens had been read."""
-    position: int
-    """Of the token behind these."""
-
-
-Judge = Callable[[str, npt.NDArray[np.float64] | Unscored], Verdict]
-"""Takes a request and its answer's scores so far `[W]`, or the reason why it has none."""
+Judge = Callable[[Case, npt.NDArray[np.float64] | Unscored], Verdict]
+"""Takes a case and its answer's scores so far `[W]`, or the reason why it has none."""
 
 
 class AnswerWatch:
     """The answers of one model, or of one of its adapters, that are being watched."""
 
-    def __init__(self, rules: BoundAnswerRules, bank: WatchBank, columns: slice, capacity: int) -> None:
+    def __init__(self, rules: BoundAnswerRules, bank: WatchBank, columns: slice, capacity: int, judge: Judge) -> None:
         """`columns` are the scores of this model's watches among those of all; `capacity` is how many answers are usual."""
         self._rules = rules
         self._columns = columns
+        self._judge = judge
         self._read = AnswersRead(bank, capacity)
         self._free = list(range(capacity))
-        self._positions: dict[str, int] = {}
-        """Of all that are watched: where the answer begins."""
-        self._rows: dict[str, int] = {}
         self._begins = np.zeros(capacity, dtype=np.int64)
         self._decided = np.zeros(capacity, dtype=np.int64)
 
-    def __contains__(self, request: str) -> bool:
-        """Whether the request's answer is watched."""
-        return request in self._positions
+    def end(self, case: Case) -> None:
+        """Watch the case's answer no longer."""
+        case.answer_begin = None
+        if case.answer_row is not None:
+            self._free.append(case.answer_row)
+            case.answer_row = None
 
-    def begin(self, request: str, position: int) -> None:
-        """Watch the answer whose first token is at `position`, or is to be."""
-        self._positions[request] = position
+    def take_in(self, tokens: AnswerTokens, cases: Sequence[Case], rejected: Mapping[str, int]) -> None:
+        """Read a step's tokens of the answers of `cases`; those that crossed one threshold more have a `crossing` then.
 
-    def end(self, request: str) -> None:
-        """Watch the answer no longer."""
-        self._positions.pop(request, None)
-        row = self._rows.pop(request, None)
-        if row is not None:
-            self._free.append(row)
-
-    def asked(self, scheduled: Mapping[str, int]) -> dict[str, int]:
-        """Return those of the `scheduled` requests that are watched, with the position of their answers' first tokens."""
-        return {request: self._positions[request] for request in scheduled_of(self._positions, scheduled)}
-
-    def take_in(
-        self, tokens: AnswerTokens, asked: Sequence[str], rejected: Mapping[str, int], judge: Judge
-    ) -> Iterator[tuple[str, Crossing]]:
-        """Read a step's tokens of the requests `asked` for; yield a verdict on each answer that crossed one threshold more.
-
-        `rejected` says of a request how many of its last tokens are drafts that were rejected, where any were.
+        `rejected` says of a request how many of its last tokens are none of its answer's, where any are not.
         """
         places = {request: place for place, request in enumerate(tokens.requests)}
-        yield from self.lose([request for request in asked if request not in places], Unscored.MISSING, judge)
-        own = np.array([places[request] for request in asked if request in places and request in self], dtype=np.int64)
-        counts = tokens.counts[own]
-        if rejected:
-            # Where the step's other tokens are the prompt's, all of these are behind them.
-            counts = counts - np.array([rejected.get(tokens.requests[place], 0) for place in own], dtype=np.int64)
-        own, counts = own[counts > 0], counts[counts > 0]
-        if not len(own):
+        self.lose([case for case in cases if case.name not in places], Unscored.MISSING)
+        read = [case for case in cases if case.name in places]
+        own = np.array([places[case.name] for case in read], dtype=np.int64)
+        # Where the step's other tokens are the prompt's, all that were rejected are behind them.
+        counts = tokens.counts[own] - np.array([rejected.get(case.name, 0) for case in read], dtype=np.int64)
+        any_new = counts > 0
+        if not any_new.any():
             return
-        names = [tokens.requests[place] for place in own]
-        rows = np.array([self._row(name) for name in names])
-        gap = self._follow(rows, tokens, own, counts)
+        read = [case for case, new in zip(read, any_new, strict=True) if new]
+        rows = np.array([self._row(case) for case in read])
+        gap = self._follow(rows, tokens, own[any_new], counts[any_new])
         scores = self._read.scores(rows)
         lost = gap | np.isnan(scores).any(axis=1)
         number = self._rules.first(scores)
         for place in np.flatnonzero(lost | (number < self._decided[rows])):
             self._decided[rows[place]] = number[place]
             if lost[place]:
-                yield from self.lose([names[place]], _reason(gap[place]), judge)
+                self.lose([read[place]], Unscored.MISSING if gap[place] else Unscored.NOT_FINITE)
             else:
-                yield names[place], self._crossing(names[place], judge(names[place], scores[place]))
+                self._cross(read[place], scores[place])
 
-    def lose(self, requests: Sequence[str], reason: Unscored, judge: Judge) -> Iterator[tuple[str, Crossing]]:
-        """Yield the verdicts on watched answers among `requests` whose tokens could not be read; they are not watched on."""
-        for request in requests:
-            if request in self:
-                yield request, self._crossing(request, judge(request, reason))
-                self.end(request)
+    def lose(self, cases: Iterable[Case], reason: Unscored) -> None:
+        """Give answers of `cases` whose tokens could not be read a verdict for that `reason`; they are not watched on."""
+        for case in cases:
+            if case.answer_begin is not None:
+                self._cross(case, reason)
+                self.end(case)
 
-    def _row(self, request: str) -> int:
+    def _row(self, case: Case) -> int:
         """Return the answer's row; one that begins gets a row now."""
-        if request not in self._rows:
+        if case.answer_row is None:
             if not self._free:
                 self._grow()
-            row = self._rows[request] = self._free.pop()
-            self._begins[row], self._decided[row] = self._positions[request], len(self._rules.rules)
+            row = case.answer_row = self._free.pop()
+            self._begins[row], self._decided[row] = case.answer_begin or 0, len(self._rules.rules)
             self._read.begin(np.array([row]))
-        return self._rows[request]
+        return case.answer_row
 
-    def _crossing(self, request: str, verdict: Verdict) -> Crossing:
-        row = self._rows.get(request)
+    def _cross(self, case: Case, reading: npt.NDArray[np.float64] | Unscored) -> None:
+        row, begin = case.answer_row, case.answer_begin or 0
         num_tokens = 0 if row is None else int(self._read.counts(np.array([row]))[0])
-        return Crossing(verdict, num_tokens, self._positions[request] + num_tokens)
+        case.crossing = Crossing(self._judge(case, reading), num_tokens, begin + num_tokens)
 
     def _follow(
         self,
@@ -146,7 +117,3 @@ class AnswerWatch:
         self._free = list(range(more, 2 * more))
         self._begins = np.concatenate([self._begins, np.zeros(more, dtype=np.int64)])
         self._decided = np.concatenate([self._decided, np.zeros(more, dtype=np.int64)])
-
-
-def _reason(gap: bool) -> Unscored:
-    return Unscored.MISSING if gap else Unscored.NOT_FINITE

@@ -11,27 +11,20 @@ a reason why there are none. Nothing that fails upstream can skip it.
 """
 
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from guard.decide import BoundPolicy
 from guard.verdict import Action, Unscored, Verdict
-from probes.artifact import Artifact
-from probes.template import Ending
 from serving.config import GuardConfig
-from serving.core.answer_watch import Crossing
 from serving.core.answer_watches import AnswerWatches
-from serving.core.constraints import constraint_of
+from serving.core.case import Case, Cases
 from serving.core.orders import OrderBook
+from serving.core.policies import Policies, asked_of
 from serving.core.private_blocks import keep_private
 from serving.core.prompt_turns import prompt_turns
 from serving.core.versions import DroppingScheduler, prompt_logprobs
@@ -39,26 +32,31 @@ from serving.wire import (
     ANSWER,
     EXTRA,
     GAPS,
+    NO_ORDERS,
+    ORDERS,
     PROMPT,
     SCORES,
     STOP_ANSWER,
     STOP_BLOCKED,
     VERDICT,
+    Steer,
     stop_reason,
 )
-
-logger = init_logger("vllm.foreguard.gate")
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What the gate needs to know about the output being processed."""
+    """What the gate needs to know about the output being processed, and what it has to say with it."""
 
-    scores: dict[str, list[list[float]] | str]
-    gaps: dict[str, int]
+    scores: dict[str, list[list[float]] | str] = field(default_factory=dict)
+    gaps: dict[str, int] = field(default_factory=dict)
     """Where the first token without a score is, in prompts that are not scored for want of it."""
-    prompt_logprobs: tuple[dict[str, Any], ...]
+    prompt_logprobs: tuple[dict[str, Any], ...] = ()
     """Log-probabilities of prompts: of their own tokens, and of tokens that were asked for."""
+    to_steer: list[Case] = field(default_factory=list)
+    """Prompts that are to be computed again, steered."""
+    to_tell: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By request: what its output of this step tells the API server."""
 
 
 class GuardedScheduler(DroppingScheduler):
@@ -68,79 +66,61 @@ class GuardedScheduler(DroppingScheduler):
         super().__init__(*args, **kwargs)
         config = GuardConfig.from_vllm(self.vllm_config.additional_config)
         artifacts = config.load_artifacts()
-        self._policies: list[BoundPolicy] = config.bind_policies(artifacts)
-        self._strengths = _strengths(self._policies, artifacts)
-        self._behind_middleware = config.behind_middleware
-        self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
-        probes = [probe for artifact in artifacts for probe in artifact.manifest.probes]
-        self._orders = OrderBook(self, [probe.readout for probe in probes])
+        self._policies = Policies(config, artifacts)
         self._templates = [artifact.manifest.template for artifact in artifacts]
-        self._endings: dict[str, Ending] = {}
-        self._decided: set[str] = set()
-        self._undelivered: dict[str, dict[str, Any]] = {}
         self._watches = AnswerWatches(self._policies, artifacts, self.vllm_config)
-        self._to_steer: list[Request] = []
-        self._held_logprobs: dict[str, list[Any]] = {}
-        self._crossings: dict[str, Crossing] = {}
-        self._to_act_on: dict[str, Verdict] = {}
-        self._is_asked = False
-        self._step = _Step({}, {}, ())
+        self._cases = Cases()
+        probes = [probe for artifact in artifacts for probe in artifact.manifest.probes]
+        self._orders = OrderBook(self, self._cases, [probe.readout for probe in probes])
+        self._step = _Step()
 
     def add_request(self, request: Request) -> None:
         """Take a request in, whose prompt is to be scored."""
         if request.request_id not in self.requests:
-            self._ask_for(request)
+            self._open_case(request)
         super().add_request(request)
 
     def _update_request_as_session(self, session: Request, update: Any) -> None:
         # A streamed input goes on: what was decided was decided on less than is now asked.
         super()._update_request_as_session(session, update)
-        self._decided.discard(session.request_id)
-        self._to_act_on.pop(session.request_id, None)
-        self._crossings.pop(session.request_id, None)
-        self._watches.end(session.request_id)
-        self._orders.steer_no_more(session)
-        self._ask_for(session)
+        self._close_case(session)
+        self._open_case(session)
 
-    def _ask_for(self, request: Request) -> None:
-        if (subject := self._subject(request)) is not None:
-            turns, ending = prompt_turns(request, self._templates[subject])
-            self._endings[request.request_id] = ending
-            self._orders.open(request, turns, subject)
-            prefilled = ending is Ending.PREFILL
-            self._watches.begin(request, subject, turns[-1].start if prefilled else request.num_prompt_tokens)
+    def _open_case(self, request: Request) -> Case:
+        case = self._cases.open(Case(request, self._policies.subject_of(request)))
+        if case.subject is not None:
+            case.turns, case.ending = prompt_turns(request, self._templates[case.subject])
+            self._watches.begin(case)
+        return case
 
-    def _subject(self, request: Request) -> int | None:
-        """Return whose probes score the request: 0 is the model itself, None an adapter that has no artifact."""
-        adapter = request.lora_request
-        # Another folder under a known name is another adapter: vLLM may be told to load one while it runs.
-        return 0 if adapter is None else self._adapters.get((adapter.lora_name, Path(adapter.lora_path)))
+    def _close_case(self, request: Request) -> None:
+        if case := self._cases.close(request.request_id):
+            self._watches.end(case)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule a step, with the guard's orders to the workers."""
         step = super().schedule(*args, **kwargs)
-        self._orders.give(step, self._watches.asked(step.num_scheduled_tokens))
+        self._orders.attach_to(step)
         return step
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Process a step's output, deciding on every prompt that it finished."""
         output = model_runner_output
-        # Kept until they are acted on, which is when their request has its next token.
-        self._crossings.update(self._watches.take_in(scheduler_output, output, self._answering, self._judge_answer))
+        self._read_answers(scheduler_output, output)
         self._step = _Step(getattr(output, SCORES, {}), getattr(output, GAPS, {}), prompt_logprobs(output))
         self._decide_ahead(output)
-        if self._all_pass(scheduler_output):
-            # As vLLM's: a call for each request would be most of what the guard costs in such a step.
-            self._update_request_with_output = super()._update_request_with_output  # type: ignore[method-assign]
-        else:
-            self.__dict__.pop("_update_request_with_output", None)
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
-        for request in self._to_steer:
-            self._resume_steered(request)
-        self._to_steer.clear()
-        if self._undelivered and self._is_asked:
+        outputs = super().update_from_output(scheduler_output, output)
+        for case in self._step.to_steer:
+            self._resume_steered(case)
+        if self._step.to_tell:
             self._deliver(outputs)
         return outputs
+
+    def _read_answers(self, step: SchedulerOutput, output: ModelRunnerOutput) -> None:
+        """Read what the step took in of watched answers. A crossing is acted on when its request has its next token."""
+        if watched := getattr(step, ORDERS, NO_ORDERS).watched:
+            cases = [case for name in watched if (case := self._cases.get(name)) and not self._drops(case.request)]
+            self._watches.take_in(step, output, cases)
 
     def _decide_ahead(self, output: ModelRunnerOutput) -> None:
         """Decide on the prompts that a step finished and whose first token vLLM is about to take in.
@@ -149,158 +129,80 @@ class GuardedScheduler(DroppingScheduler):
         """
         if output.kv_connector_output:
             return
-        for name in self._step.scores.keys() - self._decided:
-            request = self.requests.get(name)
-            if request and not (request.is_finished() or self._drops(request)) and _has_token(output, name):
-                self._decide(request)
-
-    def _all_pass(self, step: SchedulerOutput) -> bool:
-        """Whether every request of a step has passed, with nothing to be done about its answer.
-
-        None has until vLLM asks about a request: another plugin may have patched the way here away. Without it no verdict
-        is delivered either, which the self-test's canary prompt finds.
-        """
-        waiting = self._to_act_on or self._crossings or self._held_logprobs
-        return self._is_asked and not waiting and self._decided.issuperset(step.num_scheduled_tokens)
+        for name in self._step.scores:
+            case = self._cases.get(name)
+            if case is None or case.verdict is not None or not _has_token(output, name):
+                continue
+            if not (case.request.is_finished() or self._drops(case.request)):
+                self._decide(case)
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
     ) -> tuple[list[int], bool]:
-        self._is_asked = True
-        if request.request_id not in self._decided:
-            self._decide(request)
-        if verdict := self._to_act_on.pop(request.request_id, None):
-            self._tell(request, verdict)
-            if verdict.action is Action.BLOCK:
-                _end(request, STOP_BLOCKED)
-                return [], True
-            self._to_steer.append(request)
-            self._hold_logprobs(request.request_id)
-            return [], False
-        if (crossing := self._crossings.pop(request.request_id, None)) and self._interrupt(request, crossing):
-            return [], True
-        if self._held_logprobs:
-            self._give_logprobs(request.request_id)
+        if not self._cases.is_quiet(request.request_id):
+            case = self._cases.get(request.request_id) or self._open_case(request)
+            if self._stops(case):
+                # vLLM ends what is over. What is steered has its prompt's end computed again.
+                return [], case.request.is_finished()
         result: tuple[list[int], bool] = super()._update_request_with_output(request, new_token_ids, *args, **kwargs)
         return result
 
-    def _answering(self, name: str) -> Request | None:
-        """Return the request, or None where what comes of it does not count: it is over, or was taken back."""
-        request = self.requests.get(name)
-        return None if request is None or self._drops(request) else request
+    def _stops(self, case: Case) -> bool:
+        """Do what is left to do about a case whose request has a new token; return whether that token goes no further."""
+        verdict = case.verdict or self._decide(case)
+        stops = (not case.is_acted_on and self._act(case, verdict)) or self._interrupt(case)
+        if case.untold and (not stops or case.request.is_finished()):
+            self._step.to_tell[case.name], case.untold = case.untold, None
+        if not stops:
+            self._give_logprobs(case)
+            self._cases.settle(case)
+        return stops
 
-    def _judge_answer(self, name: str, reading: npt.NDArray[np.float64] | Unscored) -> Verdict:
-        request = self.requests[name]
-        asked = _asked(request)
-        rules = self._policies[self._subject(request) or 0].answers
-        assert rules is not None  # noqa: S101 - or the answer would not be watched
-        verdict = rules.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
-        return self._held_to(request, verdict)
+    def _decide(self, case: Case) -> Verdict:
+        missing = Unscored.ADAPTER if case.subject is None else Unscored.MISSING
+        case.verdict = self._policies.on_prompt(case, self._step.scores.get(case.name, missing.value))
+        if case.verdict.unscored in _SPOILT:
+            self._stop_sharing(case, case.verdict.unscored)
+        return case.verdict
 
-    def _held_to(self, request: Request, verdict: Verdict) -> Verdict:
-        """Return the verdict, or a block in place of a steer that the request's own constraints may undo.
-
-        The policy may have such a request steered all the same.
-        """
-        steering = self._policies[self._subject(request) or 0].policy.steering
-        if verdict.decision is not Action.STEER or steering is None or steering.constrained is Action.STEER:
-            return verdict
-        constraint = constraint_of(request.sampling_params)
-        return verdict.blocked_for(constraint) if constraint else verdict
-
-    def _interrupt(self, request: Request, crossing: Crossing) -> bool:
-        """Do what was decided on an answer in its middle; return whether it ends here."""
-        verdict = crossing.verdict
-        carried = self._undelivered.setdefault(request.request_id, {PROMPT: _asked(request).get(PROMPT)})
-        carried[ANSWER] = verdict.to_wire() | {"tokens": crossing.num_tokens}
+    def _act(self, case: Case, verdict: Verdict) -> bool:
+        """Do what was decided on a prompt; return whether its first token goes no further."""
+        case.is_acted_on = True
+        self._tell(case, VERDICT, verdict.to_wire())
         if verdict.action is Action.BLOCK:
-            _end(request, STOP_ANSWER)
-        elif verdict.action is Action.STEER and not self._orders.steers(request):
+            _end(case.request, STOP_BLOCKED)
+        elif verdict.action is Action.STEER:
+            self._hold_logprobs(case)
+            self._step.to_steer.append(case)
+        return verdict.action in (Action.BLOCK, Action.STEER)
+
+    def _interrupt(self, case: Case) -> bool:
+        """Do what was decided on an answer in its middle, if anything was; return whether it ends here."""
+        if case.crossing is None:
+            return False
+        (verdict, num_tokens, position), case.crossing = case.crossing, None
+        self._tell(case, ANSWER, verdict.to_wire() | {"tokens": num_tokens})
+        if verdict.action is Action.BLOCK:
+            _end(case.request, STOP_ANSWER)
+        elif verdict.action is Action.STEER and not case.steering:
             # From the first position on that no step was scheduled with; what is taken back meanwhile counts as scheduled.
-            begin = max(request.num_computed_tokens, crossing.position)
-            keep_private(request, begin, self.hash_block_size)
-            self._orders.steer(request, self._strengths[self._subject(request) or 0], begin)
+            self._steer(case, max(case.request.num_computed_tokens, position))
         return verdict.action is Action.BLOCK
 
-    def _hold_logprobs(self, request_id: str) -> None:
-        """Keep the prompt's log-probabilities: its token is dropped, and a runner gives them once, with the prompt's end.
+    def _tell(self, case: Case, what: str, told: dict[str, Any]) -> None:
+        case.untold = {PROMPT: asked_of(case.request).get(PROMPT), **(case.untold or {}), what: told}
 
-        Steering begins at the prompt's last position, so the pass that follows would give the same ones.
-        """
-        self._held_logprobs[request_id] = [given.pop(request_id, None) for given in self._step.prompt_logprobs]
+    def _steer(self, case: Case, begin: int) -> None:
+        keep_private(case.request, begin, self.hash_block_size)
+        case.steering = Steer(self._policies.strengths(case), begin)
 
-    def _give_logprobs(self, request_id: str) -> None:
-        for given, held in zip(self._step.prompt_logprobs, self._held_logprobs.pop(request_id, ()), strict=False):
-            if held is not None:
-                given[request_id] = held
-
-    def _decide(self, request: Request) -> None:
-        verdict = self._held_to(request, self._judge(request))
-        if verdict.unscored in _SPOILT:
-            self._stop_sharing(request, verdict.unscored)
-        self._orders.decided(request)
-        self._decided.add(request.request_id)
-        if verdict.action in (Action.BLOCK, Action.STEER):
-            # Until its token is there, which then goes no further: a verdict is reported only when it was acted on.
-            self._to_act_on[request.request_id] = verdict
-        else:
-            self._tell(request, verdict)
-
-    def _tell(self, request: Request, verdict: Verdict) -> None:
-        self._undelivered[request.request_id] = {PROMPT: _asked(request).get(PROMPT), VERDICT: verdict.to_wire()}
-
-    def _judge(self, request: Request) -> Verdict:
-        subject = self._subject(request)
-        if subject is None:
-            scores: list[list[float]] | str = Unscored.ADAPTER.value
-        else:
-            scores = self._step.scores.get(request.request_id, Unscored.MISSING.value)
-        policy = self._policies[subject or 0]
-        asked, ending = _asked(request), self._endings.get(request.request_id, Ending.OPEN)
-        tighten = bool(asked.get("tighten"))
-        try:
-            reading = Unscored(scores) if isinstance(scores, str) else scores
-            verdict = policy.judge_turns(reading, ending, tighten=tighten, shadow=self._may_shadow(asked))
-        except Exception:
-            # The one broad handler of this process: whatever failed, the request is unscored, counted and treated as
-            # the policy says, and the engine lives on.
-            logger.exception("the policy failed on a request; it is treated as unscored")
-            verdict = policy.judge(Unscored.POLICY_ERROR, tighten=tighten)
-        return _bypassing(verdict, policy) if self._behind_middleware and PROMPT not in asked else verdict
-
-    def _stop_sharing(self, request: Request, reason: Unscored) -> None:
-        """Take blocks whose tokens have no scores out of the prefix cache: a prompt that began with them would have none.
-
-        Those before the first such token stay. They are often a system prompt that many share.
-        """
-        if reason is Unscored.SENSOR_ERROR:
-            # The workers forgot all that they had kept.
-            blocks = set(range(self.kv_cache_config.num_blocks))
-        else:
-            first = self._step.gaps.get(request.request_id, 0)
-            groups = self.kv_cache_config.kv_cache_groups
-            owned = self.kv_cache_manager.get_block_ids(request.request_id)
-            blocks = {
-                block
-                for group, own in zip(groups, owned, strict=True)
-                for block in own[first // group.kv_cache_spec.block_size :]
-            }
-        self.kv_cache_manager.evict_blocks(blocks)
-
-    def _may_shadow(self, asked: dict[str, Any]) -> bool:
-        # Loosening needs the digest of a key that the policy names: not even a hole in the API server could forge it.
-        return bool(asked.get("shadow")) and any(
-            caller.may_shadow and caller.is_known_by(asked.get("caller")) for caller in self._policies[0].policy.callers
-        )
-
-    def _resume_steered(self, request: Request) -> None:
+    def _resume_steered(self, case: Case) -> None:
         """Take the request's prompt tail back, to be computed again, steered.
 
         With prefix caching only the prompt's last block is recomputed. Its first token is then sampled under steering.
         """
-        begin = request.num_prompt_tokens - 1  # which predicts the first token
-        keep_private(request, begin, self.hash_block_size)
-        self._orders.steer(request, self._strengths[self._subject(request) or 0], begin)
+        request = case.request
+        self._steer(case, request.num_prompt_tokens - 1)  # which predicts the first token
         if request.status is RequestStatus.PREEMPTED:
             self._drop_stale_output(request)  # vLLM took it out already, to make room
             return
@@ -309,23 +211,47 @@ class GuardedScheduler(DroppingScheduler):
         # It resumes in the very next step, as if it had not been in the last one.
         self.prev_step_scheduled_req_ids.discard(request.request_id)
 
+    def _hold_logprobs(self, case: Case) -> None:
+        """Keep the prompt's log-probabilities: its token is dropped, and a runner gives them once, with the prompt's end.
+
+        Steering begins at the prompt's last position, so the pass that follows would give the same ones.
+        """
+        case.held_logprobs = tuple(given.pop(case.name, None) for given in self._step.prompt_logprobs)
+
+    def _give_logprobs(self, case: Case) -> None:
+        for given, held in zip(self._step.prompt_logprobs, case.held_logprobs, strict=False):
+            if held is not None:
+                given[case.name] = held
+        case.held_logprobs = ()
+
     def _deliver(self, outputs: dict[int, Any]) -> None:
-        """Put verdicts onto the first outputs of their requests, off which `verdict_reader` takes them."""
+        """Put what is to be told onto the outputs of its requests, off which `verdict_reader` takes it."""
         for client in outputs.values():
             for output in client.outputs:
-                if carried := self._undelivered.pop(output.request_id, None):
-                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA: carried}
-        # What was steered has no output yet; what was aborted meanwhile will have none.
-        self._undelivered = {name: each for name, each in self._undelivered.items() if name in self.requests}
+                if told := self._step.to_tell.get(output.request_id):
+                    output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA: told}
+
+    def _stop_sharing(self, case: Case, reason: Unscored) -> None:
+        """Take blocks whose tokens have no scores out of the prefix cache: a prompt that began with them would have none.
+
+        Those before the first such token stay. They are often a system prompt that many share.
+        """
+        if reason is Unscored.SENSOR_ERROR:
+            # The workers forgot all that they had kept.
+            blocks = set(range(self.kv_cache_config.num_blocks))
+        else:
+            first = self._step.gaps.get(case.name, 0)
+            groups = self.kv_cache_config.kv_cache_groups
+            owned = self.kv_cache_manager.get_block_ids(case.name)
+            blocks = {
+                block
+                for group, own in zip(groups, owned, strict=True)
+                for block in own[first // group.kv_cache_spec.block_size :]
+            }
+        self.kv_cache_manager.evict_blocks(blocks)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        self._decided.discard(request.request_id)
-        self._endings.pop(request.request_id, None)
-        self._held_logprobs.pop(request.request_id, None)
-        self._crossings.pop(request.request_id, None)
-        self._to_act_on.pop(request.request_id, None)
-        self._watches.end(request.request_id)
-        self._orders.close(request)
+        self._close_case(request)
         return super()._free_request(request, *args, **kwargs)
 
 
@@ -339,16 +265,9 @@ def guarded_scheduler(*, vllm_config: Any, **options: Any) -> GuardedScheduler:
     return gate(vllm_config=vllm_config, **options)
 
 
-def _asked(request: Request) -> dict[str, Any]:
-    """Return what the API process says and asks about the request; nothing of one that did not come through it."""
-    given = (request.sampling_params.extra_args or {}).get(EXTRA) if request.sampling_params else None
-    # No client can give a mapping here: it is the verdict reader's, or it is none.
-    return given if isinstance(given, dict) else {}
-
-
 def _end(request: Request, reason: str) -> None:
     request.status = RequestStatus.FINISHED_STOPPED
-    request.stop_reason = stop_reason(reason, _asked(request).get(PROMPT))
+    request.stop_reason = stop_reason(reason, asked_of(request).get(PROMPT))
     request.resumable = False
 
 
@@ -359,25 +278,3 @@ def _has_token(output: ModelRunnerOutput, name: str) -> bool:
 
 _SPOILT = frozenset({Unscored.TAP_SILENT, Unscored.NOT_FINITE, Unscored.SENSOR_ERROR})
 """Reasons that say that slots of the KV cache hold no scores."""
-
-
-def _bypassing(verdict: Verdict, policy: BoundPolicy) -> Verdict:
-    """Return the verdict on a request that came past the verdict reader, where nothing will hide or count it.
-
-    It is unscored, but where its scores call for more than the policy does of those; and it tells no scores.
-    """
-    logger.error("a request came past the guard's part of the API server; it is unscored")
-    unscored = policy.judge(Unscored.BYPASSED)
-    severest = verdict if verdict.action.severity > unscored.action.severity else unscored
-    return replace(severest, scores={}, unscored=Unscored.BYPASSED)
-
-
-def _strengths(policies: list[BoundPolicy], artifacts: list[Artifact]) -> list[list[float]]:
-    """Return for the model and each adapter how strongly every artifact's vectors act when it is steered, `[S]`."""
-    vectors = [(owner, vector.name) for owner, each in enumerate(artifacts) for vector in each.manifest.steering]
-
-    def of(subject: int) -> list[float]:
-        steering = policies[subject].policy.steering
-        return [steering.strength if steering and (subject, steering.vector) == each else 0.0 for each in vectors]
-
-    return [of(subject) for subject in range(len(artifacts))]

@@ -16,6 +16,7 @@ from vllm.v1.request import Request
 
 from probes.errors import ModelError
 from serving.config import GuardConfig
+from serving.core.case import Case, Cases
 from serving.core.orders import OrderBook
 from serving.core.prompt_turns import prompt_turns
 from serving.wire import EXTRA
@@ -27,23 +28,25 @@ class ScoringScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._orders = OrderBook(self)
+        self._cases = Cases()
+        self._orders = OrderBook(self, self._cases)
         artifact = GuardConfig.from_vllm(self.vllm_config.additional_config).load_artifact()
         self._template = artifact.manifest.template
 
     def add_request(self, request: Request) -> None:
         """Take a request in, whose prompt is to be scored."""
-        self._orders.open(request, prompt_turns(request, self._template)[0])
+        turns, ending = prompt_turns(request, self._template)
+        self._cases.open(Case(request, 0, turns, ending))
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule a step, with the orders to the workers."""
         step = super().schedule(*args, **kwargs)
-        self._orders.give(step)
+        self._orders.attach_to(step)
         return step
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        self._orders.close(request)
+        self._cases.close(request.request_id)
         return super()._free_request(request, *args, **kwargs)
 
 

@@ -56,38 +56,34 @@ def test_a_prompt_that_starts_over_is_asked_for_again(config):
     assert stepped.verdicts["harmful"]["action"] == "block"
 
 
-def test_only_a_step_in_which_something_is_to_be_done_asks_about_each_request(config, monkeypatch):
-    """Where all pass, prompts that the step finished among them, it is vLLM's own: what the guard does is not by request.
+def test_a_request_that_passed_costs_a_look(config, monkeypatch):
+    """Once its verdict is told, nothing is decided or done about it at any later token, whoever is blocked beside it."""
+    looked_at: list[str] = []
+    look = GuardedScheduler._stops
 
-    But for the first, which shows that the gate is where it would be asked.
-    """
-    asked: list[str] = []
-    ask = GuardedScheduler._update_request_with_output
+    def noted(gate, case):
+        looked_at.append(case.name)
+        return look(gate, case)
 
-    def noted(scheduler, request, *args, **kwargs):
-        asked.append(request.request_id)
-        return ask(scheduler, request, *args, **kwargs)
-
-    monkeypatch.setattr(GuardedScheduler, "_update_request_with_output", noted)
+    monkeypatch.setattr(GuardedScheduler, "_stops", noted)
     stepped = Stepped(config(), max_num_batched_tokens=256, max_num_seqs=8)
     stepped.scores = SCORES
-    for number, name in enumerate(("fine", "doubtful")):
+    for number, name in enumerate(SCORES):
         stepped.add(name, range(100 * number, 100 * number + 40), max_tokens=9)
         stepped.step()
-    assert asked == ["fine"]
-    asked.clear()
-    stepped.add("harmful", range(40))
+    assert looked_at == list(SCORES)
     stepped.step()
-    assert sorted(asked) == ["doubtful", "fine", "harmful"]
-    stepped.step()
-    assert len(asked) == 3
-    assert {name: verdict["action"] for name, verdict in stepped.verdicts.items()} == {
-        name: ACTIONS[name] for name in ("fine", "doubtful", "harmful")
+    assert looked_at == list(SCORES)
+    assert {name: verdict["action"] for name, verdict in stepped.verdicts.items()} == ACTIONS
+    assert {name: len(tokens) for name, tokens in stepped.tokens.items()} == {
+        "fine": 5,
+        "doubtful": 4,
+        "harmful": 0,
+        "worse": 0,
     }
-    assert {name: len(tokens) for name, tokens in stepped.tokens.items()} == {"fine": 4, "doubtful": 3, "harmful": 0}
 
 
-@pytest.mark.parametrize(("patched_after", "told"), [((), []), (("fine",), ["fine", "doubtful"])])
+@pytest.mark.parametrize(("patched_after", "told"), [((), []), (("fine",), ["fine"])])
 def test_what_is_not_done_is_not_told(config, monkeypatch, patched_after, told):
     """Where a plugin of somebody else's leads past the gate, no verdict is told that the gate could not act on.
 
@@ -119,7 +115,7 @@ def test_what_its_client_left_is_not_decided(config, name):
     assert stepped.asked == {name: 1}
     assert stepped.verdicts == {}
     gate = stepped.scheduler
-    assert not any((gate._decided, gate._undelivered, gate._to_act_on, gate.requests))
+    assert not any((len(gate._cases), gate._step.to_tell, gate.requests))
 
 
 def test_a_prompt_whose_blocks_could_not_be_loaded_is_not_decided_by_them(config):
@@ -133,4 +129,5 @@ def test_a_prompt_whose_blocks_could_not_be_loaded_is_not_decided_by_them(config
     setattr(failed, wire.SCORES, {"fine": [[9.0]]})
     gate._handle_invalid_blocks = lambda blocks, scheduled: {"fine"}
     gate.update_from_output(step, failed)
-    assert not any((gate._decided, gate._undelivered, gate._to_act_on))
+    assert gate._cases.get("fine").verdict is None
+    assert not gate._step.to_tell

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from probes.template import whole
+from serving.core.case import Case, Cases, Crossing
 from serving.core.orders import OrderBook
-from serving.core.scheduled import scheduled_of
-from serving.wire import NO_ORDERS, ORDERS, Due
+from serving.wire import NO_ORDERS, ORDERS, Due, Steer
 
 WAITING = 1000
 
@@ -21,66 +21,99 @@ class Unwalked(dict):
     __iter__ = keys = items = values = _fail
 
 
-def request(name, computed=0, tokens=20):
-    return SimpleNamespace(request_id=name, num_prompt_tokens=tokens, num_computed_tokens=computed)
+def case(name, computed=0, tokens=20, **known):
+    request = SimpleNamespace(request_id=name, num_prompt_tokens=tokens, num_computed_tokens=computed)
+    return Case(request, **{"subject": 0, "turns": (whole(tokens),)} | known)
+
+
+def decided(name, **known):
+    """A case whose prompt passed."""
+    made = case(name, computed=20, **known)
+    made.verdict, made.is_acted_on = object(), True
+    return made
 
 
 @pytest.fixture
-def book():
-    """Orders for a scheduler whose requests hold blocks 1 and 2, of 16 tokens."""
+def cases():
+    """Cases that fail who goes through all of them."""
+    made = Cases()
+    made._all = Unwalked()
+    return made
+
+
+@pytest.fixture
+def orders_of(cases):
+    """A maker of a step's orders, for a scheduler whose requests hold blocks 1 and 2, of 16 tokens."""
     group = SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=16))
     scheduler = SimpleNamespace(
         kv_cache_config=SimpleNamespace(kv_cache_groups=[group]),
         kv_cache_manager=SimpleNamespace(get_block_ids=lambda _name: ([1, 2],)),
         connector=None,
     )
+
+    def orders_of(**scheduled):
+        step = SimpleNamespace(num_scheduled_tokens=scheduled, kv_cache_block_copies=None)
+        book.attach_to(step)
+        return getattr(step, ORDERS, NO_ORDERS)
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("serving.core.orders.scoring_group", lambda _config: 0)
-        yield OrderBook(scheduler)
+        book = OrderBook(scheduler, cases)
+        yield orders_of
 
 
-def give(book, scheduled, **watched):
-    step = SimpleNamespace(num_scheduled_tokens=scheduled, kv_cache_block_copies=None)
-    book.give(step, watched)
-    return getattr(step, ORDERS, NO_ORDERS)
-
-
-def test_what_waits_is_not_gone_through(book):
+def test_what_waits_is_not_gone_through(cases, orders_of):
     """The step finishes one prompt and a chunk of another; a thousand more wait, some of them steered before."""
-    book._open, book._steered = Unwalked(), Unwalked()
     for number in range(WAITING):
-        book.open(request(f"waiting{number}"), (whole(20),))
-        book.steer(request(f"preempted{number}"), [1.0], 3)
-    book.open(request("done", computed=20), (whole(20),), subject=1)
-    book.open(request("chunk", computed=16), (whole(20),))
-    book.steer(request("steered"), [0.5], 7)
-    orders = give(book, {"chunk": 16, "done": 20, "steered": 1, "plain": 1})
+        cases.open(case(f"waiting{number}"))
+        cases.open(decided(f"preempted{number}", steering=Steer([1.0], 3)))
+    cases.open(case("done", computed=20, subject=1))
+    cases.open(case("chunk", computed=16))
+    cases.open(decided("steered", steering=Steer([0.5], 7)))
+    cases.open(decided("plain"))
+    orders = orders_of(chunk=16, done=20, steered=1, plain=1)
     assert orders.due == {"done": Due((whole(20),), [1, 2], 1)}
-    assert {name: each.begin for name, each in orders.steering.items()} == {"steered": 7}
+    assert orders.steering == {"steered": Steer([0.5], 7)}
+    assert not orders.watched
 
 
-def test_what_is_steered_no_more_is_not(book):
-    """And may be again."""
-    book.steer(request("r"), [0.5], 7)
-    book.steer_no_more(request("r"))
-    assert not book.steers(request("r"))
-    assert give(book, {"r": 1}).steering == {}
-    book.steer(request("r"), [0.5], 9)
-    assert give(book, {"r": 1}).steering["r"].begin == 9
-
-
-def test_no_answer_is_read_before_its_prompt_is_whole(book):
+def test_no_answer_is_read_before_its_prompt_is_whole(cases, orders_of):
     """Even one that begins in the prompt; from then on, and after a preemption, it is, decided on or not."""
     for name, computed in (("chunk", 16), ("done", 20), ("ahead", 21)):
-        book.open(request(name, computed), (whole(20),))
-    names = ("chunk", "done", "ahead", "decided")
-    assert give(book, dict.fromkeys(names, 1), **dict.fromkeys(names, 12)).watched == dict.fromkeys(names[1:], 12)
+        cases.open(case(name, computed, answer_begin=12))
+    cases.open(decided("decided", answer_begin=12))
+    found = orders_of(chunk=1, done=1, ahead=1, decided=1).watched
+    assert found == dict.fromkeys(("done", "ahead", "decided"), 12)
 
 
-@pytest.mark.parametrize("held", [[], ["a"], ["c", "a"], ["x", "a", "y", "c", "z", "b"]])
-def test_scheduled_of_is_what_both_have(held):
-    """In an order that does not hang on chance."""
-    scheduled = {"a": 1, "b": 1, "c": 1}
-    found = scheduled_of(dict.fromkeys(held), scheduled)
-    assert set(found) == set(held) & set(scheduled)
-    assert found == [name for name in (held if len(held) < 3 else scheduled) if name in found]
+LEFT_TO_DO = {
+    "untold": {"prompt": "p"},
+    "held_logprobs": (None,),
+    "steering": Steer([0.5], 7),
+    "answer_begin": 12,
+    "crossing": Crossing(None, 1, 2),
+}
+
+
+@pytest.mark.parametrize("left", LEFT_TO_DO)
+def test_a_case_is_quiet_when_nothing_is_left_to_do(cases, left):
+    """Undecided, unacted on, or with anything left, it is not; nor is a request that nobody knows."""
+    quiet, busy = decided("quiet"), decided("busy", **{left: LEFT_TO_DO[left]})
+    for each in (quiet, busy, case("new")):
+        cases.settle(cases.open(each))
+    names = ("quiet", "busy", "new", "unknown")
+    assert [name for name in names if cases.is_quiet(name)] == ["quiet"]
+    assert cases.active(dict.fromkeys(names)) == [busy, cases.get("new")]
+    assert cases.active({"quiet": 1}) == []
+
+
+def test_a_case_that_begins_again_is_not_quiet(cases):
+    """A session asks for something new: that is yet to be decided. One that is over is known no longer."""
+    cases.settle(cases.open(decided("r")))
+    again = cases.open(case("r"))
+    assert not cases.is_quiet("r")
+    assert cases.close("r") is again
+    assert cases.close("r") is None
+    cases.settle(cases.open(decided("r")))
+    cases.close("r")
+    assert (len(cases), cases.is_quiet("r"), cases.get("r")) == (0, False, None)
