@@ -8,7 +8,7 @@ import logging
 import sys
 
 from guard.journal import Decision
-from guard.policy import Policy
+from guard.policy_set import PolicySet
 from guard.verdict import Action
 
 LOGGER = "foreguard.decisions"
@@ -17,17 +17,17 @@ LOGGER = "foreguard.decisions"
 class DecisionLog:
     """The sink that writes down the verdicts that the policy wants written down."""
 
-    def __init__(self, policy: Policy, model: str) -> None:
+    def __init__(self, policies: PolicySet, model: str) -> None:
         """`model` is what the server calls the model itself, where no adapter answers."""
-        self._wanted = policy.decision_log
+        self._policies = policies
         self._model = model
         self._logger = _logger()
 
     def record(self, decision: Decision) -> None:
         """Write one line about a verdict on a prompt, or on its answer."""
-        verdict = decision.verdict
+        verdict, wanted = decision.verdict, self._policies.policy.decision_log
         notable = verdict.decision is not Action.ALLOW or verdict.unscored is not None
-        if self._wanted.which == "none" or (self._wanted.which == "notable" and not notable):
+        if wanted.which == "none" or (wanted.which == "notable" and not notable):
             return
         line = {
             "event_id": verdict.event_id,
@@ -46,7 +46,7 @@ class DecisionLog:
             "policy": verdict.policy,
             "caller": decision.caller,
         }
-        self._logger.info(json.dumps(line | ({"scores": verdict.scores} if self._wanted.scores else {})))
+        self._logger.info(json.dumps(line | ({"scores": verdict.scores} if wanted.scores else {})))
 
     def give_up(self) -> None:
         """Write nothing: there is no decision."""

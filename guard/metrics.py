@@ -5,12 +5,12 @@ Counted once a prompt, in the process that answers the client, so they add up ov
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from guard.decide import BoundPolicy
 from guard.journal import Decision
+from guard.policy_set import PolicySet
 from guard.verdict import Action, Mode, Unscored, Verdict
 
 # Scores are logits; a decision takes microseconds, where the usual buckets start at milliseconds.
@@ -49,14 +49,9 @@ def is_public(name: str) -> bool:
 class GuardMetrics:
     """The guard's metrics in one registry."""
 
-    def __init__(
-        self,
-        registry: CollectorRegistry,
-        policy: BoundPolicy,
-        adapters: Mapping[str, BoundPolicy] = MappingProxyType({}),
-    ) -> None:
-        """`policy` is bound to the model's artifact, and in `adapters`, by name, to each adapter's."""
-        bound = {MODEL_ITSELF: policy, **adapters}
+    def __init__(self, registry: CollectorRegistry, policies: PolicySet) -> None:
+        """`policies` have the thresholds that are published, and the probes whose scores are."""
+        bound = {MODEL_ITSELF: policies.model, **policies.adapters}
         self.requests = Counter(
             "foreguard_requests",
             "Prompts decided, by what was decided and the mode it was decided in.",

@@ -14,6 +14,7 @@ from guard.binding import bind_to
 from guard.decide import BoundPolicy
 from guard.policy import Policy
 from guard.policy_file import load_policy
+from guard.policy_set import PolicySet
 from probes.artifact import Artifact
 from probes.errors import ArtifactMismatch, ServingError
 from serving.checked import require_policy
@@ -73,11 +74,11 @@ class GuardConfig(BaseModel):
         """Read the policy and bind it to the model's `artifact`. Raises `PolicyError`, also for one that was changed."""
         return bind_to(artifact, self._load_policy())
 
-    def bind_policies(self, artifacts: Sequence[Artifact]) -> list[BoundPolicy]:
-        """Bind the policy to the model's artifact, then to its adapters', as `load_artifacts` has them. Raises likewise."""
-        policy = self._load_policy()
-        policies = [policy, *(policy.of_adapter(each.name) for each in self.adapters)]
-        return [bind_to(artifact, own) for artifact, own in zip(artifacts, policies, strict=True)]
+    def bind_policies(self, artifacts: Sequence[Artifact]) -> PolicySet:
+        """Bind the policy to the model's artifact and its adapters', as `load_artifacts` has them. Raises likewise."""
+        artifact, *others = artifacts
+        names = [each.name for each in self.adapters]
+        return PolicySet.bind(self._load_policy(), artifact, dict(zip(names, others, strict=True)))
 
     def _load_policy(self) -> Policy:
         policy = load_policy(self.policy)

@@ -9,6 +9,7 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from guard.policy import Policy
 from guard.verdict import Action, Verdict
 
 current: ContextVar["Exchange | None"] = ContextVar("foreguard_exchange", default=None)
@@ -57,6 +58,8 @@ class Prompt:
 class Exchange:
     """One HTTP request to a guarded route."""
 
+    policy: Policy
+    """By which it is answered."""
     asked: dict[str, object] = field(default_factory=dict)
     """What the caller may ask of the gate: `tighten`, `shadow`, `caller`."""
     route: str | None = None

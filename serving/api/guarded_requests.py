@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from guard.policy import Policy
+from guard.policy_set import PolicySet
 from serving.api import shapes
 from serving.api.exchange import Exchange, current
 from serving.api.history import readable
@@ -49,7 +49,7 @@ class GuardedRequests:
     def __init__(
         self,
         app: ASGIApp,
-        policy: Policy,
+        policies: PolicySet,
         model: str,
         limits: Limits,
         *,
@@ -60,7 +60,7 @@ class GuardedRequests:
         every stream ends with its token counts.
         """
         self._app = app
-        self._policy = policy
+        self._policies = policies
         self._model = model
         self._limits = limits
         self._spellings = spellings
@@ -86,10 +86,10 @@ class GuardedRequests:
             if route is None:
                 await self._plainly(exchange, scope, replay, send)
             else:
-                await self._app(scope, replay, Responder(send, route, exchange, self._policy, self._model).send)
+                await self._app(scope, replay, Responder(send, route, exchange, self._model).send)
 
     async def _plainly(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        responder = PlainResponder(send, exchange, self._policy)
+        responder = PlainResponder(send, exchange)
         try:
             await self._app(scope, receive, responder.send)
         except Exception as error:  # noqa: BLE001 - raised again where it is not the guard's doing
@@ -100,13 +100,15 @@ class GuardedRequests:
         """Return the exchange of one request. Raises `UnguardedRequest` and `BadModeration`."""
         require_guarded(content)
         moderation = read_moderation(content)
-        caller = identify(scope["headers"], self._policy)
+        policy = self._policies.policy
+        caller = identify(scope["headers"], policy)
         return Exchange(
+            policy,
             asked=asked(moderation, caller),
             route=path,
             caller=caller.name if caller else None,
             wants_moderation=moderation is not None,
-            sees_scores=self._policy.expose_scores or (caller is not None and caller.sees_scores),
+            sees_scores=policy.expose_scores or (caller is not None and caller.sees_scores),
             wants_usage=self._forces_usage or wants_usage(content),
             wants_echo=bool(content.get("echo")),
         )

@@ -123,31 +123,29 @@ class _Guard:
         """Test the guard, then begin. Raises `ForeguardError` where it does not work."""
         config = GuardConfig.from_vllm(state.vllm_config.additional_config)
         artifacts, models = config.load_artifacts(), state.openai_serving_models
-        bound, *others = config.bind_policies(artifacts)
-        adapters = {each.name: own for each, own in zip(config.adapters, others, strict=True)}
-        subjects = [None, *(models.lora_requests[name] for name in adapters)]
-        expected = [Expected.of(each, bound.policy, own) for each, own in zip(artifacts, subjects, strict=True)]
+        policies = config.bind_policies(artifacts)
+        policy = policies.policy
+        subjects = [None, *(models.lora_requests[name] for name in policies.adapters)]
+        expected = [Expected.of(each, policy, own) for each, own in zip(artifacts, subjects, strict=True)]
         self._keys, limits = Keys.of(state.args), Limits(max_body(), body_timeout())
         age, client = ready_age(), state.engine_client
         refuse_beams()
         verdict = await canary(client, expected)
         require_files()
-        metrics = GuardMetrics(REGISTRY, bound, adapters)
+        metrics = GuardMetrics(REGISTRY, policies)
         model = models.base_model_paths[0].name
         self._readiness = Readiness(partial(_asked_awake, client, client.generate, expected[:1]), metrics, age)
         # A client's prompt says nothing of the engines that it did not go to.
         on_scored = self._readiness.note_scored if len(engines(client)) == 1 else lambda: None
-        journal = Journal(metrics, DecisionLog(bound.policy, model), on_drop=metrics.observe_unrecorded)
-        VerdictReader(bound, journal, on_scored).attach(client)
+        journal = Journal(metrics, DecisionLog(policies, model), on_drop=metrics.observe_unrecorded)
+        VerdictReader(policies, journal, on_scored).attach(client)
         self._readiness.begin()
         forces_usage = bool(getattr(state.args, "enable_force_include_usage", False))
-        spellings = refused_spellings(bound.policy, artifacts)
+        spellings = refused_spellings(policy, artifacts)
         self._requests = GuardedRequests(
-            self.app, bound.policy, model, limits, spellings=spellings, forces_usage=forces_usage
+            self.app, policies, model, limits, spellings=spellings, forces_usage=forces_usage
         )
-        logger.info(
-            "guard ready: policy %s, mode %s, canary scores %s", bound.policy.label, bound.policy.mode, verdict.scores
-        )
+        logger.info("guard ready: policy %s, mode %s, canary scores %s", policy.label, policy.mode, verdict.scores)
 
     async def stop(self) -> None:
         """End what runs beside the requests."""

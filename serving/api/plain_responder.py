@@ -4,7 +4,6 @@ Until a prompt reaches the engine it lets everything through. From then on it wa
 request was blocked, the client gets an HTTP error in place of the route's own answer, also where that is an error.
 """
 
-from guard.policy import Policy
 from serving.api import shapes
 from serving.api.exchange import Exchange
 from serving.api.guard_headers import guard_headers, guardrail
@@ -18,10 +17,9 @@ _BODY = "http.response.body"
 class PlainResponder:
     """One answer. `send` stands in for the server's own."""
 
-    def __init__(self, send: Send, exchange: Exchange, policy: Policy) -> None:
+    def __init__(self, send: Send, exchange: Exchange) -> None:
         self._send = send
         self._exchange = exchange
-        self._policy = policy
         self._held = HeldAnswer()
         self._waiting: list[Message] = []
         self._begun = False
@@ -59,14 +57,14 @@ class PlainResponder:
     def _with_headers(self, start: Message) -> Message:
         if not self._exchange.prompts:
             return start
-        told = guard_headers(self._exchange, self._policy).items()
+        told = guard_headers(self._exchange).items()
         return {**start, "headers": [*start["headers"], *((name.encode(), text.encode()) for name, text in told)]}
 
     async def _end(self) -> None:
         """Say that the request was blocked, by a status where none has left."""
         self._ended = True
-        about = guardrail(self._exchange, self._policy)
-        content = shapes.error(self._policy.response.message, "content_filter", None, {"guardrail": about})
+        about = guardrail(self._exchange)
+        content = shapes.error(self._exchange.policy.response.message, "content_filter", None, {"guardrail": about})
         if self._begun:
             await self._send(
                 {"type": _BODY, "body": b"".join(shapes.error_stream(content)) if self._held.is_stream else b""}
@@ -74,7 +72,7 @@ class PlainResponder:
             return
         body = shapes.encode(content)
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        told = (headers | guard_headers(self._exchange, self._policy)).items()
+        told = (headers | guard_headers(self._exchange)).items()
         encoded = [(name.encode(), text.encode()) for name, text in told]
         await self._send({"type": "http.response.start", "status": 400, "headers": encoded})
         await self._send({"type": _BODY, "body": body})

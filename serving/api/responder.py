@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.datastructures import MutableHeaders
 
-from guard.policy import Policy
 from serving.api import shapes
 from serving.api.exchange import Exchange
 from serving.api.guard_headers import guard_headers, guardrail
@@ -28,11 +27,11 @@ PENDING = "pending"
 class Responder:
     """One guarded answer. `send` stands in for the server's own."""
 
-    def __init__(self, send: Send, route: Route, exchange: Exchange, policy: Policy, model: str) -> None:
+    def __init__(self, send: Send, route: Route, exchange: Exchange, model: str) -> None:
         self._send = send
         self._route = route
         self._exchange = exchange
-        self._policy = policy
+        self._policy = exchange.policy
         self._model = model
         self._held = HeldAnswer()
         self._begun = False
@@ -59,10 +58,10 @@ class Responder:
             headers = {"x-guardrail-decision": PENDING, "x-guardrail-policy": self._policy.label}
             await self._begin(self._held.start, headers)
 
-    async def _begin(self, start: Message, guard_headers: dict[str, str]) -> None:
+    async def _begin(self, start: Message, own_headers: dict[str, str]) -> None:
         self._begun = True
         headers = MutableHeaders(raw=list(start["headers"]))
-        headers.update(guard_headers)
+        headers.update(own_headers)
         await self._send({**start, "headers": headers.raw})
 
     async def _release(self) -> None:
@@ -76,7 +75,7 @@ class Responder:
         if self._exchange.prompts and self._held.status == 200:
             bodies = self._marked_stream(bodies) if self._held.is_stream else self._marked(bodies)
         if not self._begun:
-            await self._begin(self._held.start, self._guard_headers() if self._exchange.prompts else {})
+            await self._begin(self._held.start, guard_headers(self._exchange) if self._exchange.prompts else {})
         for message in bodies:
             await self._send(self._mended(message))
 
@@ -99,7 +98,7 @@ class Responder:
             await self._send_anew(200, "application/json", body)
 
     async def _replace_by_error(self) -> None:
-        response, told = self._policy.response, {"guardrail": self._guardrail()}
+        response, told = self._policy.response, {"guardrail": guardrail(self._exchange)}
         content = self._route.error(response.message, "content_filter", self._route.param, told)
         if self._begun:
             await self._send({"type": "http.response.body", "body": b"".join(self._route.error_stream(content))})
@@ -115,7 +114,9 @@ class Responder:
                 del headers["content-length"]
             else:
                 headers["content-length"] = str(len(body))
-            await self._begin({**self._held.start, "status": status, "headers": headers.raw}, self._guard_headers())
+            await self._begin(
+                {**self._held.start, "status": status, "headers": headers.raw}, guard_headers(self._exchange)
+            )
         await self._send({"type": "http.response.body", "body": body})
 
     def _refusal(self) -> Refusal:
@@ -130,19 +131,13 @@ class Responder:
             prompt_tokens=sum(prompt.num_tokens for prompt in prompts),
             include_usage=self._exchange.wants_usage,
             moderation=self._moderation() if self._exchange.wants_moderation else None,
-            guardrail=self._guardrail(),
+            guardrail=guardrail(self._exchange),
         )
-
-    def _guard_headers(self) -> dict[str, str]:
-        return guard_headers(self._exchange, self._policy)
-
-    def _guardrail(self) -> Json:
-        return guardrail(self._exchange, self._policy)
 
     def _marked_stream(self, bodies: list[Message]) -> list[Message]:
         """Return the stream so far with what the guard has to say in it."""
         if self._begun or self._exchange.any_blocked:
-            bodies = self._held.with_first_event(bodies, {"guardrail": self._guardrail()})
+            bodies = self._held.with_first_event(bodies, {"guardrail": guardrail(self._exchange)})
         chunk = self._moderation_chunk()
         return [{"type": "http.response.body", "body": chunk, "more_body": True}, *bodies] if chunk else bodies
 
@@ -156,7 +151,7 @@ class Responder:
         if stopped and self._route.ended is not None:
             own = self._route.ended(own)
         if stopped:
-            own = own | {"guardrail": self._guardrail()}
+            own = own | {"guardrail": guardrail(self._exchange)}
         body = shapes.encode(self._moderated(own))
         headers = MutableHeaders(raw=list(self._held.start["headers"]))
         headers["content-length"] = str(len(body))

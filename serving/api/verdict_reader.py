@@ -18,8 +18,8 @@ from vllm.logger import init_logger
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import SamplingParams
 
-from guard.decide import BoundPolicy
 from guard.journal import Decision, Journal
+from guard.policy_set import PolicySet
 from guard.verdict import Action, Unscored, Verdict
 from probes.errors import ServingError
 from serving.api.exchange import Prompt, current
@@ -36,16 +36,15 @@ class VerdictReader:
 
     def __init__(
         self,
-        policy: BoundPolicy,
+        policies: PolicySet,
         journal: Journal,
         on_scored: Callable[[], None] = lambda: None,
     ) -> None:
-        """`policy` is for answers that come without a verdict, and has what a blocked completion says.
+        """`policies` are for answers that come without a verdict, and have what a blocked completion says.
 
         `journal` has every decision once; `on_scored` is told of each prompt that has a score.
         """
-        self._policy = policy
-        self._message = policy.policy.response.message
+        self._policies = policies
         self._journal = journal
         self._on_scored = on_scored
         self._prompts: dict[str, Prompt] = {}
@@ -86,10 +85,11 @@ class VerdictReader:
 
     def _own(self, verdict: Verdict) -> Verdict:
         """Return the verdict. Raises `ServingError` where another policy than this process has decided: it says nothing."""
-        if verdict.policy_digest != self._policy.policy.digest:
+        own = self._policies.policy
+        if verdict.policy_digest != own.digest:
             raise ServingError(
                 f"decided by {verdict.policy} with the digest {verdict.policy_digest!r}, which is another policy than "
-                f"this process has, {self._policy.policy.label} with {self._policy.policy.digest!r}",
+                f"this process has, {own.label} with {own.digest!r}",
                 field="policy",
                 remedy="start the server again",
             )
@@ -143,16 +143,16 @@ class VerdictReader:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield what may leave."""
         self._prompts[entry.name] = entry
-        stopped = False
+        stopped, message = False, self._policies.policy.response.message
         try:
             async for output in outputs:
                 if entry.verdict is None and _needs_verdict(entry, output) and self._withholds(entry):
                     withheld = _withheld(entry, output)
-                    _note_completions(entry, withheld, self._message)
+                    _note_completions(entry, withheld, message)
                     hide_prompt(withheld, params)
                     yield withheld
                     return  # and the engine is told to stop
-                _note_completions(entry, output, self._message)
+                _note_completions(entry, output, message)
                 stopped = stopped or entry.stopped
                 if stopped:
                     hide_prompt(output, params)
@@ -170,7 +170,7 @@ class VerdictReader:
         """Decide on an answer that came without a verdict; return whether it is blocked."""
         logger.error("an answer came without a verdict; it is unscored")
         tighten, shadow = bool(entry.asked.get("tighten")), bool(entry.asked.get("shadow"))
-        verdict = self._policy.judge(Unscored.NO_VERDICT, tighten=tighten, shadow=shadow)
+        verdict = self._policies.model.judge(Unscored.NO_VERDICT, tighten=tighten, shadow=shadow)
         self._record(entry, verdict)
         return verdict.action is Action.BLOCK
 

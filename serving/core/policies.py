@@ -30,7 +30,7 @@ class Policies:
 
     def __init__(self, config: GuardConfig, artifacts: Sequence[Artifact]) -> None:
         """`artifacts` are those of `config`. Raises `PolicyError` for a policy that does not fit them."""
-        self.bound: list[BoundPolicy] = config.bind_policies(artifacts)
+        self.bound = config.bind_policies(artifacts).subjects
         self._strengths = _strengths(self.bound, artifacts)
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
         self._behind_middleware = config.behind_middleware

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from guard.decide import bind
 from guard.metrics import PUBLIC, GuardMetrics, is_public
+from guard.policy_set import PolicySet
 from guard.verdict import Action, Mode, Unscored
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -35,7 +36,7 @@ def registry():
 
 def test_every_series_starts_at_zero(bound, registry):
     """A series that appears only with its first event hides that event from rate(): all are there before it."""
-    GuardMetrics(registry, bound)
+    GuardMetrics(registry, PolicySet(bound))
     for action in Action:
         for mode in Mode:
             labels = {"action": action.value, "mode": mode.value}
@@ -49,7 +50,7 @@ def test_every_series_starts_at_zero(bound, registry):
 
 def test_verdicts_are_counted_by_decision_and_mode(bound, registry):
     """Two blocks (one of them in shadow), one allow, one unscored: each in its own series, scores in their histograms."""
-    metrics = GuardMetrics(registry, bound)
+    metrics = GuardMetrics(registry, PolicySet(bound))
     for verdict in (
         bound.judge([3, 1]),
         bound.judge([4, 1], shadow=True),
@@ -80,7 +81,7 @@ def test_verdicts_are_counted_by_decision_and_mode(bound, registry):
 
 def test_policy_and_thresholds_are_published(bound, registry):
     """A dashboard can draw the threshold beside the scores, and say which policy is in force."""
-    GuardMetrics(registry, bound)
+    GuardMetrics(registry, PolicySet(bound))
     assert registry.get_sample_value("foreguard_threshold", {"rule": "r", "probe": "harm", "adapter": ""}) == 2
     info = {"name": "test", "version": "1", "mode": "enforce"}
     assert registry.get_sample_value("foreguard_policy_info", info) == 1
@@ -94,7 +95,7 @@ def test_adapters_have_series_of_their_own(bound, policy, registry):
         ("depth", "harm"),
         np.linspace(-2, 2, 40, dtype=np.float32).reshape(20, 2),
     )
-    metrics = GuardMetrics(registry, bound, {"polite": own})
+    metrics = GuardMetrics(registry, PolicySet(bound, {"polite": own}))
     metrics.observe(bound.judge([3, 1]))
     metrics.observe(own.judge([4, 1]), "polite")
     metrics.observe(own.judge(Unscored.ADAPTER), "one that has no artifact")
@@ -124,7 +125,7 @@ def registered(registry):
 
 def test_every_metric_is_public_or_not(bound, registry):
     """A metric that is new is in the table before it is anywhere: until then it is not public."""
-    GuardMetrics(registry, bound)
+    GuardMetrics(registry, PolicySet(bound))
     assert {metric.name for metric in registry.collect()} == set(PUBLIC)
     assert [is_public(name) for name in ("foreguard_new", "foreguard_score_sum", "vllm:tokens", "python_info")] == [
         False,
@@ -142,7 +143,7 @@ def test_documentation_says_which_metrics_need_the_key():
 
 def test_documentation_names_every_metric_and_label(bound, registry):
     """The table in docs/metrics.md has one row per metric that is registered, with its labels, and no other."""
-    GuardMetrics(registry, bound)
+    GuardMetrics(registry, PolicySet(bound))
     rows = re.findall(r"^\| `(foreguard_\w+)` \| \w+ \| ([^|]*) \|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
     assert documented == registered(registry)
@@ -157,7 +158,7 @@ def test_documentation_lists_every_label_value():
 
 def test_alert_rules_use_metrics_that_exist(bound, registry):
     """Every metric that an example alert asks for is registered."""
-    GuardMetrics(registry, bound)
+    GuardMetrics(registry, PolicySet(bound))
     rules = "".join(block.split("```")[0] for block in DOCUMENT.read_text().split("```yaml\n")[1:])
     used = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"foreguard_[a-z_]+", rules)}
     assert used
@@ -166,7 +167,7 @@ def test_alert_rules_use_metrics_that_exist(bound, registry):
 
 def test_no_prompt_and_no_caller_becomes_a_label(bound, registry):
     """Label values come from the policy, the artifact or an enumeration: an attacker cannot make series."""
-    metrics = GuardMetrics(registry, bound)
+    metrics = GuardMetrics(registry, PolicySet(bound))
     before = len(generate_latest(registry).splitlines())
     for index in range(50):
         metrics.observe(bound.judge([index, -index], tighten=bool(index % 2)))
@@ -179,10 +180,11 @@ from prometheus_client import REGISTRY
 from guard.decide import bind
 from guard.metrics import PUBLIC, GuardMetrics, is_public
 from guard.policy import Policy
+from guard.policy_set import PolicySet
 rules = [{"name": "r", "action": "block", "when": {"harm": {"above": 2}}}]
 policy = Policy.model_validate({"name": "test", "version": "1", "rules": rules})
 bound = bind(policy, ["harm"], np.zeros((0, 1), dtype=np.float32))
-metrics = GuardMetrics(REGISTRY, bound)
+metrics = GuardMetrics(REGISTRY, PolicySet(bound))
 for score in (1, 3, 5):
     metrics.observe(bound.judge([score]))
 """

@@ -166,9 +166,9 @@ class Server:
 
     def __init__(self, app, config):
         self.config = config
-        bound, *others = config.bind_policies(config.load_artifacts())
-        names = [each.name for each in config.adapters]
-        self.engine = Engine(bound, dict(zip(names, others, strict=True)))
+        policies = config.bind_policies(config.load_artifacts())
+        names = list(policies.adapters)
+        self.engine = Engine(policies.model, policies.adapters)
         self.state = SimpleNamespace(
             vllm_config=SimpleNamespace(additional_config=config.to_vllm()),
             engine_client=self.engine,

@@ -2,8 +2,12 @@
 
 import pytest
 
+from guard.policy import Policy
 from guard.verdict import Action, Mode, Unscored, Verdict
 from serving.api.exchange import Exchange, Prompt
+
+RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
+POLICY = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]})
 
 
 def verdict(action, unscored=None):
@@ -19,7 +23,7 @@ def prompt(action=None, n=1, blocked=(), passed=False, unscored=None):
 
 def exchange(*prompts):
     """A request of several prompts."""
-    return Exchange(prompts=list(prompts))
+    return Exchange(POLICY, prompts=list(prompts))
 
 
 def test_nothing_is_decided_before_vllm_was_asked():

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
+from guard.policy_set import PolicySet
 from probes.errors import ServingError
 from serving.api import readiness
 from serving.api.readiness import Readiness
@@ -48,7 +49,7 @@ def registry():
 async def watched(registry):
     """An engine, and a readiness that watches it."""
     engine = Engine()
-    found = Readiness(engine.canary, GuardMetrics(registry, BOUND), AGE)
+    found = Readiness(engine.canary, GuardMetrics(registry, PolicySet(BOUND)), AGE)
     found.begin()
     yield engine, found
     await found.end()

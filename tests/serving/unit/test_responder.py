@@ -35,11 +35,11 @@ class Answer:
     """A responder with a record of what reached the client."""
 
     def __init__(self, *prompts, style="refusal", category=False, route="/v1/chat/completions", **exchange):
-        self.exchange = Exchange(prompts=list(prompts), created=1700000000, **exchange)
-        self.sent = []
         response = {"style": style, "message": "Nein – „so nicht“.", "category": category}
         policy = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE], "response": response})
-        self.responder = Responder(self._record, ROUTES[route], self.exchange, policy, "served")
+        self.exchange = Exchange(policy, prompts=list(prompts), created=1700000000, **exchange)
+        self.sent = []
+        self.responder = Responder(self._record, ROUTES[route], self.exchange, "served")
 
     async def _record(self, message):
         self.sent.append(message)

@@ -17,6 +17,7 @@ from guard.decide import bind
 from guard.journal import Journal
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
+from guard.policy_set import PolicySet
 from guard.verdict import Action, Unscored, Verdict
 from serving.api.exchange import Exchange, current
 from serving.api.verdict_reader import VerdictReader
@@ -49,7 +50,7 @@ def registry():
 @pytest.fixture
 def exchange():
     """The exchange in force while the test runs."""
-    opened = Exchange()
+    opened = Exchange(BOUND.policy)
     token = current.set(opened)
     yield opened
     current.reset(token)
@@ -58,8 +59,8 @@ def exchange():
 @pytest.fixture
 def hear(registry, outputs):
     """A maker of (listening `generate`, what vLLM would see as parameters, ids of closed requests)."""
-    metrics = GuardMetrics(registry, BOUND)
-    reader = VerdictReader(BOUND, journal_of(metrics))
+    metrics = GuardMetrics(registry, PolicySet(BOUND))
+    reader = VerdictReader(PolicySet(BOUND), journal_of(metrics))
 
     def make(*produced, fault=None, policy=BOUND):
         closed = []
@@ -75,7 +76,7 @@ def hear(registry, outputs):
                 closed.append(request_id)
 
         client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-        (reader if policy is BOUND else VerdictReader(policy, journal_of(metrics))).attach(client)
+        (reader if policy is BOUND else VerdictReader(PolicySet(policy), journal_of(metrics))).attach(client)
         return client.generate, lambda: generate.params, closed
 
     return make
@@ -123,7 +124,7 @@ async def test_heard_though_vllm_hands_on_another_output(registry, exchange, out
         yield outputs.one(outputs.completion())
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND))).attach(client)
+    VerdictReader(PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     assert exchange.prompts[0].verdict == verdict
     assert counted(registry, "allow") == 1
@@ -151,7 +152,7 @@ async def test_a_verdict_on_a_prompt_that_nobody_waits_for_is_not_counted(regist
         yield outputs.one(finished=False)
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND))).attach(client)
+    VerdictReader(PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     late = processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge([1.0])), *seen)
     assert late.kv_transfer_params is None
@@ -309,7 +310,7 @@ async def test_a_client_that_leaves_twice_is_counted(registry, outputs):
             await asyncio.sleep(60)
 
     client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-    VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND))).attach(client)
+    VerdictReader(PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
     generator = client.generate("p", SamplingParams(), "id")
     await anext(generator)
     closing = asyncio.create_task(generator.aclose())
@@ -499,7 +500,7 @@ async def test_a_steered_prompt_shows_none_either(hear, exchange, outputs):
 async def test_the_canary_is_not_listened_to(registry, outputs):
     """Its verdict stays on the output, for the self-test, and is not counted."""
     processor = outputs.processor()
-    VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND))).attach(
+    VerdictReader(PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(
         SimpleNamespace(generate=None, output_processor=processor)
     )
     verdict = BOUND.judge([1.0])
@@ -513,7 +514,9 @@ async def test_the_canary_is_not_listened_to(registry, outputs):
 async def test_who_watches_the_engine_is_told_of_scored_prompts(registry, outputs, scores, scored):
     """A prompt without a score is no sign that the guard sees."""
     told, processor = [], outputs.processor()
-    reader = VerdictReader(BOUND, journal_of(GuardMetrics(registry, BOUND)), on_scored=lambda: told.append(1))
+    reader = VerdictReader(
+        PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND))), on_scored=lambda: told.append(1)
+    )
 
     async def generate(prompt, params, request_id):
         yield processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge(scores)), params)
