@@ -18,6 +18,7 @@ from vllm.platforms import current_platform
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from probes.errors import ModelError
+from serving.guarded_settings import require_guarded_config
 from serving.wire import EXTRA
 from serving.worker.decoder import Decoder, DryRun, find_decoder
 from serving.worker.dry_run import dry_run_of
@@ -103,6 +104,7 @@ class RecordingWorker(PlatformWorker):
     def load_model(self, **options: Any) -> None:
         """Load the weights and tap the model, before anything is compiled."""
         config = self.vllm_config
+        require_guarded_config(config)
         require_own_files(config)
         super().load_model(**options)
         self.foreguard_size = (

@@ -2,7 +2,7 @@
 
 The fingerprint is of files. What stands in for a part of them shows only in the resolved configuration, which it reads, of
 `VllmConfig`: of `model_config` `model`, `tokenizer`, `dtype`, `quantization`, `hf_config`, and what `_ASIDE` names; of
-`load_config` `load_format`; of `cache_config` `cache_dtype`.
+`cache_config` `cache_dtype`.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from typing import Any
 
 from probes.errors import ArtifactMismatch
 from probes.fingerprint import Fingerprint
-from serving.load_formats import FORMATS_READ
 
 _ASIDE = (
     "hf_overrides",
@@ -50,8 +49,6 @@ def _set_aside(config: Any) -> Iterator[tuple[str, object]]:
             yield name, found
     if model.tokenizer != model.model:
         yield "tokenizer", model.tokenizer
-    if config.load_config.load_format not in FORMATS_READ:
-        yield "load_format", config.load_config.load_format
     # A quantised checkpoint may say how its cache is to be kept.
     if not _says_quantised(model):
         if model.quantization:

@@ -17,6 +17,7 @@ from probes.errors import ModelError
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.config import GuardConfig
+from serving.guarded_settings import require_guarded_config
 from serving.wire import NO_ORDERS, ORDERS
 from serving.worker.dry_run import dry_run_of
 from serving.worker.guarded_pass import GuardedPass
@@ -43,6 +44,7 @@ class GuardedWorker(PlatformWorker):
     def load_model(self, **options: Any) -> None:
         """Load the weights and tap the model, before anything is compiled."""
         make_room()
+        self.foreguard_require_settings()
         artifacts = GuardConfig.from_vllm(self.vllm_config.additional_config).load_artifacts()
         self.foreguard_require_calibrated(artifacts)
         super().load_model(**options)
@@ -75,6 +77,10 @@ class GuardedWorker(PlatformWorker):
         given = self.cache_config.kv_cache_memory_bytes is not None
         available = int(super().determine_available_memory())
         return available if given else self.foreguard.room_for_cache(available, self.get_kv_cache_spec().values())
+
+    def foreguard_require_settings(self) -> None:
+        """Raise `ServingError` unless vLLM is set up in a way that is guarded."""
+        require_guarded_config(self.vllm_config)
 
     def foreguard_require_calibrated(self, artifacts: Sequence[Artifact]) -> None:
         """Raise `ArtifactMismatch` unless vLLM is about to load what the artifacts were calibrated on."""

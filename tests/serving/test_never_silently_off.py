@@ -97,7 +97,7 @@ def test_a_part_that_does_not_import_opens_no_port(ended, part):
         ("swap_scheduler", "no verdict"),
         ("patch_scheduler", "no verdict"),
         ("override_model", "gives the canary prompt other scores"),
-        ("override_load_format", "vllm.load_format: is dummy"),
+        ("override_load_format", "vllm.load_config.load_format: is 'dummy'"),
     ],
 )
 def test_a_plugin_that_takes_a_part_out_opens_no_port(ended, plugin, says):

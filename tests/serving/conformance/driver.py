@@ -11,6 +11,8 @@ import sys
 from collections import Counter
 from typing import IO, Any
 
+OF_ANY_CONNECTOR = "tests.serving.conformance.any_connector.Worker"
+
 
 def serve_rounds(rounds: IO[str], answers: IO[str], settings: dict[str, Any]) -> None:
     engine = make_engine(settings)
@@ -47,7 +49,9 @@ def make_engine(settings: dict[str, Any]) -> Any:
         from serving.config import GuardConfig
         from serving.launch.server import SCHEDULER, WORKER
 
-        args.worker_cls, args.scheduler_cls = WORKER, SCHEDULER
+        # The connectors of these tests are none that a server may have.
+        own = args.kv_transfer_config and args.kv_transfer_config.kv_connector_module_path
+        args.worker_cls, args.scheduler_cls = OF_ANY_CONNECTOR if own else WORKER, SCHEDULER
         args.additional_config = GuardConfig.model_validate(settings["guard"]).to_vllm()
     return LLMEngine.from_engine_args(EngineArgs.from_cli_args(args))
 

@@ -262,14 +262,14 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.config.model ModelConfig.trust_remote_code",
         "vllm.config.model ModelConfig.enable_prompt_embeds",
         "vllm.config.model ModelConfig.logits_processors",
-        "vllm.config.load LoadConfig.load_format",
         "vllm.config.cache CacheConfig.cache_dtype",
     ),
-    "serving/launch/guardable.py": (
+    "serving/guarded_settings.py": (
         *(
             f"vllm.engine.arg_utils EngineArgs.{name}"
             for name in (
                 "runner",
+                "convert",
                 "speculative_config",
                 "pipeline_parallel_size",
                 "compilation_config",
@@ -278,6 +278,29 @@ SEAMS: dict[str, tuple[str, ...]] = {
                 "prefix_caching_hash_algo",
             )
         ),
+        *(
+            f"vllm.config.vllm VllmConfig.{name}"
+            for name in ("speculative_config", "kv_transfer_config", "kv_events_config", "ec_transfer_config")
+        ),
+        *(
+            f"vllm.config.parallel ParallelConfig.{name}"
+            for name in (
+                "pipeline_parallel_size",
+                "decode_context_parallel_size",
+                "prefill_context_parallel_size",
+                "enable_dbo",
+                "ubatch_size",
+            )
+        ),
+        "vllm.config.model ModelConfig.runner_type",
+        "vllm.config.model ModelConfig.convert_type",
+        "vllm.config.speculative SpeculativeConfig.method",
+        "vllm.config.kv_transfer KVTransferConfig.kv_connector",
+        "vllm.config.kv_transfer KVTransferConfig.kv_connector_module_path",
+        "vllm.config.kv_events KVEventsConfig.enable_kv_cache_events",
+        "vllm.config.load LoadConfig.load_format",
+        "vllm.config.cache CacheConfig.prefix_caching_hash_algo",
+        "vllm.config.cache CacheConfig.kv_sharing_fast_prefill",
         "vllm.config.parallel ParallelConfig.enable_hc_sp or vllm.config.compilation PassConfig.enable_sp",
     ),
     "serving/launch/server.py": (

