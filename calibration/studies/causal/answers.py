@@ -15,15 +15,18 @@ from calibration.fitting.metrics import rate
 from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.chat_model import ChatModel
+from calibration.model.generation import Tokens, generate
 from calibration.model.hooks import on_output
 from calibration.model.intervention import ablated, added
-from calibration.model.openings import NUM_TOKENS, greedy_answers, opens_as, refusal_openings
+from calibration.model.openings import opens_as, refusal_openings
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
 from probes.manifest import Rate
 
 _MOST = 64
 """Prompts per class: an interval of about 12 points either way."""
+_NUM_TOKENS = 12
+"""Tokens of an answer that are looked at."""
 _REPEATED = 3
 _Way = Callable[[], AbstractContextManager[None]]
 
@@ -33,22 +36,20 @@ def answer_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...
     steering = next((item for item in found.steering if item.spec.name == "refusal"), None)
     if steering is None:
         raise Skipped(NO_REFUSAL_VECTOR)
-    learned = [greedy_answers(training.chat, _sample(training, True, each)) for each in (True, False)]
+    learned = [generate(training.chat, _sample(training, True, each), _NUM_TOKENS) for each in (True, False)]
     openings = refusal_openings(learned[0], learned[1], training.refusal_tokens)
     shares, repeated = {}, {}
     for name, (is_harmful, way) in track(list(_ways(training.chat, steering).items()), "answering under interventions"):
         with way():
-            answers = greedy_answers(training.chat, _sample(training, False, is_harmful))
+            answers = generate(training.chat, _sample(training, False, is_harmful), _NUM_TOKENS)
         shares[name] = rate(sum(opens_as(answer, openings) for answer in answers), len(answers))
         repeated[name] = sum(map(repeats, answers)) / len(answers)
     return (_study(shares, repeated, len(openings), steering),)
 
 
-def repeats(answer: tuple[int, ...]) -> bool:
+def repeats(answer: Tokens) -> bool:
     """Return whether an answer says the same three tokens twice: the mark of a model pushed off its course."""
     runs = [answer[start : start + _REPEATED] for start in range(len(answer) - _REPEATED + 1)]
-    # What follows the answer's end is padding.
-    runs = [run for run in runs if run[-1] != run[0] or len(set(run)) > 1]
     return len(set(runs)) < len(runs)
 
 
@@ -103,7 +104,7 @@ def _study(
             f"(n = {plain.count}); adding it at strength {steering.spec.evidence['strength']:g} takes refusals of harmless "
             f"prompts from {harmless.value:.0%} to {more.value:.0%} (n = {harmless.count}), with "
             f"{repeated['harmless, added at every position']:.0%} of the answers repeating themselves. Greedy answers of "
-            f"{NUM_TOKENS} tokens to selection prompts, judged by how the model's own refusals open ({num_openings} found)."
+            f"{_NUM_TOKENS} tokens to selection prompts, judged by how the model's own refusals open ({num_openings} found)."
         ),
         tables=(
             Table(
