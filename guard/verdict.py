@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Self
+from functools import cache
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter
 
 
 class Action(StrEnum):
@@ -63,6 +66,8 @@ class Unscored(StrEnum):
 class Verdict:
     """The decision on one prompt."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     decision: Action
     """What the policy says."""
     action: Action
@@ -91,31 +96,15 @@ class Verdict:
 
     def to_wire(self) -> dict[str, Any]:
         """Return plain data, fit for msgpack."""
-        return {
-            "decision": self.decision.value,
-            "action": self.action.value,
-            "mode": self.mode.value,
-            "scores": self.scores,
-            "policy": self.policy,
-            "policy_digest": self.policy_digest,
-            "event_id": self.event_id,
-            "rule": self.rule,
-            "category": self.category,
-            "unscored": self.unscored.value if self.unscored else None,
-            "constraint": self.constraint,
-            "decision_seconds": self.decision_seconds,
-        }
+        wire: dict[str, Any] = _wire().dump_python(self, mode="json")
+        return wire
 
-    @classmethod
-    def from_wire(cls, wire: dict[str, Any]) -> Self:
-        """Read what `to_wire` wrote, on the far side of a process boundary."""
-        reason = wire["unscored"]
-        return cls(
-            **{
-                **wire,
-                "decision": Action(wire["decision"]),
-                "action": Action(wire["action"]),
-                "mode": Mode(wire["mode"]),
-                "unscored": None if reason is None else Unscored(reason),
-            }
-        )
+    @staticmethod
+    def from_wire(wire: dict[str, Any]) -> "Verdict":
+        """Read what `to_wire` wrote, on the far side of a process boundary. Raises `ValueError` for anything else."""
+        return _wire().validate_python(wire)
+
+
+@cache
+def _wire() -> TypeAdapter[Verdict]:
+    return TypeAdapter(Verdict)
