@@ -40,7 +40,7 @@ def _others(artifact: "Artifact") -> OtherEndings:
     return OtherEndings(
         {ending: np.asarray(artifact.tensors[f"{BENIGN_SCORES}.{ending}"].numpy()) for ending in known},
         {ending: [probe.name for probe in probes if ending in probe.endings] for ending in known},
-        [probe.name for probe in probes if probe.readout.kind != "last"],
+        [probe.name for probe in probes if not probe.readout.reads_one_token],
     )
 
 

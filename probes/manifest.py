@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint
-from probes.head import HeadKind, head_shapes
+from probes.head import HEADS, HeadKind
+from probes.operators import OPERATORS
 from probes.readout import Readout
 from probes.template import Ending, Template
 
@@ -142,7 +143,7 @@ class Probe(_Strict):
         """Return the names and shapes of its tensors, in a model of `hidden_size`."""
         own = {"weight": (len(self.layers), self.channels, self.width or hidden_size)}
         return {
-            f"probe.{self.name}.{key}": shape for key, shape in (own | head_shapes(self.head, self.num_values)).items()
+            f"probe.{self.name}.{key}": shape for key, shape in (own | HEADS[self.head].shapes(self.num_values)).items()
         }
 
     @model_validator(mode="after")
@@ -231,19 +232,11 @@ class SteeringVector(_Strict):
     def shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor that the operator and the gate need, by name, for streams `[T, hidden_size]`."""
         blocks = len(self.layers)
-        row = (blocks, hidden_size)
-        own: dict[Operator, dict[str, tuple[int, ...]]] = {
-            "add": {"vector": row},
-            "affine": {"scale": row, "shift": row, "low": row, "high": row},
-            "low_rank": {
-                "down": (blocks, self.rank or 0, hidden_size),
-                "up": (blocks, self.rank or 0, hidden_size),
-                "shift": row,
-            },
-            "rotate": {"first": row, "second": row, "angle": (blocks, 1)},
-            "ablate": {"vector": row},
-        }
-        return own[self.operator] | ({"gate_weight": row, "gate_bias": (blocks, 1)} if self.gate else {})
+        # What is taken out is a vector, too.
+        operator = OPERATORS["add" if self.operator == "ablate" else self.operator]
+        own = operator.shapes(blocks, hidden_size, self.rank or 0)
+        gate = {"gate_weight": (blocks, hidden_size), "gate_bias": (blocks, 1)}
+        return own | gate if self.gate else own
 
 
 def _require_ascending(layers: tuple[int, ...]) -> None:

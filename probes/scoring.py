@@ -17,9 +17,9 @@ import torch
 
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
-from probes.head import HeadTensors, apply_head, head_shapes
+from probes.head import HEADS, HeadTensors
 from probes.manifest import Probe, Site
-from probes.readout import Scores
+from probes.pooling import Scores
 from probes.template import Template, Turn, whole
 
 
@@ -183,7 +183,7 @@ class ProbeBank:
             row = bisect_left(positions, wanted[0])
             rows = slice(row, row + len(wanted)) if isinstance(wanted, range) else np.searchsorted(positions, wanted)
             own = scores[rows, channel : channel + probe.channels]
-            found.append(float(apply_head(probe.head, probe.readout.reduce(own), self.heads[index])))
+            found.append(float(HEADS[probe.head].outputs(probe.readout.reduce(own), self.heads[index])))
         return found
 
 
@@ -225,7 +225,7 @@ class _Plan:
         ]
         offsets = sorted({probe.readout.offset for probe in probes}, reverse=True)
         firsts = np.cumsum([0, *(probe.channels for probe in probes)])[:-1]
-        reads_all = any(probe.readout.kind != "last" for probe in probes)
+        reads_all = not all(probe.readout.reads_one_token for probe in probes)
         return cls(
             order=order,
             in_order=bool((order == np.arange(len(order))).all()),
@@ -245,10 +245,10 @@ class _Plan:
 
 def score_of(probe: Probe, values: npt.NDArray[np.float64], head: HeadTensors) -> npt.NDArray[np.float64]:
     """Return the scores `[...]` that a probe gives to the values `[..., V]` of its readout."""
-    return probe.scale * apply_head(probe.head, values, head) + probe.bias
+    return probe.scale * HEADS[probe.head].outputs(values, head) + probe.bias
 
 
 def _head_tensors(probe: Probe, tensors: Mapping[str, torch.Tensor]) -> HeadTensors:
     prefix = f"probe.{probe.name}."
-    names = head_shapes(probe.head, probe.num_values)
+    names = HEADS[probe.head].shapes(probe.num_values)
     return {name: tensors[prefix + name].double().numpy() for name in names}

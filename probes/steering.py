@@ -1,20 +1,11 @@
-"""Steering operators: what may be done to rows of the residual stream, defined once for calibration and for serving.
+"""Steering: what an artifact's vectors do to rows of the residual stream, for calibration and for serving.
 
-With h a row, c its strength (0 is the identity) and every tensor a row of its own, an operator gives the displacement
-that is added to h:
-
-    add        c v
-    affine     c ((w - 1) h + b)               on coordinates between `low` and `high`    (Linear-AcT, arXiv 2410.23054)
-    low_rank   c (U^T (D h) + b)               a map whose matrix is the identity plus rank R    (MiMiC, arXiv 2402.09631)
-    rotate     R(c (angle - phi)) P h - P h    in the plane of two orthonormal directions, phi the angle of P h there: the
-               norm stays, and at c = 1 P h points to `angle` (Angular Steering, arXiv 2510.26243)
-
-A gate reads z = w . h + b off the same row. `hard` lets the operator act where z > 0 (CAST, arXiv 2409.05907); `soft`
-makes the strength c max(z, 0), so that `add` under it is the rank-one map of AlphaSteer (arXiv 2506.07022).
+`probes.operators` has the operators. A gate reads z = w . h + b off the same row. `hard` lets the operator act where z > 0
+(CAST, arXiv 2409.05907); `soft` makes the strength c max(z, 0), so that `add` under it is the rank-one map of AlphaSteer
+(arXiv 2506.07022).
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,55 +13,9 @@ import torch
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
 from probes.manifest import Gate, Manifest, SteeringVector
+from probes.operators import OPERATORS
 
 _PLANE_TOLERANCE = 1e-3
-
-Displace = Callable[..., torch.Tensor]
-
-
-def add(_stream: torch.Tensor, strength: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """Return `c v`; stream `[T, D]`, strength `[T, 1]`, vector `[D]`."""
-    return strength * vector
-
-
-def affine(
-    stream: torch.Tensor,
-    strength: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    low: torch.Tensor,
-    high: torch.Tensor,
-) -> torch.Tensor:
-    """Return `c ((w - 1) h + b)` on the coordinates that lie in their support `[low, high]`, and 0 on the others."""
-    moved = strength * ((scale - 1) * stream + shift)
-    return torch.where((stream >= low) & (stream <= high), moved, 0.0)
-
-
-def low_rank(
-    stream: torch.Tensor, strength: torch.Tensor, down: torch.Tensor, up: torch.Tensor, shift: torch.Tensor
-) -> torch.Tensor:
-    """Return `c ((h @ down.T) @ up + b)`; `down` and `up` `[R, D]`."""
-    return strength * ((stream @ down.T) @ up + shift)
-
-
-def rotate(
-    stream: torch.Tensor, strength: torch.Tensor, first: torch.Tensor, second: torch.Tensor, angle: torch.Tensor
-) -> torch.Tensor:
-    """Return the displacement of a rotation that goes the fraction c, at most all, of the shorter way to `angle` `[1]`."""
-    x, y = (stream @ first).unsqueeze(1), (stream @ second).unsqueeze(1)
-    way = torch.remainder(angle - torch.atan2(y, x) + math.pi, 2 * math.pi) - math.pi
-    turn = strength.clamp(max=1.0) * way
-    cos, sin = torch.cos(turn), torch.sin(turn)
-    return (x * (cos - 1) - y * sin) * first + (x * sin + y * (cos - 1)) * second
-
-
-_OPERATORS: dict[str, tuple[Displace, int]] = {
-    "add": (add, 1),
-    "affine": (affine, 4),
-    "low_rank": (low_rank, 3),
-    "rotate": (rotate, 3),
-}
-"""By name: the operator and how many tensors it takes, in the order of `SteeringVector.shapes`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +30,7 @@ class Move:
     @property
     def reads(self) -> bool:
         """Whether the displacement depends on the stream."""
-        return self.operator != "add" or self.gate is not None
+        return OPERATORS[self.operator].reads or self.gate is not None
 
 
 def displacement(stream: torch.Tensor, strengths: torch.Tensor, moves: Sequence[Move]) -> torch.Tensor:
@@ -95,10 +40,11 @@ def displacement(stream: torch.Tensor, strengths: torch.Tensor, moves: Sequence[
     """
     exact, total = stream.float(), torch.zeros(stream.shape, dtype=torch.float32, device=stream.device)
     for move in moves:
-        act, count = _OPERATORS[move.operator]
-        strength = _gated(exact, strengths[:, move.column].unsqueeze(1), move.gate, move.tensors[count:])
+        own, gate = (move.tensors[:-2], move.tensors[-2:]) if move.gate else (move.tensors, ())
+        strength = _gated(exact, strengths[:, move.column].unsqueeze(1), move.gate, gate)
+        moved = OPERATORS[move.operator].displace(exact, strength, *own)
         # Zero times infinity is NaN, so a row that is not steered is left out and not multiplied out.
-        total = total + torch.where(strength != 0, act(exact, strength, *move.tensors[:count]), 0.0)
+        total = total + torch.where(strength != 0, moved, 0.0)
     return total
 
 

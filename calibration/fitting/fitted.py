@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from calibration.fitting.study import StudyResult
 from calibration.recording.stage_file import written_whole
-from probes.head import head_shapes
+from probes.head import HEADS
 from probes.manifest import Probe, SteeringVector
 
 NO_REFUSAL_VECTOR = "there is no steering vector 'refusal' in the artifact"
@@ -25,13 +25,13 @@ class FittedProbe:
     spec: Probe
     weight: torch.Tensor
     head: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """The head's tensors by their short names (`probes.head.head_shapes`), float32."""
+    """The head's tensors by their short names (`probes.head`), float32."""
 
     @classmethod
     def of(cls, spec: Probe, tensors: Mapping[str, torch.Tensor]) -> "FittedProbe":
         """Take a probe out of tensors that are named as in an artifact."""
         prefix = f"probe.{spec.name}."
-        head = {name: tensors[prefix + name] for name in head_shapes(spec.head, spec.num_values)}
+        head = {name: tensors[prefix + name] for name in HEADS[spec.head].shapes(spec.num_values)}
         return cls(spec, tensors[prefix + "weight"], head)
 
     def tensors(self) -> dict[str, torch.Tensor]:

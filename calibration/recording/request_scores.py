@@ -15,7 +15,7 @@ from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
 from calibration.recording.taps import find_projections, read_taps
 from probes.errors import CalibrationError
-from probes.readout import Scores
+from probes.pooling import Scores
 from probes.scoring import ProbeBank, Tap
 from probes.template import Turn
 

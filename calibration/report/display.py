@@ -234,7 +234,7 @@ def _reads(probe: Probe) -> str:
 
 
 def _readout(readout: Readout) -> str:
-    if readout.kind != "last":
+    if not readout.reads_one_token:
         return f"{readout.kind} over tokens"
     return "last token" if readout.offset == 0 else f"{readout.offset} tokens before the last"
 

@@ -9,7 +9,7 @@ from scipy.spatial.distance import mahalanobis
 from scipy.stats import multivariate_normal
 from torch import nn
 
-from probes.head import apply_head, head_shapes
+from probes.head import HEADS
 
 
 def clouds(seed):
@@ -29,7 +29,7 @@ def clouds(seed):
 @given(values=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
 def test_sum(values):
     """MultiMax and attention add up what their heads found."""
-    assert apply_head("sum", np.array(values), {}) == pytest.approx(sum(values), abs=1e-6)
+    assert HEADS["sum"].outputs(np.array(values), {}) == pytest.approx(sum(values), abs=1e-6)
 
 
 @given(hidden=st.integers(1, 20), seed=st.integers(0, 99))
@@ -42,7 +42,7 @@ def test_mlp_is_torchs(hidden, seed):
         expected = (second(torch.relu(first(tokens))) - second.bias)[:, 0].numpy()
         values = (tokens @ first.weight.T).numpy()
         tensors = {"head_bias": first.bias.numpy(), "head_weight": second.weight[0].numpy()}
-    np.testing.assert_allclose(apply_head("mlp", values, tensors), expected, atol=1e-9)
+    np.testing.assert_allclose(HEADS["mlp"].outputs(values, tensors), expected, atol=1e-9)
 
 
 @given(seed=st.integers(0, 99))
@@ -55,7 +55,7 @@ def test_mahalanobis_is_scipys_distance_relative_to_the_background(seed):
         - mahalanobis(point, tensors["head_background_mean"], tensors["head_background_precision"]) ** 2
         for point in points
     ]
-    np.testing.assert_allclose(apply_head("mahalanobis", points, tensors), expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(HEADS["mahalanobis"].outputs(points, tensors), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_mahalanobis_is_a_likelihood_ratio():
@@ -67,7 +67,7 @@ def test_mahalanobis_is_a_likelihood_ratio():
         for name in ("", "background_")
     }
     ratio = 2 * (density["background_"].logpdf(points) - density[""].logpdf(points))
-    found = apply_head("mahalanobis", points, tensors)
+    found = HEADS["mahalanobis"].outputs(points, tensors)
     assert np.ptp(found - ratio) < 1e-8
     assert found[20:].mean() > found[:20].mean()
 
@@ -75,8 +75,20 @@ def test_mahalanobis_is_a_likelihood_ratio():
 @pytest.mark.parametrize("kind", ["sum", "mlp", "mahalanobis"])
 def test_a_value_that_is_missing_leaves_no_score(kind):
     """NaN in one value is NaN in the score: no ReLU, weight or matrix of zeros hides it."""
-    tensors = {name: np.zeros(shape) for name, shape in head_shapes(kind, 3).items()}
+    tensors = {name: np.zeros(shape) for name, shape in HEADS[kind].shapes(3).items()}
     for place in range(3):
         values = np.full(3, -1.0)
         values[place] = np.nan
-        assert np.isnan(apply_head(kind, values, tensors))
+        assert np.isnan(HEADS[kind].outputs(values, tensors))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_graph_is_the_same_head(kind):
+    """On tensors as on arrays."""
+    rng = np.random.default_rng(3)
+    values, tensors = (
+        rng.normal(size=4),
+        {name: rng.normal(size=shape) for name, shape in HEADS[kind].shapes(4).items()},
+    )
+    graph = HEADS[kind].graph(torch.tensor(values), {name: torch.tensor(each) for name, each in tensors.items()})
+    assert float(graph) == pytest.approx(float(HEADS[kind].outputs(values, tensors)))

@@ -4,12 +4,14 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
-from probes.readout import Readout, WeightedMean
+from probes.pooling import POOLINGS, WeightedMean
+from probes.readout import Readout
 from probes.template import whole
 
 PER_CHANNEL = [Readout(kind=kind) for kind in ("mean", "max", "ema", "swim", "softmax")]
@@ -203,3 +205,17 @@ def test_readouts_that_mean_nothing_are_refused(fields):
     """Unknown kinds and keys, and numbers outside their range, do not pass validation."""
     with pytest.raises(ValidationError):
         Readout(**fields)
+
+
+@pytest.mark.parametrize("kind", POOLINGS)
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_a_graph_is_the_same_readout(kind, tokens):
+    """On tensors as on arrays, and gradients reach the scores."""
+    scores = np.random.default_rng(tokens).normal(size=(tokens, 4)).astype(np.float32)
+    readout = Readout(kind=kind)
+    tensor = torch.tensor(scores, requires_grad=True)
+    found = readout.graph(tensor)
+    assert len(found) == readout.num_values(4)
+    np.testing.assert_allclose(found.detach().numpy(), readout.reduce(scores), rtol=1e-5, atol=1e-6)
+    found.sum().backward()
+    assert tensor.grad.abs().sum() > 0

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from probes.artifact import Artifact
 from probes.errors import ArtifactError
 from probes.fingerprint import Fingerprint
-from probes.head import apply_head
+from probes.head import HEADS
 from probes.manifest import Manifest, Probe
 from probes.readout import Readout
 from probes.scoring import ProbeBank, Tap
@@ -121,7 +121,7 @@ def test_turn_scores_are_each_probe_s_readout_and_head(artifact, num_tokens, see
         own = scores[list(probe.readout.positions(whole(num_tokens))), first : first + probe.channels]
         prefix = f"probe.{probe.name}."
         head = {key.removeprefix(prefix): t.numpy() for key, t in artifact.tensors.items() if key.startswith(prefix)}
-        value = probe.scale * apply_head(probe.head, probe.readout.reduce(own), head) + probe.bias
+        value = probe.scale * HEADS[probe.head].outputs(probe.readout.reduce(own), head) + probe.bias
         assert found[column] == np.float32(value)
         first += probe.channels
 

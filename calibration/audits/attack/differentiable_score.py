@@ -10,8 +10,8 @@ from calibration.fitting.fitted import FittedProbe
 from calibration.model.chat_model import ChatModel
 from calibration.model.hooks import on_input, on_output, together
 from calibration.prompts.batching import Batch
-from probes.head import HeadKind
-from probes.readout import Readout
+from probes.head import HEADS
+from probes.template import whole
 
 Activations = Mapping[int, torch.Tensor]
 """By block, `[B, T, W]`."""
@@ -39,36 +39,13 @@ def probe_score(probe: FittedProbe, activations: Activations, batch: Batch) -> t
     ).sum(dim=0)
     head = {name: tensor.to(device) for name, tensor in probe.head.items()}
     numbers = [
-        _apply_head(probe.spec.head, _reduce(scores[:length], probe.spec.readout), head)
+        HEADS[probe.spec.head].graph(_values(probe, scores[:length]), head)
         for scores, length in zip(tokens, batch.lengths.tolist(), strict=True)
     ]
     return probe.spec.scale * torch.stack(numbers) + probe.spec.bias
 
 
-def _reduce(scores: torch.Tensor, readout: Readout) -> torch.Tensor:
+def _values(probe: FittedProbe, scores: torch.Tensor) -> torch.Tensor:
     """Return the values `[V]` of one prompt's token scores `[T, C]`."""
-    if readout.kind == "last":
-        return scores[max(len(scores) - 1 - readout.offset, 0)]
-    if readout.kind == "mean":
-        return scores.mean(dim=0)
-    if readout.kind == "max":
-        return scores.amax(dim=0)
-    if readout.kind == "swim":
-        return scores.unfold(0, min(readout.window, len(scores)), 1).mean(dim=2).amax(dim=0)
-    if readout.kind == "softmax":
-        return ((scores / readout.temperature).softmax(dim=0) * scores).sum(dim=0)
-    if readout.kind == "attention":
-        return (scores[:, ::2].softmax(dim=0) * scores[:, 1::2]).sum(dim=0)
-    levels = [scores[0]]
-    for score in scores[1:]:
-        levels.append(levels[-1] + readout.alpha * (score - levels[-1]))
-    return torch.stack(levels).amax(dim=0)
-
-
-def _apply_head(kind: HeadKind, values: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    if kind == "sum":
-        return values.sum()
-    if kind == "mlp":
-        return (values + tensors["head_bias"]).relu() @ tensors["head_weight"]
-    near, far = values - tensors["head_mean"], values - tensors["head_background_mean"]
-    return near @ tensors["head_precision"] @ near - far @ tensors["head_background_precision"] @ far
+    readout = probe.spec.readout
+    return readout.graph(scores[list(readout.positions(whole(len(scores))))])

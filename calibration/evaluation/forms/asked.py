@@ -12,7 +12,7 @@ from calibration.prompts.forms.texts import PROSE
 from calibration.prompts.forms.writer import NoSuchForm, Writer, Written
 from calibration.prompts.template import EncodedPrompts
 from calibration.recording.request_scores import score_turns
-from probes.readout import Scores
+from probes.pooling import Scores
 from probes.scoring import ProbeBank
 from probes.template import Ending
 
@@ -87,7 +87,7 @@ class Asked:
         none = np.full(turns.shape[1], -np.inf, np.float32)
         if ending is Ending.TEMPLATE:
             return turns.max(axis=0), none
-        read_open = np.array([probe.readout.kind != "last" for probe in self.bank.probes])
+        read_open = np.array([not probe.readout.reads_one_token for probe in self.bank.probes])
         return (turns[:-1].max(axis=0) if len(turns) > 1 else none), np.where(read_open, turns[-1], none)
 
     def _token_ids(self, forms: Sequence[Form], requests: Sequence[str]) -> dict[int, tuple[int, ...]]:

@@ -64,7 +64,7 @@ def certify_endings(asked: Asked, probes: Sequence[Probe]) -> Endings:
 
 def _reads(probe: Probe, ending: Ending) -> bool:
     """Whether a prompt with this ending has a place that the probe reads."""
-    return ending is not Ending.OPEN or probe.readout.kind != "last"
+    return ending is not Ending.OPEN or not probe.readout.reads_one_token
 
 
 def _keeps(

@@ -26,7 +26,7 @@ from calibration.methods.classifiers.block_study import BlockScore, block_study
 from calibration.methods.classifiers.discriminant import fit_lda_held
 from calibration.methods.classifiers.linear_classifiers import fit_logistic
 from calibration.prompts.progress import track
-from probes.head import apply_head
+from probes.head import HEADS
 from probes.manifest import Probe
 
 _HIDDEN, _LEARNING_RATE, _PENALTY, _MOST_EPOCHS = 100, 0.01, 0.01, 300
@@ -54,7 +54,7 @@ class Perceptron:
     def __call__(self, features: Features) -> npt.NDArray[np.float64]:
         """Return logits `[N]` of features `[N, D]`."""
         tensors = {"head_bias": self.inner_bias, "head_weight": self.outer}
-        return apply_head("mlp", features.astype(np.float64) @ self.inner.T, tensors) + self.bias
+        return HEADS["mlp"].outputs(features.astype(np.float64) @ self.inner.T, tensors) + self.bias
 
 
 Classifier = Linear | Perceptron

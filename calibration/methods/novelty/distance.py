@@ -17,7 +17,7 @@ from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.novelty.massive import Mask
 from calibration.recording.shards import Where
 from probes.errors import CalibrationError
-from probes.head import apply_head
+from probes.head import HEADS
 
 _SIZES = (16, 32, 64)
 _EXPLAINED = 0.9
@@ -97,7 +97,7 @@ class Distance:
 
     def __call__(self, components: Array) -> Array:
         """Return the scores `[N]` of components `[N, k]`, by the arithmetic that serves."""
-        return apply_head("mahalanobis", components, self.tensors)
+        return HEADS["mahalanobis"].outputs(components, self.tensors)
 
 
 def _gaussian(components: Array) -> tuple[Array, Array]:
