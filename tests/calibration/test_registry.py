@@ -2,7 +2,6 @@
 
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +19,9 @@ from guard.policy_file import parse_policy
 from guard.verdict import Action
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.errors import CalibrationError
+from tests.own_package import write_package
 
 CALIBRATION = Path(registry.__file__).parent
-
-PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
-BLOCKS = re.findall(r"^```(?:python|toml)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-
-
-def package_of(module):
-    """Return the text of a module that CONTRIBUTING shows, and the entry points that it has there."""
-    text = next(block for block in BLOCKS if block.startswith(f"# {module}.py"))
-    entry = next(block for block in BLOCKS if f'"{module}:' in block)
-    (group, points), *_ = tomllib.loads(entry)["project"]["entry-points"].items()
-    return text, "\n".join([f"[{group}]", *(f"{name} = {value}" for name, value in points.items())])
 
 
 @pytest.fixture
@@ -40,13 +29,7 @@ def install(tmp_path, monkeypatch):
     """Install a package of one module, as CONTRIBUTING shows it or of another `text`; returns what does it."""
 
     def put(module="own_probe", text=None, package="own"):
-        shown, entry_points = package_of(module)
-        info = tmp_path / package / f"{package}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(entry_points)
-        (info.parent / f"{module}.py").write_text(text or shown)
-        monkeypatch.syspath_prepend(info.parent)
+        monkeypatch.syspath_prepend(write_package(tmp_path / package, module, text))
         sys.modules.pop(module, None)  # another test's
         forget()
 
