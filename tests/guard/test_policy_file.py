@@ -315,8 +315,9 @@ def test_messages_outside_ascii_are_utf8_whatever_the_locale(tmp_path):
 
 
 def test_the_documented_example_is_a_policy():
-    """Every YAML block of docs/policy.md that is a whole policy loads."""
-    document = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+    """Every YAML block of docs/policy.md and of the README that is a whole policy loads."""
+    root = Path(__file__).parents[2]
+    document = (root / "docs" / "policy.md").read_text() + (root / "README.md").read_text()
     blocks = [block.split("```")[0] for block in document.split("```yaml\n")[1:]]
     policies = [parse_policy(block) for block in blocks if block.startswith("name:")]
     assert policies
