@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, rankdata
+from scipy.stats import binomtest, rankdata, t
 
 from guard.threshold import Threshold, certify, minimum_negatives
 from probes.manifest import Evaluation, Rate
@@ -16,11 +16,27 @@ _SEED = 20_260
 Scores = npt.NDArray[np.floating]
 
 
+def aurocs(columns: Scores, harmful: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return for each column of `columns` `[N, k]` the probability that a harmful row has more there; ties count one half.
+
+    `harmful` `[N]` has the rows' labels. All columns are ranked at once, which scikit-learn's `roc_auc_score` does not.
+    """
+    count = int(harmful.sum())
+    rank_sums = rankdata(columns, axis=0)[harmful].sum(axis=0)
+    return np.asarray((rank_sums - count * (count + 1) / 2) / (count * (len(harmful) - count)))
+
+
 def auroc(harmful: Scores, harmless: Scores) -> float:
     """Return the probability that a harmful prompt scores above a harmless one; ties count one half."""
-    ranks = rankdata(np.concatenate([harmful, harmless]))
-    rank_sum = float(ranks[: len(harmful)].sum())
-    return (rank_sum - len(harmful) * (len(harmful) + 1) / 2) / (len(harmful) * len(harmless))
+    both = np.concatenate([harmful, harmless])
+    return float(aurocs(both[:, None], np.arange(len(both)) < len(harmful))[0])
+
+
+def mean_interval(values: Sequence[float], *, of_shares: bool = False) -> tuple[float, float, float]:
+    """Return the mean and the 95 % interval of the mean, by Student's t; `of_shares` it stays between 0 and 1."""
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    half = float(t.ppf(0.975, len(values) - 1)) * error
+    return (mean, max(mean - half, 0.0), min(mean + half, 1.0)) if of_shares else (mean, mean - half, mean + half)
 
 
 def auroc_interval(harmful: Scores, harmless: Scores, *, num_draws: int = _NUM_BOOTSTRAP) -> tuple[float, float]:
@@ -41,9 +57,8 @@ def auroc_interval(harmful: Scores, harmless: Scores, *, num_draws: int = _NUM_B
 
 def rate(hits: int, count: int) -> Rate:
     """Return a proportion with its exact 95 % (Clopper-Pearson) interval."""
-    low = float(beta.ppf(0.025, hits, count - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(0.975, hits + 1, count - hits)) if hits < count else 1.0
-    return Rate(value=hits / count, low=low, high=high, count=count)
+    interval = binomtest(hits, count).proportion_ci(0.95, method="exact")
+    return Rate(value=hits / count, low=float(interval.low), high=float(interval.high), count=count)
 
 
 def cut_at(harmless: Scores, false_positive_rate: float) -> float:

@@ -8,9 +8,10 @@ from sklearn.metrics import roc_auc_score
 from test_generation import FAMILIES, random_chat
 from tiny import LAYERS, make_prompts, write_prompts
 
+from calibration.fitting.metrics import aurocs
 from calibration.methods.neurons import separation as neuron_separation
 from calibration.methods.neurons.ranking import Ranking, matched_random
-from calibration.methods.neurons.separation import aurocs, rank_by_separation, standardised_difference
+from calibration.methods.neurons.separation import rank_by_separation, standardised_difference
 from calibration.model.neurons import Neurons, neurons_at_end, overwritten, watched
 from calibration.prompts.batching import make_batch
 from calibration.prompts.prompt_file import load_prompts

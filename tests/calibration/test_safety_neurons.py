@@ -11,8 +11,8 @@ from tiny import HIDDEN, make_prompts
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from calibration.fitting.fitted import load_fitted, save_fitted
-from calibration.fitting.metrics import auroc
-from calibration.methods.neurons.neuron_probe import fit_neuron_probe, mean_interval
+from calibration.fitting.metrics import auroc, mean_interval
+from calibration.methods.neurons.neuron_probe import fit_neuron_probe
 from calibration.methods.neurons.ranking import Ranking
 from calibration.methods.neurons.safety_neurons import fit_safety_neurons
 from calibration.model.chat_model import ChatModel
@@ -125,8 +125,8 @@ def test_a_mean_has_students_interval():
 
 def test_no_interval_of_shares_leaves_their_range():
     """Recalls near one, or near nothing: the interval ends there."""
-    assert mean_interval([1.0, 1.0, 0.7])[2] == 1.0
-    assert mean_interval([0.0, 0.0, 0.3])[1] == 0.0
+    assert mean_interval([1.0, 1.0, 0.7], of_shares=True)[2] == 1.0
+    assert mean_interval([0.0, 0.0, 0.3], of_shares=True)[1] == 0.0
 
 
 @pytest.mark.long

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import t
 
 from calibration.fitting.fitted import FittedProbe
 from calibration.fitting.linear import Linear
-from calibration.fitting.metrics import auroc, recall_at
+from calibration.fitting.metrics import auroc, mean_interval, recall_at
 from calibration.fitting.study import Chart, Series, StudyResult
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.classifiers.linear_classifiers import fit_logistic
@@ -131,8 +130,8 @@ def _study(
     random: Sequence[_Regression],
 ) -> StudyResult:
     alike = [each for each in random if len(each.numbers) == len(best.numbers)]
-    mean, low, high = mean_interval([each.auroc for each in alike])
-    recall, *_ = mean_interval([each.recall for each in alike])
+    mean, low, high = mean_interval([each.auroc for each in alike], of_shares=True)
+    recall, *_ = mean_interval([each.recall for each in alike], of_shares=True)
     harmful = int(pool.select_harmful.sum())
     charts = tuple(
         Chart(
@@ -171,14 +170,8 @@ def _ranked(ranking: Ranking, trials: Sequence[_Regression], name: str) -> Serie
 def _random(trials: Sequence[_Regression], name: str) -> Series:
     sizes = sorted({len(each.numbers) for each in trials})
     spread = [
-        mean_interval([float(getattr(each, name)) for each in trials if len(each.numbers) == size]) for size in sizes
+        mean_interval([float(getattr(each, name)) for each in trials if len(each.numbers) == size], of_shares=True)
+        for size in sizes
     ]
     mean, low, high = zip(*spread, strict=True)
     return Series(name="random, matched by block", x=tuple(map(float, sizes)), y=mean, low=low, high=high)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of shares with its 95 % interval by Student's t over the draws, within what a share can be."""
-    mean = float(np.mean(values))
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return mean, max(mean - half, 0.0), min(mean + half, 1.0)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
 
+from calibration.fitting.metrics import aurocs
 from calibration.methods.neurons.ranking import Ranking, Scores
 from calibration.model.neurons import HELD_BYTES, Neurons, Numbers, neurons_at_end
 from calibration.prompts.template import EncodedPrompts
@@ -42,13 +42,6 @@ def standardised_difference(features: Features, harmful: Labels) -> Scores:
     # Rounding leaves a neuron that never varies with a gap, and one that is two-valued with no spread.
     floor = 1e-9 * np.abs(features).max(axis=0) + np.finfo(np.float64).tiny
     return np.asarray(gap / np.maximum(spread, floor))
-
-
-def aurocs(features: Features, harmful: Labels) -> Scores:
-    """Return each column's AUROC `[k]`; ties count one half."""
-    count = int(harmful.sum())
-    rank_sums = rankdata(features, axis=0)[harmful].sum(axis=0)
-    return np.asarray((rank_sums - count * (count + 1) / 2) / (count * (len(harmful) - count)))
 
 
 def _groups(neurons: Neurons, num_prompts: int) -> Iterator[Numbers]:

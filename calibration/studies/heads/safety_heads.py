@@ -6,11 +6,9 @@ many heads from the rest.
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from scipy.stats import t as student
-
 from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
+from calibration.fitting.metrics import mean_interval
 from calibration.fitting.study import Chart, Series, StudyResult, Table, required_of_the_model
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.model.attention_heads import Head, Removal, all_heads, find_attentions
@@ -70,13 +68,6 @@ def _study(
     )
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return mean and 95 % interval of the mean, by Student's t."""
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
-    half = float(student.ppf(0.975, len(values) - 1)) * error
-    return mean, mean - half, mean + half
-
-
 def _finding(heads: Sequence[Head], grown: _Grown, drawn: _Drawn, removal: Removal) -> str:
     """Say what the largest group does that random heads were drawn for."""
     size = max((size for kind, size in drawn if kind == removal and size <= len(heads)), default=len(heads))
@@ -88,7 +79,7 @@ def _finding(heads: Sequence[Head], grown: _Grown, drawn: _Drawn, removal: Remov
     )
     if (removal, size) not in drawn:
         return f"{text}; the model has too few heads to draw others."
-    mean, low, high = _interval([outcome.refused.value for outcome in drawn[removal, size]])
+    mean, low, high = mean_interval([outcome.refused.value for outcome in drawn[removal, size]])
     return f"{text}; with {size} random other heads so, {mean:.0%} ({low:.0%} to {high:.0%}, {NUM_DRAWS} draws)."
 
 
@@ -134,7 +125,7 @@ def _sizes(outcomes: Sequence[HeadGroupEffect]) -> tuple[float, ...]:
 
 
 def _random(removal: Removal, by_size: Mapping[int, Sequence[float]]) -> Series:
-    intervals = [_interval(values) for values in by_size.values()]
+    intervals = [mean_interval(values) for values in by_size.values()]
     mean, low, high = (tuple(each[part] for each in intervals) for part in range(3))
     return Series(name=f"random, {removal}", x=tuple(map(float, by_size)), y=mean, low=low, high=high)
 

@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import rankdata
 
 from calibration.fitting.contract import Study
 from calibration.fitting.fitted import Fitted
+from calibration.fitting.metrics import aurocs
 from calibration.fitting.study import StudyResult, Table, required_of_the_model
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.steering.dose_response import StrengthSweep
@@ -60,9 +60,7 @@ def damping_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ..
 
 def damping(peaks: Values, harmful: npt.NDArray[np.bool_]) -> Values:
     """Return each neuron's factor `[I]` from its peaks `[N, I]` on prompts with labels `[N]`."""
-    positives, negatives = int(harmful.sum()), int((~harmful).sum())
-    ranks = rankdata(peaks, axis=0)[harmful].sum(axis=0)
-    area = (ranks - positives * (positives + 1) / 2) / (positives * negatives)
+    area = aurocs(peaks, harmful)
     return np.asarray(np.where(area > 0.5, 1 - 2 * (area - 0.5), 1.0))
 
 
