@@ -58,7 +58,7 @@ def test_every_figure_is_a_png_too(page):
 
 def test_documentation_names_every_key_of_the_evidence():
     """docs/artifact.md has each key of evidence.json, at every depth."""
-    document = (Path(__file__).parents[2] / "docs" / "artifact.md").read_text()
+    document = (Path(__file__).parents[3] / "docs" / "artifact.md").read_text()
     schema = Evidence.model_json_schema()
     keys = set(schema["properties"]).union(*(part.get("properties", {}) for part in schema["$defs"].values()))
     assert {key for key in keys if f"`{key}`" not in document} == set()

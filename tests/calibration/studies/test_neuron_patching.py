@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from planted_pair import PLANTED, make_pair
 from recorded import training_set
-from test_generation import FAMILIES
 from tiny import LAYERS, make_model, make_prompts, write_prompts
 
 from calibration.fitting.fitted import Fitted

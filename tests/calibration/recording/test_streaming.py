@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_a_process_that_reads_twenty_times_the_prompts_needs_no_more_memory(tmp_
             sys.executable,
             "-c",
             _READ_MANY,
-            str(__file__.rpartition("/")[0]),
+            str(Path(__file__).parents[1]),
             str(tmp_path / str(count)),
             str(count),
         ]

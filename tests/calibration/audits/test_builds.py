@@ -26,7 +26,7 @@ from calibration.model.chat_model import ChatModel
 from calibration.prompts.prompt_file import load_prompts
 from probes.errors import ModelError, PromptError
 
-LAB = Path(__file__).parents[2] / "examples" / "lab"
+LAB = Path(__file__).parents[3] / "examples" / "lab"
 
 
 @pytest.fixture(scope="module")

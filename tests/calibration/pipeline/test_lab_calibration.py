@@ -25,7 +25,7 @@ from probes.steering import SteeringBank
 
 pytestmark = pytest.mark.timeout(900)
 
-LAB = Path(__file__).parents[2] / "examples" / "lab"
+LAB = Path(__file__).parents[3] / "examples" / "lab"
 ASKED = (
     "refusal_direction",
     "harmfulness_direction",

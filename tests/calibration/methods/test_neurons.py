@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES, random_chat
 from scipy.stats import ttest_ind
 from sklearn.metrics import roc_auc_score
-from test_generation import FAMILIES, random_chat
 from tiny import LAYERS, make_prompts, write_prompts
 
 from calibration.fitting.metrics import aurocs

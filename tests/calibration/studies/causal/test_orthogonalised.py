@@ -11,9 +11,9 @@ from calibration.model.chat_model import ChatModel
 from calibration.model.intervention import ablated
 from calibration.prompts.batching import make_batch
 from probes.errors import ModelError
-from tests.calibration.causal.orthogonalised import orthogonalised
+from tests.calibration.studies.causal.orthogonalised import orthogonalised
 
-LAB = Path(__file__).parents[3] / "examples" / "lab" / "aligned"
+LAB = Path(__file__).parents[4] / "examples" / "lab" / "aligned"
 TOKENS = [[1, 2, 40, 50, 60, 3, 4], [1, 2, 70, 3, 4]]
 
 
@@ -71,6 +71,6 @@ def test_a_model_without_its_refusals_is_not_saved(chat, tmp_path):
 
 def test_nothing_in_calibration_writes_a_model():
     """No module of the package saves a model at all."""
-    package = Path(__file__).parents[3] / "calibration"
+    package = Path(__file__).parents[4] / "calibration"
     calls = [path.name for path in package.rglob("*.py") if ".save_pretrained(" in path.read_text()]
     assert not calls
