@@ -4,15 +4,17 @@ A prompt whose verdict is open computes the tokens that its readouts need, whate
 is that of the prompt alone. One that is decided loads as without a guard, for instance when it resumes after a preemption.
 What it loaded can be found in the prefix cache by another prompt; one that needs scores there computes those tokens anew.
 
-It touches, of `vllm/v1/core/sched/scheduler.py` and what it holds, all wrapped, and only where there is a connector:
-`_get_local_prefix_cache_hit`, `connector.get_num_new_matched_tokens`, `kv_cache_manager.allocate_slots` (and calls its
-`evict_blocks` and `get_block_ids`).
+It touches, of `vllm/v1/core/sched/scheduler.py` and what it holds: `_get_local_prefix_cache_hit`, which the gate overrides;
+`connector.get_num_new_matched_tokens` and `kv_cache_manager.allocate_slots`, both wrapped, and only where there is a
+connector; and calls `evict_blocks` and `get_block_ids` of `kv_cache_manager`.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm.v1.request import Request
+
+from probes.errors import ServingError
 
 FirstNeeded = Callable[[Request], int | None]
 """Says at which position the scores begin that a request's verdict waits for; None where it waits for none."""
@@ -22,15 +24,17 @@ class ExternalBlocks:
     """Watches which KV-cache blocks are loaded, and keeps prompts whose scores are due from relying on them."""
 
     def __init__(self, scheduler: Any, group: int, block_size: int, first_needed: FirstNeeded) -> None:
-        """`group` is the KV-cache group by whose blocks of `block_size` tokens scores are kept."""
+        """`group` is the KV-cache group by whose blocks of `block_size` tokens scores are kept.
+
+        Raises `ServingError` where vLLM looks into its prefix cache without asking the scheduler.
+        """
+        _require_asked(scheduler)
         self._group, self._block_size, self._first_needed = group, block_size, first_needed
         self._cache = scheduler.kv_cache_manager
         self._loaded: set[int] = set()
         self._new: list[int] = []
-        self._find = scheduler._get_local_prefix_cache_hit
         self._match = scheduler.connector.get_num_new_matched_tokens
         self._allocate = self._cache.allocate_slots
-        scheduler._get_local_prefix_cache_hit = self._find_scored
         scheduler.connector.get_num_new_matched_tokens = self._match_unneeded
         self._cache.allocate_slots = self._allocate_and_note
 
@@ -43,10 +47,10 @@ class ExternalBlocks:
         """Take in which blocks are copied, (from, to)."""
         self._loaded |= {to for by, to in copies if by in self._loaded}
 
-    def _find_scored(self, request: Request) -> Any:
-        """Return what the prefix cache holds of the request, after whatever it needs and was never scored has left it."""
+    def find_scored(self, request: Request, find: Callable[[Request], Any]) -> Any:
+        """Return what `find` has of the request in the prefix cache, after what it needs and was never scored has left it."""
         while True:
-            hit = self._find(request)
+            hit = find(request)
             needed, found = self._first_needed(request), hit[0].blocks[self._group]
             begin = len(found) if needed is None else needed // self._block_size
             unscored = {block.block_id for block in found[begin:]} & self._loaded
@@ -81,3 +85,16 @@ class ExternalBlocks:
             self._loaded.update(blocks)
             self._new += blocks
         return allocated
+
+
+def _require_asked(scheduler: Any) -> None:
+    if not any("_get_local_prefix_cache_hit" in vars(owner) for owner in type(scheduler).__mro__ if _is_vllms(owner)):
+        raise ServingError(
+            "this version of vLLM gives prompts what a KV connector loaded without asking the guard",
+            field="--kv-transfer-config",
+            remedy="leave it out, or serve with vLLM 0.28 or later",
+        )
+
+
+def _is_vllms(owner: type) -> bool:
+    return owner.__module__.startswith("vllm.")

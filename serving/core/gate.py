@@ -1,10 +1,10 @@
 """The gate: vLLM's scheduler, deciding on each prompt before its first token leaves. Named by `--scheduler-cls`.
 
 It overrides, of `vllm/v1/core/sched/scheduler.py`: `add_request`, `_update_request_as_session`, `schedule`,
-`update_from_output`, `_update_request_with_output` (the first sampled token is where a request passes or does not) and
-`_free_request`; and calls `_preempt_request`, as `versions` has it, and of `kv_cache_manager` `get_block_ids` and
-`evict_blocks`. Under asynchronous scheduling a step is scheduled before the last one's output is here: what a blocked or
-steered request had in flight by then is dropped by vLLM itself.
+`_get_local_prefix_cache_hit` (0.28 and later have it), `update_from_output`, `_update_request_with_output` (the first
+sampled token is where a request passes or does not) and `_free_request`; and calls `_preempt_request`, as `versions` has
+it, and of `kv_cache_manager` `get_block_ids` and `evict_blocks`. Under asynchronous scheduling a step is scheduled before
+the last one's output is here: what a blocked or steered request had in flight by then is dropped by vLLM itself.
 
 A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores or
 a reason why there are none. Nothing that fails upstream can skip it.
@@ -102,6 +102,9 @@ class GuardedScheduler(DroppingScheduler):
         step = super().schedule(*args, **kwargs)
         self._orders.attach_to(step)
         return step
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> Any:
+        return self._orders.prefix_cache_hit(request, super()._get_local_prefix_cache_hit)
 
     def update_from_output(self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput) -> Any:
         """Process a step's output, deciding on every prompt that it finished."""

@@ -8,7 +8,7 @@ It touches, of `vllm/v1/core/sched/scheduler.py` and what it holds: `kv_cache_ma
 `Request` (`num_prompt_tokens`, `num_computed_tokens`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -52,6 +52,10 @@ class OrderBook:
             self._loads.copied(orders.copies)
         if orders:
             setattr(step, ORDERS, orders)
+
+    def prefix_cache_hit(self, request: Request, find: Callable[[Request], Any]) -> Any:
+        """Return what `find` has of a request in the prefix cache, as far as its verdict may rely on it."""
+        return self._loads.find_scored(request, find) if self._loads else find(request)
 
     def _due(self, case: Case, step: SchedulerOutput) -> Due | None:
         num_tokens = case.request.num_prompt_tokens

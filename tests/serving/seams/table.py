@@ -108,6 +108,13 @@ SEAMS: dict[str, tuple[str, ...]] = {
         f"{_REQUEST}.num_prompt_tokens",
         f"{_REQUEST}.num_computed_tokens",
     ),
+    "serving/core/external_blocks.py": (
+        # Where it is missing, a server with a connector does not start.
+        f"{_SCHEDULER}._get_local_prefix_cache_hit(request) or {_SCHEDULER}.connector",
+        f"{_SCHEDULER}.schedule -> get_num_new_matched_tokens",
+        "vllm.v1.core.kv_cache_manager KVCacheManager.evict_blocks(block_ids)",
+        "vllm.v1.core.kv_cache_manager KVCacheBlocks.blocks",
+    ),
     "serving/worker/kv_slots.py": (
         f"{_KV} KVCacheConfig.num_blocks",
         f"{_KV} FullAttentionSpec.block_size",

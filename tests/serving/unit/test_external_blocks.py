@@ -1,9 +1,11 @@
 """What a KV connector holds never stands in for a score, on vLLM's real scheduler: the worker's side alone is played."""
 
 import pytest
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import KVConnectorOutput
 
 from probes.artifact import Artifact
+from probes.errors import ServingError
 from probes.readout import Readout
 from tests.serving.conformance.block_store import BlockStore
 from tests.serving.stepped import BLOCK, Stepped
@@ -134,3 +136,11 @@ def test_a_block_that_is_computed_after_all_is_known(run):
             run.add(f"other{number}-{again}", prompt, max_tokens=1)
         computed, _ = run.step()
     assert computed == {f"other{number}-True": BLOCK for number in range(len(others))}
+
+
+def test_a_scheduler_that_does_not_ask_has_no_connector(run, monkeypatch):
+    """VLLM before 0.28 looks into its prefix cache by itself: what a connector loaded there would pass for scored."""
+    monkeypatch.delattr(Scheduler, "_get_local_prefix_cache_hit")
+    with pytest.raises(ServingError, match="without asking the guard") as caught:
+        run(WHOLE)
+    assert caught.value.field == "--kv-transfer-config"
