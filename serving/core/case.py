@@ -104,12 +104,16 @@ class Cases:
         """Whether nothing is left to do about a request. Of one that is unknown there is."""
         return request in self._quiet
 
+    def are_quiet(self, scheduled: Mapping[str, Any]) -> bool:
+        """Return whether nothing is left to do about any of a step's `scheduled` requests."""
+        return self._quiet.issuperset(scheduled)
+
     def active(self, scheduled: Mapping[str, Any]) -> list[Case]:
         """Return the cases, of a step's `scheduled` requests, that something is left to do about.
 
         The step is gone through, and not the queue: that may hold 50,000 requests, and a step a few hundred.
         """
-        if self._quiet.issuperset(scheduled):
+        if self.are_quiet(scheduled):
             return []
         found = (self._all.get(name) for name in scheduled if name not in self._quiet)
         return [case for case in found if case is not None]

@@ -11,6 +11,7 @@ a reason why there are none. Nothing that fails upstream can skip it.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +44,16 @@ from serving.wire import (
     stop_reason,
 )
 
+TakeIn = Callable[..., tuple[list[int], bool]]
+"""Takes a request and its new tokens; returns those that leave, and whether the request is over."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Step:
     """What the gate needs to know about the output being processed, and what it has to say with it."""
 
+    take_in: TakeIn
+    """What takes requests' new tokens in."""
     scores: dict[str, list[list[float]] | str] = field(default_factory=dict)
     gaps: dict[str, int] = field(default_factory=dict)
     """Where the first token without a score is, in prompts that are not scored for want of it."""
@@ -72,7 +78,7 @@ class GuardedScheduler(DroppingScheduler):
         self._cases = Cases()
         probes = [probe for artifact in artifacts for probe in artifact.manifest.probes]
         self._orders = OrderBook(self, self._cases, [probe.readout for probe in probes])
-        self._step = _Step()
+        self._step = _Step(self._take_in)
 
     def add_request(self, request: Request) -> None:
         """Take a request in, whose prompt is to be scored."""
@@ -110,7 +116,9 @@ class GuardedScheduler(DroppingScheduler):
         """Process a step's output, deciding on every prompt that it finished."""
         output = model_runner_output
         self._read_answers(scheduler_output, output)
-        self._step = _Step(getattr(output, SCORES, {}), getattr(output, GAPS, {}), prompt_logprobs(output))
+        passed = self._cases.are_quiet(scheduler_output.num_scheduled_tokens)
+        take_in = super()._update_request_with_output if passed else self._take_in
+        self._step = _Step(take_in, getattr(output, SCORES, {}), getattr(output, GAPS, {}), prompt_logprobs(output))
         self._decide_ahead(output)
         outputs = super().update_from_output(scheduler_output, output)
         for case in self._step.to_steer:
@@ -139,9 +147,15 @@ class GuardedScheduler(DroppingScheduler):
             if not (case.request.is_finished() or self._drops(case.request)):
                 self._decide(case)
 
-    def _update_request_with_output(
-        self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
-    ) -> tuple[list[int], bool]:
+    @property
+    def _update_request_with_output(self) -> TakeIn:
+        """What vLLM takes a request's new tokens in by: its own method in a step in which nothing is left to do.
+
+        A call of the gate's for each request would be most of what the guard costs in such a step, and most steps are such.
+        """
+        return self._step.take_in
+
+    def _take_in(self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any) -> tuple[list[int], bool]:
         if not self._cases.is_quiet(request.request_id):
             case = self._cases.get(request.request_id) or self._open_case(request)
             if self._stops(case):

@@ -105,6 +105,8 @@ def test_a_case_is_quiet_when_nothing_is_left_to_do(cases, left):
     assert [name for name in names if cases.is_quiet(name)] == ["quiet"]
     assert cases.active(dict.fromkeys(names)) == [busy, cases.get("new")]
     assert cases.active({"quiet": 1}) == []
+    assert cases.are_quiet({"quiet": 1})
+    assert not any(cases.are_quiet({"quiet": 1, name: 1}) for name in names[1:])
 
 
 def test_a_case_that_begins_again_is_not_quiet(cases):
