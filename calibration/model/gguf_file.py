@@ -6,6 +6,7 @@ computed before somebody quantised it.
 
 import importlib.util
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from probes.errors import ModelError
 
 _MAGIC = b"GGUF"
 _NEEDED = ("gguf", "accelerate")
-_BROKEN = (OSError, ValueError, KeyError, NotImplementedError, RuntimeError)
+_BROKEN = (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, struct.error)
 
 
 def convert(source: Path, out: Path) -> Path:

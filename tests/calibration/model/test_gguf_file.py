@@ -1,5 +1,7 @@
 """A GGUF file becomes a model folder that computes what was in the file."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,8 @@ def write_gguf(path, model, tokenizer):
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in tokenizer.all_special_tokens else 1 for token in tokens])
-    writer.add_token_merges([])
+    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_eos_token_id(tokenizer.eos_token_id)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
