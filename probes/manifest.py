@@ -194,7 +194,9 @@ class Watch(_Strict):
 
 
 class SteeringVector(_Strict):
-    """One steering vector, or map, at `resid_post`: `probes.steering` says what each operator and gate does.
+    """One steering vector, or map, at `resid_post`.
+
+    `probes.operators` says what each operator does, and `probes.steering` each gate.
 
     Its tensors are `steering.<name>.<tensor>`, float32, named and shaped by `shapes`. A vector that is added is stored as
     measured, not normalised: strength 1 adds it once, so strength is in units of its norm.

@@ -1,7 +1,7 @@
 """Interventions: the model with a direction taken out of its residual stream, or steered as the server steers it.
 
 Ablation as in arXiv 2406.11717, section 2.4: for measuring only, the served model is never run under it. Steering goes
-through the operators of `probes.steering`, which the server runs too.
+through `probes.operators`, which the server runs too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
