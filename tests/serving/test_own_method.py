@@ -47,17 +47,17 @@ def test_an_own_method_guards_a_server(artifact_of_own, cache_root, tmp_path):
     command = guarded_command(MODEL, artifact_of_own, tmp_path / "policy.yaml", port, [*FLAGS, "--enforce-eager"])
     with served(command, port, tmp_path / "log", {"VLLM_CACHE_ROOT": str(cache_root)}) as server:
         blocked = {
-            label: [_is_blocked(server, prompt) for prompt in _first(label)] for label in ("harmful", "harmless")
+            label: [_is_blocked(server, messages) for messages in _first(label)] for label in ("harmful", "harmless")
         }
     assert sum(blocked["harmful"]) > 5
     assert sum(blocked["harmless"]) <= 1
 
 
 def _first(label, most=20):
-    return [each["prompt"] for each in prompts("test") if each["label"] == label][:most]
+    rows = [each for each in prompts("test") if each["label"] == label][:most]
+    return [row.get("messages") or [{"role": "user", "content": row["prompt"]}] for row in rows]
 
 
-def _is_blocked(server, prompt):
-    messages = [{"role": "user", "content": prompt}]
+def _is_blocked(server, messages):
     [choice] = server.client().chat.completions.create(model=SERVED_NAME, messages=messages, max_tokens=1).choices
     return choice.finish_reason == "content_filter"
