@@ -497,23 +497,6 @@ def report(
     Console().print(f"written to {write_report(Artifact.load(artifact), out)}")
 
 
-def convert(
-    model: Annotated[Path, typer.Argument(help="Chat model in one GGUF file, as llama.cpp loads it.")],
-    out: Annotated[
-        Path, typer.Option(help="Model folder to write: safetensors in bfloat16, tokenizer, chat template.")
-    ],
-) -> None:
-    """Make a model folder of a GGUF file, for calibration and for vLLM. Needs the packages gguf and accelerate.
-
-    The folder's model computes what the file's does: what quantisation took away does not come back.
-
-        foreguard convert ./model.Q4_1.gguf --out ./model
-    """
-    from calibration.model.gguf_file import convert
-
-    Console().print(f"written to {convert(model, out)}")
-
-
 def _write_json(report: "Report", path: Path | None) -> None:
     if path is not None:
         path.write_text(report.model_dump_json(indent=2) + "\n")

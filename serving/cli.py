@@ -38,6 +38,25 @@ def serve(
     serve(Launch(model, artifact, policy, host, port, vllm=context.args, adapters=adapters))
 
 
+def convert(
+    model: Annotated[Path, typer.Argument(help="Chat model in one GGUF file, as llama.cpp loads it.")],
+    out: Annotated[
+        Path, typer.Option(help="Model folder to write: safetensors in bfloat16, tokenizer, chat template.")
+    ],
+) -> None:
+    """Make a model folder of a GGUF file, for calibration and for vLLM. Needs the packages gguf and accelerate.
+
+    The folder's model computes what the file's does: what quantisation took away does not come back.
+
+        foreguard convert ./model.Q4_1.gguf --out ./model
+    """
+    from rich.console import Console
+
+    from serving.launch.gguf_file import convert
+
+    Console().print(f"written to {convert(model, out)}")
+
+
 def _adapters(pairs: list[str]) -> dict[str, Path]:
     named = dict(pair.partition("=")[::2] for pair in pairs)
     if len(named) != len(pairs) or not all(name and folder for name, folder in named.items()):

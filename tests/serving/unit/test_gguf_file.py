@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calibration.model import gguf_file
-from calibration.model.gguf_file import convert
 from probes.errors import ModelError
+from serving.launch import gguf_file
+from serving.launch.gguf_file import convert
+from tests.calibration.tiny import make_model, make_tokenizer
 
 NAMES = {
     "input_layernorm": "attn_norm",
