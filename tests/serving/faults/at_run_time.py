@@ -17,10 +17,9 @@ from guard.decide import BoundPolicy
 from guard.metrics import GuardMetrics
 from guard.verdict import Unscored, Verdict
 from probes.scoring import ProbeBank
-from serving.api import verdict_reader
+from serving.api import responder, verdict_reader
 from serving.api.exchange import Prompt
 from serving.api.middleware import GuardMiddleware
-from serving.api.responder import Responder
 from serving.api.verdict_reader import VerdictReader
 from serving.core.gate import GuardedScheduler
 from serving.wire import NO_ORDERS, ORDERS, SCORES
@@ -200,7 +199,7 @@ class FaultyVoice(GuardMiddleware):
     def __init__(self, app: Any) -> None:
         super().__init__(app)
         _fail_to_record()
-        Responder._guard_headers = _only_when("responder", Responder._guard_headers, _fail)
+        responder.guard_headers = _only_when("responder", responder.guard_headers, _fail)
 
     async def _start(self, state: Any) -> None:
         past = state.engine_client.generate
