@@ -149,12 +149,13 @@ class FaultyScheduler(GuardedScheduler):
                 raise Planted
         return super().update_from_output(scheduler_output, model_runner_output)
 
-    def _decide(self, request: Any) -> None:
-        fault = _fault_of(request.sampling_params)
-        if fault == "ungated":
-            return
-        with patch.object(BoundPolicy, "judge_turns", _fails_on_scores) if fault == "policy" else ExitStack():
-            super()._decide(request)
+    def _stops(self, case: Any) -> bool:
+        return _fault_of(case.request.sampling_params) != "ungated" and super()._stops(case)
+
+    def _decide(self, case: Any) -> Verdict:
+        fails = _fault_of(case.request.sampling_params) == "policy"
+        with patch.object(BoundPolicy, "judge_turns", _fails_on_scores) if fails else ExitStack():
+            return super()._decide(case)
 
 
 _judge = BoundPolicy.judge_turns
