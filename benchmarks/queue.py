@@ -1,8 +1,8 @@
 """`python -m benchmarks.queue`: what the guard takes of a step in vLLM's scheduler while requests wait.
 
-vLLM's real scheduler, once bare and once with the gate in it, has the same requests in mid-answer and the same queue behind
-them; what workers do is played. The two take their steps in random order, and a pair of steps is compared. The guard's share
-must not depend on how many requests wait.
+vLLM's real scheduler, once bare and once with the gate in it, has the same requests in mid-answer and the same queue
+behind them; what workers do is played. The two take their steps in random order, and a pair of steps is compared. The
+guard's share must not depend on how many requests wait.
 """
 
 import random
@@ -64,7 +64,7 @@ def main(
 
 
 def compare(guard: GuardConfig, running: int, waiting: int, steps: int) -> tuple[list[float], list[float]]:
-    """Return the seconds of each step, unguarded and guarded, of schedulers with so many requests running and waiting."""
+    """Return each step's seconds, unguarded and guarded, with so many requests running and waiting."""
     arms = [Steps(Scheduler, None, running), Steps(GuardedScheduler, guard, running)]
     for arm in arms:
         arm.queue(waiting)

@@ -1,4 +1,4 @@
-"""The policies in force in one process: the model's, and its adapters'. Whoever judges or answers by a policy asks here."""
+"""The policies in force in one process. Whoever judges or answers by a policy asks here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """Heads: how the values that a readout gives become the request's one score, on arrays and as a graph for gradients.
 
-The tap in the model is linear; whatever is not stands here, and runs once a prompt on a handful of numbers. `outputs` takes
-values `[..., V]` and returns `[...]`, in float64; `graph` does so for one prompt's `[V]` on PyTorch tensors.
+The tap in the model is linear; whatever is not stands here, and runs once a prompt on a handful of numbers. `outputs`
+takes values `[..., V]` and returns `[...]`, in float64; `graph` does so for one prompt's `[V]` on PyTorch tensors.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,8 @@ class Sum:
 class Mlp:
     """`head_weight . max(v + head_bias, 0)`.
 
-    The values are the pre-activations of a layer of V hidden units, less its bias; the probe's own bias is the output's.
+    The values are the pre-activations of a layer of V hidden units, less its bias; the probe's own bias is the
+    output's.
     """
 
     def shapes(self, num_values: int) -> Shapes:
@@ -75,9 +76,9 @@ class Mlp:
 class Mahalanobis:
     """The relative Mahalanobis distance (arXiv 2106.09022) from benign prompts.
 
-    The values are a projection z of the hidden state. With benign mean m and precision A, and mean n and precision B of all
-    text, it is `(z - m)' A (z - m) - (z - n)' B (z - n)`: larger is further from benign than from text in general. A zero B
-    leaves the plain squared distance. No centring: the means are means of projections.
+    The values are a projection z of the hidden state. With benign mean m and precision A, and mean n and precision B
+    of all text, it is `(z - m)' A (z - m) - (z - n)' B (z - n)`: larger is further from benign than from text in
+    general. A zero B leaves the plain squared distance. No centring: the means are means of projections.
     """
 
     def shapes(self, num_values: int) -> Shapes:

@@ -1,8 +1,9 @@
 """Steering operators: what may be done to rows of the residual stream, defined once for calibration and for serving.
 
-With h a row `[D]`, c its strength (0 is the identity) and every tensor a row of its own, an operator gives the displacement
-that is added to h. `displace` takes the stream `[T, D]` and strengths `[T, 1]`, float32, and then the operator's tensors in
-the order of `shapes`. It works on PyTorch tensors and does not import torch: deciding needs none.
+With h a row `[D]`, c its strength (0 is the identity) and every tensor a row of its own, an operator gives the
+displacement that is added to h. `displace` takes the stream `[T, D]` and strengths `[T, 1]`, float32, and then the
+operator's tensors in the order of `shapes`. It works on PyTorch tensors and does not import torch: deciding needs
+none.
 """
 
 import math

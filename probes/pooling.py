@@ -1,7 +1,7 @@
 """Poolings: how a readout makes one value of a channel's token scores, on arrays and as a graph for gradients.
 
-`values` takes the scores `[P, C]` of the tokens that the readout reads, in order, and returns float64 `[V]`, NaN where a
-token has no score. `graph` is the same on PyTorch tensors. Neither imports torch: deciding needs none.
+`values` takes the scores `[P, C]` of the tokens that the readout reads, in order, and returns float64 `[V]`, NaN
+where a token has no score. `graph` is the same on PyTorch tensors. Neither imports torch: deciding needs none.
 """
 
 import math
@@ -170,8 +170,8 @@ POOLINGS: dict[str, Pooling] = {
 class WeightedMean:
     """The softmax-weighted mean of values over some tokens, in a form that merges with that of other tokens.
 
-    Three numbers a value stand for any number of tokens (online softmax, arXiv 1805.02867): the largest logit, the sum of
-    `exp(logit - largest)`, and that sum with each term times its token's value.
+    Three numbers a value stand for any number of tokens (online softmax, arXiv 1805.02867): the largest logit, the
+    sum of `exp(logit - largest)`, and that sum with each term times its token's value.
     """
 
     peak: Values

@@ -1,8 +1,8 @@
 """Steering: what an artifact's vectors do to rows of the residual stream, for calibration and for serving.
 
-`probes.operators` has the operators. A gate reads z = w . h + b off the same row. `hard` lets the operator act where z > 0
-(CAST, arXiv 2409.05907); `soft` makes the strength c max(z, 0), so that `add` under it is the rank-one map of AlphaSteer
-(arXiv 2506.07022).
+`probes.operators` has the operators. A gate reads z = w . h + b off the same row. `hard` lets the operator act where
+z > 0 (CAST, arXiv 2409.05907); `soft` makes the strength c max(z, 0), so that `add` under it is the rank-one map of
+AlphaSteer (arXiv 2506.07022).
 """
 
 from collections.abc import Sequence

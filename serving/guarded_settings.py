@@ -166,7 +166,7 @@ def require_guarded_arguments(args: Namespace) -> None:
 
 
 def require_guarded_config(config: Any) -> None:
-    """Raise `ServingError` for the first setting of a resolved `VllmConfig` that is not guarded, or cannot be found in it."""
+    """Raise `ServingError` for the first setting of a `VllmConfig` that is not guarded, or is not there."""
     for each in SETTINGS:
         value = _at(config, each.path)
         if value is _ABSENT and each.in_every_version:

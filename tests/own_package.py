@@ -9,7 +9,7 @@ _BLOCKS = re.findall(r"^```(?:python|toml)\n(.*?)^```", _PAGE, re.DOTALL | re.MU
 
 
 def write_package(folder: Path, module: str = "own_probe", text: str | None = None) -> Path:
-    """Write an installed package of one module into `folder`: the text that CONTRIBUTING has for it, or another `text`."""
+    """Write an installed package of one module into `folder`: with CONTRIBUTING's text for it, or another."""
     shown = next(block for block in _BLOCKS if block.startswith(f"# {module}.py"))
     entry = next(block for block in _BLOCKS if f'"{module}:' in block)
     (group, points), *_ = tomllib.loads(entry)["project"]["entry-points"].items()

@@ -31,7 +31,7 @@ class Method:
     refits: bool = False
     """Whether `--leave-one-source-out` fits it anew without each source: it must not need a whole selection."""
     reads: Mapping[str, str] = field(default_factory=dict)
-    """Its probes that the even combination averages, each with what it reads; those that read the same share one part."""
+    """Its probes that the even combination averages, by what they read: those that read the same share a part."""
     uses_partner: bool = False
     """Whether it contrasts the model with a partner, where there is one."""
 

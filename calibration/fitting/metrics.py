@@ -17,7 +17,7 @@ Scores = npt.NDArray[np.floating]
 
 
 def aurocs(columns: Scores, harmful: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Return for each column of `columns` `[N, k]` the probability that a harmful row has more there; ties count one half.
+    """Return for each column `[N, k]` the probability that a harmful row has more there; ties count one half.
 
     `harmful` `[N]` has the rows' labels. All columns are ranked at once, which scikit-learn's `roc_auc_score` does not.
     """

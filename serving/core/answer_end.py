@@ -1,7 +1,7 @@
 """Where an answer ends among the tokens that one step sampled for it: several, where drafts were accepted.
 
-It is known before vLLM takes them in, by the rule of its `check_stop` (`vllm/v1/core/sched/utils.py`) on end tokens, stop
-tokens and length. It touches, of `Request`: `sampling_params` (`eos_token_id`, `stop_token_ids`), `max_tokens`,
+It is known before vLLM takes them in, by the rule of its `check_stop` (`vllm/v1/core/sched/utils.py`) on end tokens,
+stop tokens and length. It touches, of `Request`: `sampling_params` (`eos_token_id`, `stop_token_ids`), `max_tokens`,
 `num_output_tokens`. A repetition that `repetition_detection` ends an answer at is not looked for.
 """
 

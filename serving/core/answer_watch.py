@@ -67,7 +67,7 @@ class AnswerWatch:
                 self._cross(read[place], scores[place])
 
     def lose(self, cases: Iterable[Case], reason: Unscored) -> None:
-        """Give answers of `cases` whose tokens could not be read a verdict for that `reason`; they are not watched on."""
+        """Give answers whose tokens could not be read a verdict for that `reason`, and watch them no longer."""
         for case in cases:
             if case.answer_begin is not None:
                 self._cross(case, reason)

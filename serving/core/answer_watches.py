@@ -90,7 +90,7 @@ def _require_readable(vllm_config: Any) -> None:
 
 
 def _rejected(step: SchedulerOutput, output: ModelRunnerOutput, cases: Sequence[Case]) -> dict[str, int]:
-    """Return, of the requests that had tokens drafted, how many of these are not the answer's: the last ones of their rows.
+    """Return how many of a request's drafted tokens are not its answer's: they are the last ones of its rows.
 
     vLLM also drafts for a prompt that lacks one token alone: its rows are as many as the others', and all are rejected.
     Drafts that are accepted behind the answer's end are none of its tokens either.

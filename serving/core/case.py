@@ -1,4 +1,4 @@
-"""A request's case: all that the gate knows of one request, from the question about its prompt to the end of its answer.
+"""A request's case: all that the gate knows of it, from the question about its prompt to the end of its answer.
 
 A case is asked, decided, acted on and told. Under asynchronous scheduling these may be several steps apart.
 """
@@ -63,7 +63,7 @@ class Case:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing is left to do: its prompt passed and was told of, and its answer is neither watched nor steered."""
+        """Whether nothing is left to do: its verdict was told, and its answer is neither watched nor steered."""
         waits = self.crossing or self.untold or self.held_logprobs or self.steering
         return self.is_acted_on and self.answer_begin is None and not waits
 

@@ -4,9 +4,9 @@ A prompt whose verdict is open computes the tokens that its readouts need, whate
 is that of the prompt alone. One that is decided loads as without a guard, for instance when it resumes after a preemption.
 What it loaded can be found in the prefix cache by another prompt; one that needs scores there computes those tokens anew.
 
-It touches, of `vllm/v1/core/sched/scheduler.py` and what it holds: `_get_local_prefix_cache_hit`, which the gate overrides;
-`connector.get_num_new_matched_tokens` and `kv_cache_manager.allocate_slots`, both wrapped, and only where there is a
-connector; and calls `evict_blocks` and `get_block_ids` of `kv_cache_manager`.
+It touches, of `vllm/v1/core/sched/scheduler.py` and what it holds: `_get_local_prefix_cache_hit`, which the gate
+overrides; `connector.get_num_new_matched_tokens` and `kv_cache_manager.allocate_slots`, both wrapped, and only where
+there is a connector; and calls `evict_blocks` and `get_block_ids` of `kv_cache_manager`.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ class ExternalBlocks:
         self._loaded |= {to for by, to in copies if by in self._loaded}
 
     def find_scored(self, request: Request, find: Callable[[Request], Any]) -> Any:
-        """Return what `find` has of the request in the prefix cache, after what it needs and was never scored has left it."""
+        """Return what `find` has of the request in the prefix cache, without blocks that it needs scores of."""
         while True:
             hit = find(request)
             needed, found = self._first_needed(request), hit[0].blocks[self._group]

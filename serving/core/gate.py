@@ -2,9 +2,10 @@
 
 It overrides, of `vllm/v1/core/sched/scheduler.py`: `add_request`, `_update_request_as_session`, `schedule`,
 `_get_local_prefix_cache_hit` (0.28 and later have it), `update_from_output`, `_update_request_with_output` (the first
-sampled token is where a request passes or does not) and `_free_request`; and calls `_preempt_request`, as `versions` has
-it, and of `kv_cache_manager` `get_block_ids` and `evict_blocks`. Under asynchronous scheduling a step is scheduled before
-the last one's output is here: what a blocked or steered request had in flight by then is dropped by vLLM itself.
+sampled token is where a request passes or does not) and `_free_request`; and calls `_preempt_request`, as `versions`
+has it, and of `kv_cache_manager` `get_block_ids` and `evict_blocks`. Under asynchronous scheduling a step is
+scheduled before the last one's output is here: what a blocked or steered request had in flight by then is dropped by
+vLLM itself.
 
 A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores or
 a reason why there are none. Nothing that fails upstream can skip it.
@@ -151,7 +152,8 @@ class GuardedScheduler(DroppingScheduler):
     def _update_request_with_output(self) -> TakeIn:
         """What vLLM takes a request's new tokens in by: its own method in a step in which nothing is left to do.
 
-        A call of the gate's for each request would be most of what the guard costs in such a step, and most steps are such.
+        A call of the gate's for each request would be most of what the guard costs in such a step, and most steps are
+        such.
         """
         return self._step.take_in
 
@@ -165,7 +167,7 @@ class GuardedScheduler(DroppingScheduler):
         return result
 
     def _stops(self, case: Case) -> bool:
-        """Do what is left to do about a case whose request has a new token; return whether that token goes no further."""
+        """Do what is left to do about a case with a new token; return whether that token goes no further."""
         verdict = case.verdict or self._decide(case)
         stops = (not case.is_acted_on and self._act(case, verdict)) or self._interrupt(case)
         if case.untold and (not stops or case.request.is_finished()):

@@ -1,7 +1,7 @@
 """What the policies say of a request: that of the model, and those of its adapters.
 
-It touches, of `vllm/v1/request.py`: `Request` (`lora_request`, `sampling_params`); of `vllm/lora/request.py`: `lora_name`,
-`lora_path`.
+It touches, of `vllm/v1/request.py`: `Request` (`lora_request`, `sampling_params`); of `vllm/lora/request.py`:
+`lora_name`, `lora_path`.
 """
 
 from collections.abc import Sequence

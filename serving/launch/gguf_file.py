@@ -1,7 +1,7 @@
 """GGUF: a chat model in one file, as llama.cpp has it, made a folder that Transformers and vLLM read.
 
-The weights are dequantised and written as bfloat16. The folder's model computes what the file's does, and not what the model
-computed before somebody quantised it.
+The weights are dequantised and written as bfloat16. The folder's model computes what the file's does, and not what
+the model computed before somebody quantised it.
 """
 
 import importlib.util
@@ -20,10 +20,10 @@ _BROKEN = (OSError, ValueError, KeyError, NotImplementedError, RuntimeError, str
 
 
 def convert(source: Path, out: Path) -> Path:
-    """Write the model of the GGUF file `source`, its tokenizer and its chat template into the folder `out`; return that.
+    """Write the model, tokenizer and chat template of the GGUF file `source` into the folder `out`; return that.
 
-    A folder that is there is left alone: raises `ModelError`, as it does for a file that is none, that Transformers cannot
-    read, or that has no chat template.
+    A folder that is there is left alone: raises `ModelError`, as it does for a file that is none, that Transformers
+    cannot read, or that has no chat template.
     """
     _require_packages()
     _require_gguf(source)

@@ -1,9 +1,9 @@
 """Every argument of `vllm serve`, and what the guard makes of it: a list of what may be given, not of what may not.
 
-Names are those of the parsed arguments (`--max-model-len` is `max_model_len`), of vLLM 0.26 to 0.33, which is not served
-yet. `guardable` refuses an argument that has another value than vLLM's default and stands in no group of `ALLOWED`: of one
-that is new, nobody has yet asked whether the guard still sees every prompt as it was calibrated. Groups say why their
-members may be given.
+Names are those of the parsed arguments (`--max-model-len` is `max_model_len`), of vLLM 0.26 to 0.33, which is not
+served yet. `guardable` refuses an argument that has another value than vLLM's default and stands in no group of
+`ALLOWED`: of one that is new, nobody has yet asked whether the guard still sees every prompt as it was calibrated.
+Groups say why their members may be given.
 """
 
 _LEFT_ALONE = {

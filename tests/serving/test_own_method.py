@@ -1,4 +1,4 @@
-"""A probe method of somebody else's package goes the whole way: found, fitted, certified, and served by a live server."""
+"""A probe method of somebody else's package is found, fitted, certified, and served by a live server."""
 
 import json
 import os
@@ -27,7 +27,7 @@ rules:
 
 @pytest.fixture(scope="module")
 def artifact_of_own(tmp_path_factory):
-    """An artifact of the lab model by the method that CONTRIBUTING shows, and by nothing else, on every fourth prompt."""
+    """An artifact of the lab model by CONTRIBUTING's method alone, on every fourth prompt."""
     package, work = write_package(tmp_path_factory.mktemp("own")), tmp_path_factory.mktemp("made")
     options = ["--out", work / "artifact", "--only", "contrast", "--forms", "0"]
     for split in SPLITS:

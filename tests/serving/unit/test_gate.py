@@ -57,7 +57,7 @@ def test_a_prompt_that_starts_over_is_asked_for_again(config):
 
 
 def test_a_request_that_passed_costs_a_look(config, monkeypatch):
-    """Once its verdict is told, nothing is decided or done about it at any later token, whoever is blocked beside it."""
+    """Once its verdict is told, nothing is done about it at any later token, whoever is blocked beside it."""
     looked_at: list[str] = []
     look = GuardedScheduler._stops
 
