@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from probes.errors import ModelError
 
@@ -32,10 +33,16 @@ def convert(source: Path, out: Path) -> Path:
     model, tokenizer = _load(source)
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    model.to(torch.bfloat16).save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    part.rename(out)
+    try:
+        part.mkdir(parents=True)
+        model.to(torch.bfloat16).save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        part.rename(out)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise ModelError(
+            f"{out} cannot be written: {error}", field="--out", remedy="name a folder with room"
+        ) from error
     return out
 
 

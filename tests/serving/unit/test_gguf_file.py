@@ -103,6 +103,14 @@ def test_a_folder_that_is_there_is_left_alone(tiny_gguf, tmp_path):
     assert not list((tmp_path / "model").iterdir())
 
 
+def test_a_place_that_cannot_be_written_is_an_error(tiny_gguf, tmp_path):
+    """A file stands where a folder would: it says so, and leaves nothing behind."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="cannot be written") as caught:
+        convert(tiny_gguf[0], tmp_path / "file" / "model")
+    assert caught.value.field == "--out"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
