@@ -52,14 +52,31 @@ def _list_methods(asked: bool) -> None:
 
 def calibrate(
     model: Annotated[str, typer.Argument(help="Folder or Hugging Face id of the chat model to guard.")],
-    train: Annotated[Path, typer.Option(help="Prompts (JSONL) that probes are fitted on and chosen by.")],
-    validation: Annotated[
-        Path, typer.Option(help="Prompts that certify thresholds: at least 299 harmless ones for 1 %, 2,995 for 0.1 %.")
-    ],
-    test: Annotated[Path, typer.Option(help="Prompts that only report.")],
     out: Annotated[
         Path, typer.Option(help="Folder to write the artifact to; one that stands there is replaced at the end.")
     ],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts (JSONL) in one file. It is divided by label, source and category: half to fit on, three tenths to "
+            "certify thresholds, two tenths to report.",
+            show_default="the starter set that Foreguard ships",
+        ),
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option(
+            help="Three files instead: prompts (JSONL) that probes are fitted on and chosen by.", show_default=False
+        ),
+    ] = None,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts that certify thresholds: at least 299 harmless ones for 1 %, 2,995 for 0.1 %.",
+            show_default=False,
+        ),
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="Prompts that only report.", show_default=False)] = None,
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
     partner: Annotated[
@@ -173,10 +190,17 @@ def calibrate(
 ) -> None:
     """Calibrate probes and steering vectors on a model: prompts in, an artifact out.
 
+    Without prompt files it uses the starter set that Foreguard ships. Thresholds that are certified on it promise nothing
+    about your traffic: `foreguard tune` certifies them on that.
+
     Each line of a prompt file is {"prompt": "…", "label": "harmful"} or "harmless"; "messages" may stand for "prompt",
-    and "category" and "source" group the report. The three files must share no request.
+    and "category" and "source" group the report. Three files must share no request.
 
     An interrupted run goes on where it stopped when the same command is given again.
+
+        foreguard calibrate ./my-model --out ./artifact
+
+        foreguard calibrate ./my-model --prompts labelled.jsonl --out ./artifact
 
         foreguard calibrate ./my-model --train train.jsonl --validation validation.jsonl --test test.jsonl --out ./artifact
     """
@@ -184,6 +208,7 @@ def calibrate(
     from calibration.pipeline.calibrate import calibrate as run
     from calibration.pipeline.kept import WORK
     from calibration.pipeline.settings import Settings
+    from calibration.prompts.chosen import chosen_prompts
     from calibration.report.display import evaluation_tables, not_asked_table
 
     settings = Settings(
@@ -208,7 +233,7 @@ def calibrate(
     )
     console = Console()
     try:
-        done = run(resolve_model(model), train, validation, test, out, settings)
+        done = run(resolve_model(model), chosen_prompts(prompts, train, validation, test), out, settings)
     except KeyboardInterrupt:
         console.print(
             f"stopped; what is finished is kept in {out.parent / WORK}: give the same command again to go on from there"
@@ -219,6 +244,24 @@ def calibrate(
     if done.not_asked:
         console.print(not_asked_table(done.not_asked))
     console.print(f"artifact {done.manifest.digest[:12]} written to {out}")
+
+
+def prompts(
+    out: Annotated[Path, typer.Option(help="Folder to write train.jsonl, validation.jsonl and test.jsonl to.")],
+) -> None:
+    """Write the starter set as prompt files: to read it, to extend it, or to leave out what you do not need.
+
+    They are divided as `foreguard calibrate` divides them, and calibrate the same probes.
+
+        foreguard prompts --out ./prompts
+    """
+    from calibration.prompts.chosen import chosen_prompts
+
+    out.mkdir(parents=True, exist_ok=True)
+    for split, file in chosen_prompts().items():
+        (out / f"{split}.jsonl").write_text("".join(f"{prompt.to_json()}\n" for prompt in file.prompts))
+        count = int(file.harmful.sum())
+        Console().print(f"{split:10} {count:5} harmful {len(file.prompts) - count:5} harmless", highlight=False)
 
 
 def evaluate(

@@ -4,6 +4,7 @@ Training prompts fit and choose; validation prompts certify thresholds and fit p
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ from calibration.pipeline.stages import (
     to_log_odds,
     watch,
 )
+from calibration.prompts.prompt_file import PromptFile
 from calibration.recording.stage_file import room_for, write_whole
 from probes.manifest import Manifest
 
@@ -39,15 +41,13 @@ class Calibration:
     """Studies that could not be asked, by name, and why."""
 
 
-def calibrate(
-    model: Path, train: Path, validation: Path, test: Path, out: Path, settings: Settings = PLAIN
-) -> Calibration:
-    """Fit, certify and test probes for `model`, and write the artifact to `out`.
+def calibrate(model: Path, prompts: Mapping[str, PromptFile], out: Path, settings: Settings = PLAIN) -> Calibration:
+    """Fit, certify and test probes for `model`, and write the artifact to `out`. `prompts` has a file for each split.
 
     Raises `PromptError`, `ModelError` or `CalibrationError`; nothing is written to `out` unless all went well.
     """
     settings.require()
-    inputs = Inputs.read(model, train, validation, test, out, settings)
+    inputs = Inputs.read(model, prompts, out, settings)
     if settings.leave_one_source_out:
         require_families(inputs.train.value)
     created = _begun(inputs, settings)

@@ -16,10 +16,11 @@ from calibration.fitting.study import Skipped, StudyResult
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.steering.dose_response import Dose, dose_response
 from calibration.methods.watches.watches import CalibratedWatches
-from calibration.pipeline.inputs import SPLITS, Inputs
+from calibration.pipeline.inputs import Inputs
 from calibration.pipeline.kept import Kept, json_codec
 from calibration.pipeline.settings import Settings
 from calibration.pipeline.stages import Scaled
+from calibration.prompts.splits import SPLITS
 from calibration.registry import studies
 from calibration.report.evidence import FILE, Evidence, split_scores
 from calibration.studies.causal.signature import RESULT as SIGNATURE

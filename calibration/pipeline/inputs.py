@@ -1,6 +1,7 @@
 """What goes into a calibration: the model, its partner, the prompts as token ids, and who reads them."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,14 +16,8 @@ from calibration.model.partner import load_partner
 from calibration.pipeline.kept import Kept, Work
 from calibration.pipeline.settings import Settings
 from calibration.prompts.progress import stage
-from calibration.prompts.prompt_file import (
-    MINIMUM_PER_CLASS,
-    Prompt,
-    PromptFile,
-    load_prompts,
-    require_classes,
-    require_disjoint,
-)
+from calibration.prompts.prompt_file import Prompt, PromptFile, require_classes
+from calibration.prompts.splits import MINIMA, SPLITS
 from calibration.prompts.template import EncodedPrompts, encode_prompts, read_template
 from calibration.prompts.wrapping import wrap_prompts
 from calibration.recording.engine_source import IN_PROCESS, EngineSource
@@ -32,9 +27,7 @@ from probes.errors import CalibrationError
 from probes.fingerprint import Fingerprint, fingerprint
 from probes.template import Template
 
-SPLITS = ("train", "validation", "test")
 _CANARY = "canary"
-_MINIMA = {"train": MINIMUM_PER_CLASS, "validation": MINIMUM_PER_CLASS, "test": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +38,7 @@ class Inputs:
     chat: ChatModel
     partner: ChatModel | None
     identity: Fingerprint
-    files: dict[str, PromptFile]
+    files: Mapping[str, PromptFile]
     source: EngineSource | RayCluster | None
     """Who reads the training prompts' activations and scores the others, where it is not this process."""
     template: Template
@@ -57,10 +50,9 @@ class Inputs:
     test: Kept[EncodedPrompts]
 
     @classmethod
-    def read(cls, model: Path, train: Path, validation: Path, test: Path, out: Path, settings: Settings) -> "Inputs":
-        """Read the prompts, load the model, name the work. Raises `PromptError`, `ModelError` or `CalibrationError`."""
-        with stage("reading the prompts and the model's fingerprint"):
-            files = _read_files(train, validation, test)
+    def read(cls, model: Path, files: Mapping[str, PromptFile], out: Path, settings: Settings) -> "Inputs":
+        """Load the model, encode the prompts, name the work. Raises `PromptError`, `ModelError` or `CalibrationError`."""
+        with stage("reading the model's fingerprint"):
             identity = _identity(model, settings)
         with stage("loading the model"):
             chat = ChatModel.load(model, dtype=settings.dtype, device=settings.device)
@@ -111,14 +103,6 @@ def _partner(chat: ChatModel, settings: Settings) -> tuple[ChatModel | None, Fin
     return partner, fingerprint(settings.partner)
 
 
-def _read_files(train: Path, validation: Path, test: Path) -> dict[str, PromptFile]:
-    files = dict(zip(SPLITS, map(load_prompts, (train, validation, test)), strict=True))
-    for split, file in files.items():
-        require_classes(file.harmful, file.name, _MINIMA[split])
-    require_disjoint(list(files.values()))
-    return files
-
-
 def _source(
     chat: ChatModel, model: Path, identity: Fingerprint, work: Work, settings: Settings
 ) -> EngineSource | RayCluster | None:
@@ -139,7 +123,7 @@ def _encoded(work: Work, chat: ChatModel, file: PromptFile, split: str, settings
 
     def encode(_split: str, skip_long: bool, limit: int | None, wrap: float) -> EncodedPrompts:
         found = encode_prompts(chat.tokenizer, file, chat.context, skip_long=skip_long)
-        require_classes(found.harmful, file.name, _MINIMA[split])  # the last of a class may have been too long
+        require_classes(found.harmful, file.name, MINIMA[split])  # the last of a class may have been too long
         if limit is not None:
             rng = np.random.default_rng(0)
             sides = [rng.permutation(np.flatnonzero(found.harmful == label))[:limit] for label in (False, True)]

@@ -5,6 +5,7 @@ A line holds `prompt` (a string) or `messages` (role and content), `label`, and 
 
 import codecs
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,16 @@ class Prompt:
     def text(self) -> str:
         """All that was said, for comparisons that read text."""
         return "\n".join(message.content for message in self.messages)
+
+    def to_json(self) -> str:
+        """Return the line of a prompt file that says the same."""
+        turns = [message.model_dump() for message in self.messages]
+        alone = len(turns) == 1 and turns[0]["role"] == "user"
+        request = {"prompt": turns[0]["content"]} if alone else {"messages": turns}
+        label = "harmful" if self.is_harmful else "harmless"
+        about = {"category": self.category, "source": self.source, "lang": self.lang}
+        known = {key: value for key, value in about.items() if value is not None}
+        return json.dumps({"id": self.id, **request, "label": label, **known}, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from tiny import make_model, make_prompts, make_tokenizer, plant_refusal, write_
 
 from calibration.model.chat_model import ChatModel
 from calibration.pipeline.calibrate import calibrate
-from calibration.pipeline.inputs import SPLITS
 from calibration.pipeline.settings import Settings
+from calibration.prompts.splits import read_splits
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def splits(tmp_path_factory):
 def calibrated(planted, splits, tmp_path_factory):
     """A finished calibration by everything there is, and its folder."""
     out = tmp_path_factory.mktemp("out") / "artifact"
-    return calibrate(planted.folder, *(splits[split] for split in SPLITS), out, Settings(full=True)), out
+    return calibrate(planted.folder, read_splits(**splits), out, Settings(full=True)), out
 
 
 @pytest.fixture(scope="session")
 def brief(planted, splits, tmp_path_factory):
     """A finished calibration by `BRIEF`, and its folder."""
     out = tmp_path_factory.mktemp("brief") / "artifact"
-    return calibrate(planted.folder, *(splits[split] for split in SPLITS), out, BRIEF), out
+    return calibrate(planted.folder, read_splits(**splits), out, BRIEF), out

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calibration.pipeline.inputs import SPLITS
+from calibration.prompts.splits import SPLITS
 from probes.artifact import Artifact
 from serving.offline.process import free_port, guarded_command
 from tests.own_package import write_package

@@ -18,8 +18,8 @@ from calibration.methods.neurons.safety_neurons import fit_safety_neurons
 from calibration.model.chat_model import ChatModel
 from calibration.model.neurons import Neurons
 from calibration.pipeline.calibrate import calibrate
-from calibration.pipeline.inputs import SPLITS
 from calibration.pipeline.settings import Settings
+from calibration.prompts.splits import read_splits
 from calibration.recording.request_scores import score_prompts
 from calibration.report.evidence import Evidence
 from probes.artifact import Artifact
@@ -139,7 +139,7 @@ def test_a_calibration_with_a_partner_carries_the_studies(tokenizer, splits, tmp
         chat.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     settings = Settings(full=True, partner=folders["partner"])
-    calibrate(folders["aligned"], *(splits[split] for split in SPLITS), tmp_path / "artifact", settings)
+    calibrate(folders["aligned"], read_splits(**splits), tmp_path / "artifact", settings)
     artifact = Artifact.load(tmp_path / "artifact")
     assert "neurons" in {probe.name for probe in artifact.manifest.probes}
     studies = {study.name: study for study in Evidence.of(artifact).studies}

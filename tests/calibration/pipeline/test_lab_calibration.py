@@ -14,10 +14,10 @@ from calibration.model.chat_model import ChatModel
 from calibration.model.intervention import since, steered
 from calibration.model.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.pipeline.calibrate import calibrate
-from calibration.pipeline.inputs import SPLITS
 from calibration.pipeline.settings import Settings
 from calibration.prompts.batching import iterate_batches
 from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.splits import SPLITS, read_splits
 from calibration.prompts.template import encode_prompts
 from calibration.report.evidence import Evidence
 from probes.artifact import Artifact
@@ -58,9 +58,7 @@ def thinned(split):
 def calibrated(files, tmp_path_factory):
     """The lab model, calibrated on few prompts by what these tests look at: all of it takes minutes."""
     out = tmp_path_factory.mktemp("out") / "artifact"
-    return calibrate(LAB / "aligned", *(files[split] for split in SPLITS), out, Settings(only=ASKED)), Artifact.load(
-        out
-    )
+    return calibrate(LAB / "aligned", read_splits(**files), out, Settings(only=ASKED)), Artifact.load(out)
 
 
 def test_probes_see_harm_in_prompts_of_other_seeds(calibrated):
@@ -121,7 +119,7 @@ def test_causes_are_found_in_a_trained_model(calibrated):
 def test_answers_that_wrapped_harm_gets_are_told_from_harmless_ones(files, tmp_path):
     """The model refuses some of the harm and answers the rest; of that some watch finds part, and keeps to its promise."""
     settings = Settings(only=("classifiers",), watch_answers=32)
-    calibrate(LAB / "aligned", *(files[split] for split in SPLITS), tmp_path / "artifact", settings)
+    calibrate(LAB / "aligned", read_splits(**files), tmp_path / "artifact", settings)
     artifact = Artifact.load(tmp_path / "artifact")
     study = next(study for study in Evidence.of(artifact).studies if study.name == "watched_answers")
     tables = {table.name: table for table in study.tables}

@@ -13,10 +13,10 @@ from tiny import make_prompts, write_prompts
 
 from calibration.evaluation.evaluation_run import evaluate_artifact
 from calibration.pipeline.calibrate import calibrate
-from calibration.pipeline.inputs import SPLITS
 from calibration.pipeline.kept import WORK
 from calibration.pipeline.settings import Settings
 from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.splits import SPLITS, read_splits
 from calibration.recording.request_scores import score_batches
 from calibration.registry import methods, plain, studies
 from calibration.report.evidence import Evidence
@@ -136,14 +136,14 @@ def test_an_interrupted_calibration_goes_on_and_ends_the_same(brief, planted, sp
     files = [splits[split] for split in SPLITS]
     monkeypatch.setattr(ChatModel, "last_logits", stopping)
     try:
-        calibrate(planted.folder, *files, tmp_path / "artifact", BRIEF)
+        calibrate(planted.folder, read_splits(*files), tmp_path / "artifact", BRIEF)
     except KeyboardInterrupt:
         assert any((tmp_path / WORK).iterdir())
         assert not (tmp_path / "artifact").exists()
     else:
         pytest.fail("the run was not interrupted")
     monkeypatch.setattr(ChatModel, "last_logits", original)
-    done = calibrate(planted.folder, *files, tmp_path / "artifact", BRIEF)
+    done = calibrate(planted.folder, read_splits(*files), tmp_path / "artifact", BRIEF)
     whole, resumed = Artifact.load(brief[1]), Artifact.load(tmp_path / "artifact")
     assert all(torch.equal(whole.tensors[name], tensor) for name, tensor in resumed.tensors.items())
     same = {"created": "", "digest": ""}
@@ -156,10 +156,12 @@ def test_leaving_sources_out_afterwards_reads_no_activation_again(planted, split
     lines = [line | {"source": ("one", "two")[row % 2]} for row, line in enumerate(make_prompts(240, 5))]
     train = write_prompts(tmp_path / "train.jsonl", lines)
     files, out = (train, splits["validation"], splits["test"]), tmp_path / "artifact"
-    without = calibrate(planted.folder, *files, out, replace(BRIEF, keep_work=True))
+    without = calibrate(planted.folder, read_splits(*files), out, replace(BRIEF, keep_work=True))
     assert Evidence.of(Artifact.load(out)).unseen is None
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / WORK).rglob("activations-*/*")}
-    asked = calibrate(planted.folder, *files, out, replace(BRIEF, keep_work=True, leave_one_source_out=True))
+    asked = calibrate(
+        planted.folder, read_splits(*files), out, replace(BRIEF, keep_work=True, leave_one_source_out=True)
+    )
     unseen = Evidence.of(Artifact.load(out)).unseen
     assert set(unseen.sources) == {"one", "two"}
     assert asked.manifest.combinations == {"combined": unseen.combination}
@@ -174,7 +176,7 @@ def test_one_source_is_refused_before_the_model_reads_a_prompt(planted, splits, 
         "calibration.model.chat_model.ChatModel.last_logits", lambda *_: pytest.fail("the model was run")
     )
     with pytest.raises(CalibrationError, match="1 family"):
-        calibrate(planted.folder, *splits.values(), tmp_path / "artifact", Settings(leave_one_source_out=True))
+        calibrate(planted.folder, read_splits(**splits), tmp_path / "artifact", Settings(leave_one_source_out=True))
 
 
 def test_evaluating_the_test_file_again_gives_the_report_again(calibrated, planted, splits):
@@ -224,7 +226,7 @@ def test_a_model_that_changes_during_the_run_is_refused(planted, splits, tmp_pat
     for user in ("settings", "stages"):
         monkeypatch.setattr(f"calibration.pipeline.{user}.methods", lambda: changed)
     with pytest.raises(CalibrationError, match="changed while it was being read"):
-        calibrate(folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
+        calibrate(folder, read_splits(**splits), tmp_path / "artifact")
     assert not (tmp_path / "artifact").exists()
     assert not (tmp_path / WORK).exists()
 
@@ -232,7 +234,7 @@ def test_a_model_that_changes_during_the_run_is_refused(planted, splits, tmp_pat
 def test_a_limit_thins_training_only(planted, splits, tmp_path):
     """Certification keeps every prompt; training keeps the limit per class; the work folder can be kept."""
     settings = Settings(limit=40, keep_work=True)
-    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", settings)
+    done = calibrate(planted.folder, read_splits(**splits), tmp_path / "artifact", settings)
     assert Artifact.load(tmp_path / "artifact").tensors[BENIGN_SCORES].shape[0] == 336
     (work,) = (tmp_path / WORK).iterdir()
     (begun,) = work.glob("settings-*.json")
@@ -244,9 +246,11 @@ def test_bad_data_stops_before_the_model_is_loaded(splits, tmp_path):
     """One-class training data, and a request shared by two files, are refused though the model does not exist."""
     one_class = write_prompts(tmp_path / "one.jsonl", make_prompts(40, 9, harmful_share=0))
     with pytest.raises(PromptError, match="0 harmful prompts"):
-        calibrate(tmp_path / "none", one_class, splits["validation"], splits["test"], tmp_path / "a")
+        calibrate(tmp_path / "none", read_splits(one_class, splits["validation"], splits["test"]), tmp_path / "a")
     with pytest.raises(PromptError, match="the same request stands in"):
-        calibrate(tmp_path / "none", splits["train"], splits["validation"], splits["validation"], tmp_path / "a")
+        calibrate(
+            tmp_path / "none", read_splits(splits["train"], splits["validation"], splits["validation"]), tmp_path / "a"
+        )
 
 
 def test_thresholds_from_stored_scores_hold_in_simulation(calibrated):
@@ -265,7 +269,7 @@ def test_a_plain_calibration_fits_less_and_measures_no_study(planted, splits, tm
     monkeypatch.setattr(
         "calibration.evaluation.controls.SentenceEncoder.load", lambda: pytest.fail("an encoder was loaded")
     )
-    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact")
+    done = calibrate(planted.folder, read_splits(**splits), tmp_path / "artifact")
     assert [probe.name for probe in done.manifest.probes] == [name for name in NAMES if name not in SLOW]
     assert {vector.name for vector in done.manifest.steering} == {"refusal"}
     evidence = Evidence.of(Artifact.load(tmp_path / "artifact"))
@@ -297,10 +301,10 @@ def test_a_method_that_does_not_exist_is_refused_with_the_names_of_those_that_do
     """Before any work: a wrong name is told with the right ones, and studies alone would fit nothing."""
     files = [splits[split] for split in SPLITS]
     with pytest.raises(CalibrationError, match="no method or study 'classifier'") as caught:
-        calibrate(tmp_path / "none", *files, tmp_path / "a", Settings(only=("classifier",)))
+        calibrate(tmp_path / "none", read_splits(*files), tmp_path / "a", Settings(only=("classifier",)))
     assert "classifiers" in caught.value.remedy
     with pytest.raises(CalibrationError, match="nothing would be fitted"):
-        calibrate(tmp_path / "none", *files, tmp_path / "a", Settings(only=("safety_heads",)))
+        calibrate(tmp_path / "none", read_splits(*files), tmp_path / "a", Settings(only=("safety_heads",)))
 
 
 def test_sources_are_left_out_of_methods_that_were_asked_for(splits, tmp_path):
@@ -310,7 +314,7 @@ def test_sources_are_left_out_of_methods_that_were_asked_for(splits, tmp_path):
         Settings(only=("refusal_direction",), leave_one_source_out=True),
     )
     with pytest.raises(CalibrationError, match="sources can be left out of none") as caught:
-        calibrate(tmp_path / "none", *files, tmp_path / "a", settings)
+        calibrate(tmp_path / "none", read_splits(*files), tmp_path / "a", settings)
     assert "classifiers" in caught.value.remedy
 
 
@@ -318,7 +322,7 @@ def test_methods_that_find_no_probe_end_in_an_error_that_names_another(planted, 
     """Steering alone gives vectors and no probe: an artifact without one would guard nothing."""
     files = [splits[split] for split in SPLITS]
     with pytest.raises(CalibrationError, match="no probe was found") as caught:
-        calibrate(planted.folder, *files, tmp_path / "a", Settings(only=("steering",)))
+        calibrate(planted.folder, read_splits(*files), tmp_path / "a", Settings(only=("steering",)))
     assert "--only classifiers" in caught.value.remedy
     assert not (tmp_path / "a").exists()
 
@@ -326,7 +330,7 @@ def test_methods_that_find_no_probe_end_in_an_error_that_names_another(planted, 
 def test_steering_without_the_refusal_direction_is_measured_like_any_other(planted, splits, tmp_path):
     """Whichever methods were asked for: a vector in the artifact has its price, and one left out a note with the number."""
     settings = Settings(only=("classifiers", "steering"), limit=60)
-    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "a", settings)
+    done = calibrate(planted.folder, read_splits(**splits), tmp_path / "a", settings)
     vectors = done.manifest.steering
     assert all(vector.evidence["kl_benign"] <= 0.1 for vector in vectors)
     left_out = [note for note in done.report.notes if note.startswith("steering vector")]
@@ -340,7 +344,7 @@ def test_steering_without_the_refusal_direction_is_measured_like_any_other(plant
 def test_a_share_to_wrap_that_is_none_is_refused(splits, tmp_path, share):
     """Before any work, also where it is no number."""
     with pytest.raises(CalibrationError, match="no share of the training prompts"):
-        calibrate(tmp_path / "none", *(splits[split] for split in SPLITS), tmp_path / "a", Settings(wrap=share))
+        calibrate(tmp_path / "none", read_splits(**splits), tmp_path / "a", Settings(wrap=share))
 
 
 @pytest.mark.parametrize("method", ["classifiers", pytest.param("harmfulness_direction", marks=pytest.mark.long)])
@@ -348,7 +352,7 @@ def test_every_study_bears_what_was_not_fitted(planted, splits, tmp_path, method
     """Each is asked after one method alone: it says something, or why it cannot be asked, and breaks nothing."""
     done = calibrate(
         planted.folder,
-        *(splits[split] for split in SPLITS),
+        read_splits(**splits),
         tmp_path / "a",
         replace(BRIEF, only=(method, *studies()), limit=60),
     )

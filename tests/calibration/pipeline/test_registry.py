@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from calibration import cli, registry
 from calibration.pipeline.calibrate import calibrate
-from calibration.pipeline.inputs import SPLITS
 from calibration.pipeline.settings import Settings
+from calibration.prompts.splits import SPLITS, read_splits
 from calibration.report.evidence import Evidence
 from guard.binding import bind_to
 from guard.policy_file import parse_policy
@@ -60,7 +60,7 @@ def test_a_method_as_contributing_shows_it_is_fitted_certified_and_decides(insta
     assert list(registry.methods())[-1] == "contrast"
     assert "contrast" in registry.plain()
     files = [splits[split] for split in SPLITS]
-    calibrate(planted.folder, *files, tmp_path / "artifact", Settings(only=("contrast",), forms=0))
+    calibrate(planted.folder, read_splits(*files), tmp_path / "artifact", Settings(only=("contrast",), forms=0))
     artifact = Artifact.load(tmp_path / "artifact")
     assert [probe.name for probe in artifact.manifest.probes] == ["contrast"]
     rule = "{name: loud, action: block, when: {contrast: {above: {target_fpr: 0.01}}}}"
@@ -76,7 +76,7 @@ def test_a_study_as_contributing_shows_it_is_in_the_report(install, planted, spl
     install("own_study")
     files = [splits[split] for split in SPLITS]
     settings = Settings(only=("harmfulness_direction", "prompt_lengths"), forms=0)
-    calibrate(planted.folder, *files, tmp_path / "artifact", settings)
+    calibrate(planted.folder, read_splits(*files), tmp_path / "artifact", settings)
     found = {study.name: study.finding for study in Evidence.of(Artifact.load(tmp_path / "artifact")).studies}
     assert "tokens on average" in found["prompt_lengths"]
 

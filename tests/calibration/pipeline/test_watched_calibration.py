@@ -13,9 +13,9 @@ from calibration.methods.watches import answering
 from calibration.model.chat_model import ChatModel
 from calibration.model.hooks import stream_of
 from calibration.pipeline.calibrate import calibrate
-from calibration.pipeline.inputs import SPLITS
 from calibration.pipeline.kept import WORK
 from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.splits import SPLITS, read_splits
 from calibration.prompts.template import encode_prompts
 from calibration.report.evidence import Evidence
 from probes.answer_reading import AnswersRead, WatchBank
@@ -52,10 +52,10 @@ def watched(planted, splits, tmp_path_factory):
         patch.setattr(answering, "reply", counting)
         counts.append(0)
         with pytest.raises(KeyboardInterrupt):
-            calibrate(planted.folder, *files, out, WATCHING)
+            calibrate(planted.folder, read_splits(*files), out, WATCHING)
         assert not out.exists()
         counts.append(0)
-        calibrate(planted.folder, *files, out, WATCHING)
+        calibrate(planted.folder, read_splits(*files), out, WATCHING)
     return Watched(out, tuple(counts))
 
 
@@ -124,7 +124,7 @@ def test_answers_of_another_length_are_other_answers(planted, splits, tmp_path):
     """What was answered for one length is never taken for another; what does not depend on it is not done again."""
     for tokens in (3, 6):
         settings = replace(BRIEF, watch_answers=tokens, keep_work=True)
-        calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "a", settings)
+        calibrate(planted.folder, read_splits(**splits), tmp_path / "a", settings)
     (work,) = (tmp_path / WORK).iterdir()
     assert len(list(work.glob("answers-*"))) == 2
     assert [len(list(work.glob(f"{name}-*"))) for name in ("activations", "fitted-classifiers", "admitted")] == [
@@ -137,4 +137,4 @@ def test_answers_of_another_length_are_other_answers(planted, splits, tmp_path):
 def test_answers_too_short_to_read_are_refused_before_any_work(splits, tmp_path):
     """Of one token nothing is read."""
     with pytest.raises(CalibrationError, match="nothing can be read"):
-        calibrate(tmp_path / "none", *splits.values(), tmp_path / "a", replace(BRIEF, watch_answers=1))
+        calibrate(tmp_path / "none", read_splits(**splits), tmp_path / "a", replace(BRIEF, watch_answers=1))

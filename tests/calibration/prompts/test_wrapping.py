@@ -10,10 +10,10 @@ from tiny import make_prompts, write_prompts
 from calibration.evaluation.unseen.left_out import leave_out
 from calibration.fitting.training_set import TrainingSet, set_aside
 from calibration.pipeline.calibrate import calibrate
-from calibration.pipeline.inputs import SPLITS
 from calibration.pipeline.settings import Settings
 from calibration.prompts import wrapping_texts
 from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.splits import read_splits
 from calibration.prompts.template import encode_prompts
 from calibration.prompts.wrapping import wrap_prompts
 
@@ -118,7 +118,7 @@ def test_a_share_set_aside_is_of_either_class(planted_chat, tmp_path):
 def test_a_calibration_wraps_training_prompts_only(planted, splits, tmp_path):
     """Copies that the context holds are trained on too; validation and test stay as they were given."""
     settings = Settings(only=("classifiers",), wrap=1.0, limit=40, keep_work=True)
-    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), tmp_path / "artifact", settings)
+    done = calibrate(planted.folder, read_splits(**splits), tmp_path / "artifact", settings)
     (inputs,) = tmp_path.glob("*/*/settings-*.json")
     counts = json.loads(inputs.read_text())
     assert 80 < counts["prompts"]["train"] <= 160

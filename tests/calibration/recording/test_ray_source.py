@@ -21,8 +21,8 @@ from tiny import make_prompts, write_prompts
 from calibration.fitting.bank import uncertified
 from calibration.fitting.fitted import FittedProbe
 from calibration.pipeline.calibrate import calibrate
-from calibration.pipeline.inputs import SPLITS
 from calibration.prompts.prompt_file import load_prompts
+from calibration.prompts.splits import read_splits
 from calibration.prompts.template import encode_prompts
 from calibration.recording import shards
 from calibration.recording.activations import InProcess, record
@@ -167,7 +167,7 @@ def test_two_workers_score_what_one_process_scores(source, planted, planted_chat
 def test_the_artifact_is_the_one_process_artifact(cluster, brief, planted, splits, tmp_path):
     """A whole calibration with `ray` gives the tensors and the report of a calibration without."""
     out = tmp_path / "artifact"
-    done = calibrate(planted.folder, *(splits[split] for split in SPLITS), out, replace(BRIEF, ray=cluster.address))
+    done = calibrate(planted.folder, read_splits(**splits), out, replace(BRIEF, ray=cluster.address))
     alone, spread = Artifact.load(brief[1]), Artifact.load(out)
     assert alone.tensors.keys() == spread.tensors.keys()
     assert all(torch.equal(alone.tensors[name], tensor) for name, tensor in spread.tensors.items())
