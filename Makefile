@@ -67,8 +67,9 @@ gpu: ## On a machine with an NVIDIA GPU: the conformance suite there, then the g
 	$(GPU_PYTHON) -m pytest -m gpu tests/gpu
 	$(GPU_PYTHON) -m benchmarks.gpu --document docs/benchmarks.md
 
-demo: setup ## Calibrate the lab model, serve it guarded, and watch it decide
-	$(BIN)/foreguard demo
+MODEL ?= smollm2
+demo: setup ## Calibrate a small chat model, serve it guarded, and watch it decide (MODEL=lab: the lab's, without network)
+	$(BIN)/foreguard demo --model $(MODEL)
 
 bench: setup ## Guarded against unguarded vLLM and alternatives, paired: 80 minutes on two quiet cores; goes on where it stopped
 	$(BIN)/python -m benchmarks.cost --document docs/benchmarks.md

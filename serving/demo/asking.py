@@ -12,7 +12,7 @@ from serving.demo.questions import Question
 
 KEY = secrets.token_urlsafe(16)
 """Of this run of the demo, which alone sees scores with it."""
-MODEL = "lab"
+MODEL = "demo"
 MAX_TOKENS = 24
 
 

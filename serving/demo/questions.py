@@ -1,20 +1,14 @@
-"""What the demo asks: the first prompts of each kind in the lab's test split, none of them picked by hand."""
+"""What the demo asks: the first prompts of each kind in the test split, none of them picked by hand."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-PER_KIND = 6
+from serving.demo.subjects import Subject
 
-_KINDS = {
-    "benign": ("plain_harmless", "harmless"),
-    "hard-benign": ("hard_benign", "harmless"),
-    "harmful": ("plain_harmful", "harmful"),
-    "jailbreak": ("jailbreak:", "harmful"),
-}
+PER_KIND = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +32,11 @@ class Question:
         return bool(self.row["label"] == "harmful")
 
 
-def questions(prompts: Path) -> Iterator[Question]:
-    """Yield the first `PER_KIND` prompts of each kind, every second one to be streamed."""
-    rows = [json.loads(line) for line in prompts.read_text().splitlines()]
-    for kind, (source, label) in _KINDS.items():
+def questions(subject: Subject) -> Iterator[Question]:
+    """Yield the first `PER_KIND` test prompts of each kind, every second one to be streamed."""
+    lines = (subject.prompts / "test.jsonl").read_text().split("\n")
+    rows = [json.loads(line) for line in lines if line]
+    for kind, (source, label) in subject.kinds.items():
         matching = (row for row in rows if row["source"].startswith(source) and row["label"] == label)
         for index, row in enumerate(islice(matching, PER_KIND)):
             yield Question(kind, row, stream=index % 2 == 1)

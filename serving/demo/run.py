@@ -9,42 +9,40 @@ from pathlib import Path
 
 import openai
 from rich.console import Console
+from rich.markup import escape
 
 from guard.decide import BoundPolicy
 from guard.verdict import Action
 from probes.artifact import Artifact
-from probes.errors import ServingError
+from probes.errors import ModelError, ServingError
 from serving.config import GuardConfig
 from serving.demo.asking import KEY, MODEL, Answer, ask
 from serving.demo.offline import expected_actions
 from serving.demo.questions import Question, questions
+from serving.demo.real_model import real_model
 from serving.demo.show import answers_table, metrics_table, sum_up
+from serving.demo.subjects import Model, Subject, lab, smollm2
 from serving.offline.process import free_port, guarded_command, running
 
 _FOREGUARD = str(Path(sys.executable).with_name("foreguard"))
 _WIDTH = 130  # of the tables, where no terminal says its own
-_METHODS = ("refusal_direction", "harmfulness_direction", "classifiers", "content")
-"""What the demo's policy reads and steers with, and little more."""
-_EVERY = {"train": 6, "validation": 3, "test": 3}
-"""Every so many-th line of each prompt file is used: enough to certify 1 % within minutes on two slow cores."""
-_FORMS = 16
-"""Requests per class that are asked in each form."""
 _SERVER_FLAGS = ["--served-model-name", MODEL, "--max-model-len", "1024"]
 
 
-def run(lab: Path, policy: Path, work: Path, *, compiled: bool) -> bool:
+def run(guarded: Model, lab_folder: Path, policy: Path, work: Path, *, compiled: bool) -> bool:
     """Run the demo; return whether every verdict was what it should be. Raises `ServingError` when a step fails."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     began = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
-    model, artifact = lab / "aligned", work / "artifact"
-    _step(console, 1, "Calibrate the lab model: prompts, activations, probes, thresholds")
-    _calibrate(lab, model, artifact, work)
+    subject = _subject(console, guarded, lab_folder, work)
+    model, artifact = subject.model, work / "artifact"
+    _step(console, 1, f"Calibrate {subject.title}: prompts, activations, probes, thresholds")
+    _calibrate(subject, artifact, work)
     _step(console, 2, "Check the policy against the artifact")
     served_policy = _with_caller(policy, work / "policy.yaml")
     _command("check", str(served_policy), "--artifact", str(artifact))
     _step(console, 3, "Score the demo's prompts offline: what each verdict should be")
-    asked = list(questions(lab / "prompts" / "test.jsonl"))
+    asked = list(questions(subject))
     bound = _bind(artifact, served_policy)
     expected = _score_offline(model, artifact, asked, bound, work)
     _step(console, 4, f"Serve it: vLLM with the guard inside, {'compiled' if compiled else 'eager'}")
@@ -63,14 +61,28 @@ def _step(console: Console, number: int, what: str) -> None:
     console.rule(f"[bold]{number}. {what}", align="left")
 
 
-def _calibrate(lab: Path, model: Path, artifact: Path, work: Path) -> None:
+def _subject(console: Console, guarded: Model, lab_folder: Path, work: Path) -> Subject:
+    """Return what is guarded: the lab model where the real one cannot be had."""
+    if guarded is Model.LAB:
+        return lab(lab_folder)
+    try:
+        model = real_model(console)
+    except ModelError as error:
+        console.print(f"[bold red]{escape(error.problem)}[/]: the demo goes on with the lab model", soft_wrap=True)
+        return lab(lab_folder)
+    _command("prompts", "--out", str(work / "starter"))
+    return smollm2(model, work / "starter")
+
+
+def _calibrate(subject: Subject, artifact: Path, work: Path) -> None:
     splits: list[str] = []
-    for split, every in _EVERY.items():
-        lines = (lab / "prompts" / f"{split}.jsonl").read_text().splitlines(keepends=True)
+    for split, every in subject.every.items():
+        lines = (subject.prompts / f"{split}.jsonl").read_text().splitlines(keepends=True)
         (file := work / f"{split}.jsonl").write_text("".join(lines[::every]))
         splits += [f"--{split}", str(file)]
-    only = [word for name in _METHODS for word in ("--only", name)]
-    _command("calibrate", str(model), *splits, "--out", str(artifact), *only, "--forms", str(_FORMS))
+    only = [word for name in subject.methods for word in ("--only", name)]
+    forms = ["--forms", str(subject.forms)]
+    _command("calibrate", str(subject.model), *splits, "--out", str(artifact), *only, *forms)
     _command("report", str(artifact), "--out", str(artifact.with_name("report")))
 
 

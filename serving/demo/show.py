@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from guard.verdict import Action
 from serving.demo.asking import Answer
 
 _STYLE = {Action.ALLOW: "green", Action.FLAG: "yellow", Action.STEER: "magenta", Action.BLOCK: "red"}
+_WIDTH = 36
+"""Letters of a question and of an answer that are shown."""
 _SHOWN = (
     "foreguard_requests_total",
     "foreguard_unscored_total",
@@ -22,21 +25,26 @@ def answers_table(
 ) -> Table:
     """Return the table of `answers`; `score` against the threshold of the action taken, or of the mildest one."""
     table = Table(title="What the guard did", title_justify="left")
-    for column in ("kind", "how", "action", f"{score} / threshold", "finish", "first words", "first token", ""):
+    for column in ("kind", "asked", "action", f"{score} / threshold", "answer", "first token", ""):
         table.add_column(column, justify="right" if column == "first token" else "left")
     for answer, is_right in zip(answers, right, strict=True):
         limit = thresholds.get(answer.action, min(thresholds.values()))
         table.add_row(
             answer.question.kind,
-            "stream" if answer.question.stream else "whole",
+            _shortened(answer.question.messages[-1]["content"]),
             f"[{_STYLE[answer.action]}]{answer.action}[/]",
             f"{answer.scores.get(score, float('nan')):6.2f} / {limit:.2f}",
-            answer.finish_reason,
-            " ".join(answer.text.split()[:6]),
+            _shortened(answer.text),
             f"{answer.seconds * 1e3:.0f} ms",
             "" if is_right else "[bold red]not what it should be[/]",
         )
     return table
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning of `text` on one line, fit for a table."""
+    line = " ".join(text.split())
+    return escape(line if len(line) <= _WIDTH else f"{line[:_WIDTH].rstrip()} …")
 
 
 def metrics_table(before: Mapping[str, float], after: Mapping[str, float]) -> Table:
