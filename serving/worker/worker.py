@@ -21,7 +21,6 @@ from serving.guarded_settings import require_guarded_config
 from serving.wire import NO_ORDERS, ORDERS
 from serving.worker.dry_run import dry_run_of
 from serving.worker.guarded_pass import GuardedPass
-from serving.worker.interpreter_stack import make_room
 from serving.worker.pending_scores import Reading, with_scores
 from serving.worker.pipeline_stages import relay
 from serving.worker.resolved_config import require_calibrated
@@ -43,7 +42,6 @@ class GuardedWorker(PlatformWorker):
 
     def load_model(self, **options: Any) -> None:
         """Load the weights and tap the model, before anything is compiled."""
-        make_room()
         self.foreguard_require_settings()
         artifacts = GuardConfig.from_vllm(self.vllm_config.additional_config).load_artifacts()
         self.foreguard_require_calibrated(artifacts)

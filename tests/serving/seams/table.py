@@ -76,13 +76,6 @@ SEAMS: dict[str, tuple[str, ...]] = {
             "repetition_penalty",
         )
     ),
-    "serving/worker/interpreter_stack.py": (
-        "vllm.v1.engine.core EngineCoreProc.run_busy_loop",
-        "vllm.v1.engine.core DPEngineCoreProc.run_busy_loop",
-        "vllm.v1.engine.core EngineCoreProc.run_engine_core -> run_busy_loop",
-        "vllm.v1.executor.multiproc_executor WorkerProc.worker_busy_loop",
-        "vllm.v1.executor.multiproc_executor WorkerProc.worker_main -> worker_busy_loop",
-    ),
     "serving/core/versions.py": (
         f"{_SCHEDULER}._preempt_request(request, timestamp, drop_stale_output) or "
         f"{_SCHEDULER}._preempt_request(request, timestamp)",

@@ -92,7 +92,6 @@ def test_a_worker_asks_before_it_loads_anything(monkeypatch):
     config = SimpleNamespace(load_artifacts=lambda: artifacts)
     monkeypatch.setattr("serving.worker.worker.require_calibrated", lambda _config, found: done.append(found))
     monkeypatch.setattr("serving.worker.worker.require_guarded_config", lambda _config: done.append("settings"))
-    monkeypatch.setattr("serving.worker.worker.make_room", lambda: None)
     monkeypatch.setattr(GuardConfig, "from_vllm", lambda _: config)
     monkeypatch.setattr(PlatformWorker, "load_model", load)
     worker = GuardedWorker.__new__(GuardedWorker)
