@@ -276,7 +276,11 @@ def evaluate(
         Path | None, typer.Option("--json", help="Write the whole report, by category and source, to this file.")
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option(help="Write each prompt's scores to this file, one JSON object a line.")
+        Path | None,
+        typer.Option(
+            help="Write each prompt's scores to this file, one JSON object a line: of its last turn, and of a conversation's "
+            "every turn."
+        ),
     ] = None,
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
@@ -302,6 +306,7 @@ def evaluate(
         dtype=dtype,
         device=device,
         skip_long=skip_long,
+        turns=scores is not None,
     )
     _write_json(evaluated.report, json)
     if scores is not None:

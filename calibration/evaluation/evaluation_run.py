@@ -1,7 +1,7 @@
 """An artifact met with new prompts: the model is loaded, its fingerprint required, and the prompts scored."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from calibration.prompts.progress import stage
 from calibration.prompts.prompt_file import PromptFile, require_classes
 from calibration.prompts.template import EncodedPrompts, encode_prompts
 from calibration.recording.engine_source import IN_PROCESS, EngineSource
-from calibration.recording.request_scores import score_prompts
+from calibration.recording.request_scores import score_prompts, score_turns
 from probes.artifact import BENIGN_SCORES, Artifact
 from probes.errors import ArtifactError
 from probes.fingerprint import fingerprint
+from probes.pooling import Scores
 from probes.scoring import ProbeBank
 
 _MOST_FOR_TOKENS = 128
@@ -67,13 +68,28 @@ class Evaluated:
     names: tuple[str, ...]
     scores: npt.NDArray[np.float32]
     """`[N, K]`, in file order."""
+    turns: Mapping[int, Scores]
+    """Of each conversation, by its row, the scores `[turns, K]`; empty unless they were asked for."""
 
     def lines(self) -> Iterator[str]:
-        """Yield one JSON object a prompt: `id`, `label`, `source` and `scores` by probe."""
-        for prompt, row in zip(self.prompts.prompts, self.scores, strict=True):
-            scores = dict(zip(self.names, map(float, row), strict=True))
+        """Yield one JSON object a prompt: `id`, `label`, `source`, and the last turn's `scores` by probe.
+
+        A conversation also has `turns`, the scores of each of its turns. A served request is judged by the worst of them.
+        """
+        for index, (prompt, row) in enumerate(zip(self.prompts.prompts, self.scores, strict=True)):
             label = "harmful" if prompt.is_harmful else "harmless"
-            yield json.dumps({"id": prompt.id, "label": label, "source": prompt.source, "scores": scores})
+            line: dict[str, object] = {
+                "id": prompt.id,
+                "label": label,
+                "source": prompt.source,
+                "scores": self._named(row),
+            }
+            if index in self.turns:
+                line["turns"] = [self._named(turn) for turn in self.turns[index]]
+            yield json.dumps(line)
+
+    def _named(self, scores: npt.NDArray[np.float32]) -> dict[str, float]:
+        return dict(zip(self.names, map(float, scores), strict=True))
 
 
 def evaluate_artifact(
@@ -85,8 +101,12 @@ def evaluate_artifact(
     dtype: str = "auto",
     device: str = "cpu",
     skip_long: bool = False,
+    turns: bool = False,
 ) -> Evaluated:
-    """Score `file` and report on it. Raises `ArtifactMismatch`, `ModelError` or `PromptError`."""
+    """Score `file` and report on it; with `turns`, score each turn of its conversations.
+
+    Raises `ArtifactMismatch`, `ModelError` or `PromptError`.
+    """
     require_classes(file.harmful, file.name)
     loaded = load_for(model, artifact, dtype, device, skip_long)
     prompts = loaded.encode(file)
@@ -111,7 +131,8 @@ def evaluate_artifact(
         platt=[probe.spec.platt for probe in probes],
         notes=control_notes(measured, embed=True) if training else (),
     )
-    return Evaluated(report, prompts, names, scored.scores[:, : len(names)])
+    told = _score_turns(loaded.chat, bank, prompts, len(names)) if turns else {}
+    return Evaluated(report, prompts, names, scored.scores[:, : len(names)], told)
 
 
 def load_for(model: Path, artifact: Artifact, dtype: str, device: str, skip_long: bool) -> Loaded:
@@ -119,6 +140,12 @@ def load_for(model: Path, artifact: Artifact, dtype: str, device: str, skip_long
     with stage("loading the model"):
         artifact.manifest.fingerprint.require(fingerprint(model, dtype=None if dtype == "auto" else dtype))
         return Loaded(ChatModel.load(model, dtype=dtype, device=device), artifact, skip_long)
+
+
+def _score_turns(chat: ChatModel, bank: ProbeBank, prompts: EncodedPrompts, num_probes: int) -> dict[int, Scores]:
+    rows = [row for row, prompt in enumerate(prompts.prompts) if len(prompt.messages) > 1]
+    scored = score_turns(chat, bank, [prompts.token_ids[row] for row in rows], title="scoring each turn")
+    return {row: own[:, :num_probes] for row, own in zip(rows, scored, strict=True)}
 
 
 def _probes(artifact: Artifact) -> list[FittedProbe]:

@@ -10,6 +10,7 @@ from tiny import write_prompts
 
 from calibration.audits.attack.suffix_search import Effort
 from calibration.audits.attack.white_box import attack_artifact
+from calibration.evaluation.evaluation_run import evaluate_artifact
 from calibration.model.chat_model import ChatModel
 from calibration.model.intervention import since, steered
 from calibration.model.refusal_metric import find_refusal_tokens, first_token_log_probs
@@ -127,6 +128,21 @@ def test_answers_that_wrapped_harm_gets_are_told_from_harmless_ones(files, tmp_p
     assert 0.2 < refused[6] < 0.9
     assert max(watch.evaluation[1].auroc for watch in artifact.manifest.watches) > 0.7
     assert all(row[6] < 0.01 for row in tables["recall"].rows)  # lower ends of the shares of harmless answers above
+
+
+def test_the_scores_file_has_each_turn_of_a_conversation(calibrated, files, tmp_path):
+    """The worst turn decides when it is served, so whoever compares with a server needs the scores of all."""
+    lines = [json.loads(line) for line in files["test"].read_text().splitlines()]
+    alone = [
+        next(line for line in lines if "prompt" in line and line["label"] == each) for each in ("harmful", "harmless")
+    ]
+    turns = [("user", alone[0]["prompt"]), ("assistant", "No."), ("user", alone[1]["prompt"])]
+    talk = {"messages": [{"role": role, "content": content} for role, content in turns], "label": "harmless"}
+    file = write_prompts(tmp_path / "prompts.jsonl", [*alone, talk])
+    evaluated = evaluate_artifact(LAB / "aligned", calibrated[1], load_prompts(file), turns=True)
+    first, _, found = [json.loads(line) for line in evaluated.lines()]
+    assert "turns" not in first
+    assert found["turns"] == [pytest.approx(each, abs=1e-3) for each in (first["scores"], found["scores"])]
 
 
 def test_whoever_holds_the_weights_gets_past(calibrated, files):
