@@ -39,6 +39,14 @@ class Stratum(StrEnum):
 _ModelOption = Annotated[
     str, typer.Option(help="The model that the artifact was calibrated on: folder or Hugging Face id.")
 ]
+_Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        metavar="SPELLING=harmful",
+        help="How a prompt file spells a label: --label toxic=harmful --label 0=harmless. Repeatable.",
+    ),
+]
 
 
 def _list_methods(asked: bool) -> None:
@@ -77,6 +85,7 @@ def calibrate(
         ),
     ] = None,
     test: Annotated[Path | None, typer.Option(help="Prompts that only report.", show_default=False)] = None,
+    label: _Labels = None,
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
     partner: Annotated[
@@ -194,7 +203,8 @@ def calibrate(
     about your traffic: `foreguard tune` certifies them on that.
 
     Each line of a prompt file is {"prompt": "…", "label": "harmful"} or "harmless"; "messages" may stand for "prompt",
-    and "category" and "source" group the report. Three files must share no request.
+    and "category" and "source" group the report. CSV, Parquet and ShareGPT's files are read, too. Three files must share
+    no request.
 
     An interrupted run goes on where it stopped when the same command is given again.
 
@@ -233,7 +243,7 @@ def calibrate(
     )
     console = Console()
     try:
-        done = run(resolve_model(model), chosen_prompts(prompts, train, validation, test), out, settings)
+        done = run(resolve_model(model), chosen_prompts(prompts, train, validation, test, label or ()), out, settings)
     except KeyboardInterrupt:
         console.print(
             f"stopped; what is finished is kept in {out.parent / WORK}: give the same command again to go on from there"
@@ -285,6 +295,7 @@ def evaluate(
     dtype: _Dtype = "auto",
     device: _Device = "cpu",
     skip_long: _SkipLong = False,
+    label: _Labels = None,
 ) -> None:
     """Measure an artifact's probes on labelled prompts: AUROC, recall at low false-positive rates, and controls.
 
@@ -294,15 +305,16 @@ def evaluate(
     """
     from calibration.evaluation.evaluation_run import evaluate_artifact
     from calibration.model.chat_model import resolve_model
-    from calibration.prompts.prompt_file import load_prompts
+    from calibration.prompts.prompt_file import load_prompts, read_labels
     from calibration.report.display import evaluation_tables
     from probes.artifact import Artifact
 
+    labels = read_labels(label or ())
     evaluated = evaluate_artifact(
         resolve_model(model),
         Artifact.load(artifact),
-        load_prompts(prompts),
-        train=load_prompts(train) if train else None,
+        load_prompts(prompts, labels),
+        train=load_prompts(train, labels) if train else None,
         dtype=dtype,
         device=device,
         skip_long=skip_long,
@@ -369,6 +381,7 @@ def tune(
         typer.Option(help="Who scores the prompts: hf (Transformers), or vllm as it will serve: quantised, compiled."),
     ] = "hf",
     engine_args: _EngineArgs = "",
+    label: _Labels = None,
 ) -> None:
     """Find thresholds on your own benign traffic, and print them as a diff of the policy.
 
@@ -382,17 +395,18 @@ def tune(
     --harmful attacks.jsonl --at-most block=0.001 --at-most flag=0.01 --at-most miss=0.2
     """
     from calibration.model.chat_model import resolve_model
-    from calibration.prompts.prompt_file import load_prompts
+    from calibration.prompts.prompt_file import load_prompts, read_labels
     from calibration.tuning.display import tuning_tables
     from calibration.tuning.run import Request, tune_policy
     from probes.artifact import Artifact
 
+    labels = read_labels(label or ())
     found = tune_policy(
         resolve_model(model),
         Artifact.load(artifact),
         policy,
-        load_prompts(prompts),
-        harmful=load_prompts(harmful) if harmful else None,
+        load_prompts(prompts, labels),
+        harmful=load_prompts(harmful, labels) if harmful else None,
         request=Request(
             target_fpr=target_fpr,
             block_fpr=block_fpr,

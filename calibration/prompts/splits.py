@@ -6,7 +6,9 @@ from pathlib import Path
 
 from calibration.prompts.near_duplicates import near_duplicates
 from calibration.prompts.prompt_file import (
+    LABELS,
     MINIMUM_PER_CLASS,
+    Labels,
     Prompt,
     PromptFile,
     load_prompts,
@@ -20,9 +22,10 @@ MINIMA: Mapping[str, int] = {"train": MINIMUM_PER_CLASS, "validation": MINIMUM_P
 _SHARES = (0.5, 0.3, 0.2)
 
 
-def read_splits(train: Path, validation: Path, test: Path) -> dict[str, PromptFile]:
+def read_splits(train: Path, validation: Path, test: Path, labels: Labels = LABELS) -> dict[str, PromptFile]:
     """Read three prompt files. Raises `PromptError`, also where a request stands in two of them."""
-    files = dict(zip(SPLITS, map(load_prompts, (train, validation, test)), strict=True))
+    found = (load_prompts(path, labels) for path in (train, validation, test))
+    files = dict(zip(SPLITS, found, strict=True))
     _require_minima(files)
     require_disjoint(list(files.values()))
     return files

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from calibration.prompts.prompt_file import Message, Prompt, PromptFile, require_one_label
+from calibration.prompts.messages import Message
+from calibration.prompts.prompt_file import Prompt, PromptFile, require_one_label
 
 _LABELS = {"harmless": False, "harmful": True}
 

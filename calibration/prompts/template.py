@@ -1,5 +1,6 @@
 """Chat templates: a prompt's token ids as the served `/v1/chat/completions` would make them."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
@@ -7,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
 
-from calibration.prompts.prompt_file import Message, Prompt, PromptFile
+from calibration.prompts.chat_template import ChatTemplate
+from calibration.prompts.messages import Message
+from calibration.prompts.prompt_file import Prompt, PromptFile
 from probes.errors import ModelError, PromptError
 from probes.template import Template
 
@@ -72,7 +74,11 @@ def encode_prompts(tokenizer: Any, file: PromptFile, max_tokens: int, *, skip_lo
 
     A prompt of more than `max_tokens` tokens raises `PromptError`, or is left out and counted under `skip_long`.
     """
-    texts = [_render(tokenizer, prompt.messages, f"{file.name}:{prompt.line}") for prompt in file.prompts]
+    template = ChatTemplate(tokenizer)
+    texts = [
+        template.write(prompt.messages, f"{file.name}:{prompt.line}", prompt.tools, prompt.template_options)
+        for prompt in file.prompts
+    ]
     # As vLLM does for chat: the template has written the special tokens, so the tokenizer adds none (no second BOS).
     token_ids = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
     fits = [len(ids) <= max_tokens for ids in token_ids]
@@ -126,11 +132,12 @@ def read_template(tokenizer: Any) -> Template:
 
 def _between_turns(tokenizer: Any) -> Iterator[tuple[int, ...]]:
     """Yield the tokens that the template puts between the contents of conversations, as far as it knows such."""
+    template = ChatTemplate(tokenizer)
     for roles in (("user", "assistant", "user"), ("system", "user")):
         contents = _MARKERS[: len(roles)]
         messages = tuple(Message(role=role, content=text) for role, text in zip(roles, contents, strict=True))
         try:
-            text = _render(tokenizer, messages, "chat template")
+            text = template.write(messages, "chat template")
         except PromptError:
             continue  # a template without such a role
         pieces = [text[: text.find(contents[0])]] if roles[0] == "system" else []
@@ -142,20 +149,19 @@ def _between_turns(tokenizer: Any) -> Iterator[tuple[int, ...]]:
 
 def _closings(tokenizer: Any) -> tuple[tuple[int, ...], ...]:
     """Return what options of the template put behind its tail."""
-    message = [{"role": "user", "content": _CONTENTS[0]}]
-    plain = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    template, message = ChatTemplate(tokenizer), (Message(role="user", content=_CONTENTS[0]),)
+    plain = template.write(message, "chat template")
     found = []
     for options in TEMPLATE_OPTIONS:
-        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, **options)
+        text = template.write(message, "chat template", options=json.dumps(options))
         if text != plain and text.startswith(plain):
             found.append(tuple(tokenizer(text.removeprefix(plain), add_special_tokens=False).input_ids))
     return tuple(dict.fromkeys(found))
 
 
 def _rendered_contents(tokenizer: Any) -> Sequence[Sequence[int]]:
-    renderings = [
-        _render(tokenizer, (Message(role="user", content=content),), "chat template") for content in _CONTENTS
-    ]
+    template = ChatTemplate(tokenizer)
+    renderings = [template.write((Message(role="user", content=content),), "chat template") for content in _CONTENTS]
     token_ids: Sequence[Sequence[int]] = tokenizer(renderings, add_special_tokens=False).input_ids
     return token_ids
 
@@ -164,26 +170,6 @@ def common_start(token_ids: Iterable[Iterable[int]]) -> tuple[int, ...]:
     """Return the tokens that all begin with."""
     shared = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*token_ids, strict=False))
     return tuple(tokens[0] for tokens in shared)
-
-
-def _render(tokenizer: Any, messages: tuple[Message, ...], where: str) -> str:
-    if not tokenizer.chat_template:
-        raise ModelError(
-            "the model has no chat template",
-            field="chat_template",
-            remedy="use a chat model, or add chat_template.jinja to its folder",
-        )
-    try:
-        rendered = tokenizer.apply_chat_template(
-            [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        raise PromptError(
-            f"the model's chat template refuses these messages: {error}",
-            field=where,
-            remedy="use only the roles, in the order, that the model's chat template knows",
-        ) from error
-    return str(rendered)
 
 
 def _too_long(file: PromptFile, row: int, length: int, max_tokens: int) -> PromptError:

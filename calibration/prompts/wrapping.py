@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibration.prompts.prompt_file import Message, Prompt
+from calibration.prompts.messages import Message
+from calibration.prompts.prompt_file import Prompt
 from calibration.prompts.wrapping_texts import APPLICATIONS, CLOSINGS, DEMANDS, FRAMES, NAMES, PERSONAS, RULES
 
 _MOST_RULES = 12

@@ -25,7 +25,8 @@ from calibration.methods.tokens.token_streams import (
 )
 from calibration.methods.tokens.token_training import Recipe, train
 from calibration.prompts.forms.texts import PROSE
-from calibration.prompts.prompt_file import Message, Prompt
+from calibration.prompts.messages import Message
+from calibration.prompts.prompt_file import Prompt
 from calibration.prompts.template import EncodedPrompts, encode_prompts, read_template
 from probes.manifest import Probe
 from probes.readout import Readout

@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 
 from calibration.fitting.training_set import Rows, TrainingSet
-from calibration.prompts.prompt_file import Message, Prompt
+from calibration.prompts.messages import Message
+from calibration.prompts.prompt_file import Prompt
 from calibration.prompts.template import EncodedPrompts, encode_prompts
 
 _MOST_FILLERS = 8

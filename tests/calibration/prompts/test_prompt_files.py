@@ -58,7 +58,7 @@ def test_unicode_line_separators_do_not_split_a_line(tmp_path):
         (GOOD | {"prompt": 3}, "prompt"),
         ({"messages": [], "label": "harmful"}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}], "label": "harmful"}, "messages.0.role"),
-        ({"messages": [{"role": "user", "content": ""}], "label": "harmful"}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": ""}], "label": "harmful"}, "messages.0: content"),
         ({"messages": [{"role": "assistant", "content": "x"}], "label": "harmful"}, "the last message"),
     ],
 )
