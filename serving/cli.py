@@ -75,7 +75,9 @@ def demo(
         ),
     ] = Model.SMOLLM2,
     lab: Annotated[Path, typer.Option(help="Folder of the lab model and its prompts.")] = Path("examples/lab"),
-    policy: Annotated[Path, typer.Option(help="Policy to serve with.")] = Path("examples/policy.yaml"),
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy to serve with.", show_default="one of the examples")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Where the artifact and the server's log go.")] = Path(".demo"),
     compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model: starts slower.")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ _WIDTH = 130  # of the tables, where no terminal says its own
 _SERVER_FLAGS = ["--served-model-name", MODEL, "--max-model-len", "1024"]
 
 
-def run(guarded: Model, lab_folder: Path, policy: Path, work: Path, *, compiled: bool) -> bool:
+def run(guarded: Model, lab_folder: Path, policy: Path | None, work: Path, *, compiled: bool) -> bool:
     """Run the demo; return whether every verdict was what it should be. Raises `ServingError` when a step fails."""
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     began = time.monotonic()
@@ -39,7 +40,7 @@ def run(guarded: Model, lab_folder: Path, policy: Path, work: Path, *, compiled:
     _step(console, 1, f"Calibrate {subject.title}: prompts, activations, probes, thresholds")
     _calibrate(subject, artifact, work)
     _step(console, 2, "Check the policy against the artifact")
-    served_policy = _with_caller(policy, work / "policy.yaml")
+    served_policy = _with_caller(policy or subject.policy, work / "policy.yaml")
     _command("check", str(served_policy), "--artifact", str(artifact))
     _step(console, 3, "Score the demo's prompts offline: what each verdict should be")
     asked = list(questions(subject))
@@ -71,14 +72,15 @@ def _subject(console: Console, guarded: Model, lab_folder: Path, work: Path) -> 
         console.print(f"[bold red]{escape(error.problem)}[/]: the demo goes on with the lab model", soft_wrap=True)
         return lab(lab_folder)
     _command("prompts", "--out", str(work / "starter"))
-    return smollm2(model, work / "starter")
+    return smollm2(model, work / "starter", lab_folder.parent)
 
 
 def _calibrate(subject: Subject, artifact: Path, work: Path) -> None:
     splits: list[str] = []
     for split, every in subject.every.items():
-        lines = (subject.prompts / f"{split}.jsonl").read_text().splitlines(keepends=True)
-        (file := work / f"{split}.jsonl").write_text("".join(lines[::every]))
+        lines = (subject.prompts / f"{split}.jsonl").read_text().split("\n")
+        kept = [line for line in lines if 0 < len(line) <= subject.most_letters][::every]
+        (file := work / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in kept))
         splits += [f"--{split}", str(file)]
     only = [word for name in subject.methods for word in ("--only", name)]
     forms = ["--forms", str(subject.forms)]
@@ -88,7 +90,9 @@ def _calibrate(subject: Subject, artifact: Path, work: Path) -> None:
 
 def _command(*arguments: str, quiet: bool = False) -> None:
     output = subprocess.DEVNULL if quiet else None
-    ended = subprocess.run([_FOREGUARD, *arguments], check=False, stdout=output)  # noqa: S603 - our own command line
+    # Without a terminal, tables would be cut to 80 columns.
+    environment = os.environ if sys.stdout.isatty() else os.environ | {"COLUMNS": str(_WIDTH)}
+    ended = subprocess.run([_FOREGUARD, *arguments], check=False, stdout=output, env=environment)  # noqa: S603
     if ended.returncode:
         raise ServingError(
             f"`foreguard {arguments[0]}` ended with status {ended.returncode}",

@@ -25,15 +25,18 @@ class Subject:
     """Folder of train.jsonl, validation.jsonl and test.jsonl."""
     every: Mapping[str, int]
     """Every so many-th line of each file is used: enough to certify 1 % within minutes on two slow cores."""
+    most_letters: int
+    """Lines of more letters are left out: they would take most of the time."""
     methods: Sequence[str]
     """What the policy reads and steers with, and little more."""
+    policy: Path
     forms: int
     """Requests per class that are asked in each form."""
     kinds: Mapping[str, tuple[str, str]]
     """Of each kind of question, how its source begins, and its label."""
 
 
-_METHODS = ("refusal_direction", "harmfulness_direction", "classifiers", "content")
+_ANY_LENGTH = 2**31
 
 
 def lab(folder: Path) -> Subject:
@@ -43,7 +46,9 @@ def lab(folder: Path) -> Subject:
         folder / "aligned",
         folder / "prompts",
         {"train": 6, "validation": 3, "test": 3},
-        _METHODS,
+        _ANY_LENGTH,
+        ("refusal_direction", "harmfulness_direction", "classifiers", "content"),
+        folder.parent / "policy.yaml",
         16,
         {
             "benign": ("plain_harmless", "harmless"),
@@ -54,14 +59,16 @@ def lab(folder: Path) -> Subject:
     )
 
 
-def smollm2(model: Path, prompts: Path) -> Subject:
+def smollm2(model: Path, prompts: Path, examples: Path) -> Subject:
     """A real chat model, 135M parameters, in `model`, with the starter set in `prompts`."""
     return Subject(
         NAME,
         model,
         prompts,
-        {"train": 2, "validation": 1, "test": 2},
-        _METHODS,
+        {"train": 2, "validation": 1, "test": 4},
+        400,
+        ("classifiers",),
+        examples / "chat-policy.yaml",
         0,
         {
             "benign": ("everyday", "harmless"),
