@@ -1,11 +1,15 @@
 """What holds for every test."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
 # Machines are shared: how long an example takes says nothing about the code.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
+# Ray lets its workers give way to everyone: beside the suite's other process they would hardly run, and time out.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.hookimpl(optionalhook=True)
