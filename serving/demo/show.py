@@ -10,7 +10,7 @@ from guard.verdict import Action
 from serving.demo.asking import Answer
 
 _STYLE = {Action.ALLOW: "green", Action.FLAG: "yellow", Action.STEER: "magenta", Action.BLOCK: "red"}
-_WIDTH = 36
+_WIDTH = 30
 """Letters of a question and of an answer that are shown."""
 _SHOWN = (
     "foreguard_requests_total",

@@ -1,11 +1,16 @@
 """The lab model in the tests: its folder, its prompts, and scores computed without any of the project's own arithmetic."""
 
 import json
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from probes.artifact import Artifact
+from probes.steering import SteeringBank, displacement
 
 _AS_LIKELY = 0.25
 """Nats."""
@@ -79,6 +84,27 @@ class Reference:
     def logits(self, token_ids: list[int]) -> torch.Tensor:
         """Return the logits `[V]` of the token after the last, in float32."""
         return self.model(torch.tensor([token_ids])).logits[0, -1].float()
+
+    @contextmanager
+    def steered(self, artifact: Artifact, name: str, strength: float, since: int) -> Iterator[None]:
+        """Let the model compute as one that is steered by the artifact's vector `name` from position `since` on."""
+        bank = SteeringBank.from_artifact(artifact)
+
+        def steer(moves, _module, _args, output):
+            stream = (output if isinstance(output, torch.Tensor) else output[0])[0, since:]
+            strengths = torch.tensor([[strength if each == name else 0.0 for each in bank.names]]).expand(
+                len(stream), -1
+            )
+            stream += displacement(stream, strengths, moves).to(stream.dtype)
+            return output
+
+        blocks = self.model.model.layers
+        hooks = [blocks[layer].register_forward_hook(partial(steer, moves)) for layer, moves in bank.moves.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def parts_at_a_tie(self, token_ids: list[int], one: str, other: str) -> bool:
         """Whether two greedy answers part where their next tokens are as likely as each other and as any other.

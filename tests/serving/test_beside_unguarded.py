@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from tests.serving.world import (
     BENIGN,
     LONG,
     MESSAGE,
+    STRENGTH,
     World,
     alike,
     clearly_harmful,
@@ -49,7 +51,7 @@ def both(start, reference, artifact):
     policy = policy_text(reference, artifact, constrained="steer")
     with start(None, *FLAGS, **dev) as plain, start(policy, *FLAGS, permit=tuple(dev), **dev) as guarded:
         harmful, steered = clearly_harmful(reference, artifact, 4), steered_prompt(reference, artifact)
-        yield World(guarded, reference, harmful, steered), plain
+        yield World(guarded, reference, harmful, steered, artifact=artifact), plain
 
 
 def said(client, messages, *, stream=False, **options):
@@ -244,9 +246,16 @@ def require_alike(here, found, quiet):
     """Require that all are answered as on a quiet day, but for ties: who runs together is another matter each time."""
     for messages, (text, finish), (before, finish_before) in zip(asked_at_once(here), found, quiet, strict=True):
         assert finish == finish_before
-        # A steered answer is another model's: its ties are not the reference's.
-        tied = messages != here.steered and alike(here.reference, messages, text, before)
-        assert text == before or tied, (text, before)
+        with as_it_is_run(here, messages):
+            assert alike(here.reference, messages, text, before), (text, before)
+
+
+def as_it_is_run(here, messages):
+    """Let the reference be the steered model where the prompt is steered: its ties are others."""
+    if messages != here.steered:
+        return nullcontext()
+    last = len(here.reference.token_ids(messages)) - 1
+    return here.reference.steered(here.artifact, "refusal", STRENGTH, last)
 
 
 INTERRUPTIONS = {

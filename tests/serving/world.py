@@ -8,6 +8,7 @@ from pathlib import Path
 
 import openai
 
+from probes.artifact import Artifact
 from tests.serving.lab import Reference, of
 from tests.serving.planted import naive_score
 from tests.serving.server import SERVED_NAME, Server
@@ -22,6 +23,7 @@ HARMFUL = of("test", "plain_harmful", 40)
 CANDIDATES = of("validation", "plain_harmless", 12)
 REFUSES = ("I ", "Sorry")
 MARKS = ("r_offset", "r_max", "r_ema", "r_swim")
+STRENGTH = 1.5
 BAND = 0.2
 """Half the width of each band of scores that is steered: several times what rounding moves a score by."""
 
@@ -81,7 +83,7 @@ off_template: {off_template}
 rules:
   - {{name: harmful, action: block, when: {{harm: {{above: {limit}}}}}}}
   - {{name: marked, action: steer, when: {{{bands}}}}}
-steering: {{vector: refusal, strength: 1.5, constrained: {constrained}}}
+steering: {{vector: refusal, strength: {STRENGTH}, constrained: {constrained}}}
 response: {{message: {MESSAGE!r}}}
 callers:
   - {{name: observer, key_sha256: {hashlib.sha256(OBSERVER_KEY.encode()).hexdigest()}, may_shadow: true, sees_scores: true}}
@@ -99,6 +101,7 @@ class World:
     unguarded: dict[str, str] = field(default_factory=dict)
     """What the unguarded server answered, by `key` of the prompt."""
     unguarded_log: Path = Path()
+    artifact: Artifact | None = None
 
     @property
     def client(self) -> openai.OpenAI:
