@@ -40,13 +40,17 @@ class ChatTemplate:
         told = json.loads(options) if options else {}
         offered = json.loads(tools) if tools else None
         try:
-            return self._apply(self._conversation(messages, offered), tools=offered, add_generation_prompt=True, **told)
+            return self.apply(messages, tools=offered, add_generation_prompt=True, **told)
         except (TemplateError, TypeError, KeyError, ValueError) as error:
             raise PromptError(
                 f"the model's chat template refuses these messages: {error}",
                 field=where,
                 remedy="use only the roles, in the order, that the model's chat template knows",
             ) from error
+
+    def apply(self, messages: Sequence[Message], **options: Any) -> str:
+        """Return what the template makes of the conversation under `options`. Raises whatever the template raises."""
+        return self._apply(self._conversation(messages, options.get("tools")), **options)
 
     @cached_property
     def takes_parts(self) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.model.chat_model import ChatModel
+from calibration.prompts.chat_template import ChatTemplate
 from calibration.prompts.forms.forms import Form
 from calibration.prompts.forms.texts import PROSE
 from calibration.prompts.forms.writer import NoSuchForm, Writer, Written
@@ -91,7 +92,8 @@ class Asked:
         return (turns[:-1].max(axis=0) if len(turns) > 1 else none), np.where(read_open, turns[-1], none)
 
     def _token_ids(self, forms: Sequence[Form], requests: Sequence[str]) -> dict[int, tuple[int, ...]]:
-        writer = Writer(self.chat.tokenizer, self.asides, PROSE[len(PROSE) // 2 :], np.random.default_rng(_SEED))
+        template, prose = ChatTemplate(self.chat.tokenizer), PROSE[len(PROSE) // 2 :]
+        writer = Writer(template, self.asides, prose, np.random.default_rng(_SEED))
         written: dict[int, Written] = {}
         for row, request in enumerate(requests):
             try:

@@ -25,7 +25,7 @@ class Form:
 
 
 def _raw(writer: Writer, request: str) -> Written:
-    begin = writer.tokenizer.bos_token or ""
+    begin = writer.template.tokenizer.bos_token or ""
     return Written(request if writer.rng.random() < 0.5 else begin + request)
 
 

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
+from calibration.prompts.chat_template import ChatTemplate
+from calibration.prompts.messages import Message
+
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -36,7 +39,7 @@ class Written:
 class Writer:
     """What forms are written with."""
 
-    tokenizer: Any
+    template: ChatTemplate
     asides: Sequence[str]
     """Harmless requests, for the turns beside the one that counts."""
     prose: Sequence[str]
@@ -46,7 +49,7 @@ class Writer:
         """Return the conversation as the chat template has it. Raises `NoSuchForm` where that does not know it."""
         opened = {"add_generation_prompt": True, **options}
         try:
-            text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, **opened))
+            text = self.template.apply([Message.model_validate(each) for each in messages], **opened)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise NoSuchForm from error
         # A template may leave out what it does not know: a tool's result, or what options ask for.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from calibration.prompts.chat_template import ChatTemplate
 from calibration.prompts.forms.forms import BY_ENDING, FORMS
 from calibration.prompts.forms.texts import OPENERS, PROSE
 from calibration.prompts.forms.writer import NoSuchForm, Writer
@@ -33,7 +34,7 @@ def thinking(lab_tokenizer):
 
 
 def writer(tokenizer):
-    return Writer(tokenizer, ["What is bread?", "Where is the sea?"], PROSE, np.random.default_rng(0))
+    return Writer(ChatTemplate(tokenizer), ["What is bread?", "Where is the sea?"], PROSE, np.random.default_rng(0))
 
 
 def ids_of(tokenizer, written):
@@ -53,6 +54,22 @@ def test_a_form_holds_the_request_and_ends_as_it_says(lab_tokenizer, form):
     expected = next((ending for ending, names in BY_ENDING.items() if form.name in names), Ending.TEMPLATE)
     expected = Ending.PREFILL if form.name == "within_prefill" else expected
     assert read_template(lab_tokenizer).ending(ids_of(lab_tokenizer, written)) is expected
+
+
+def test_forms_are_written_through_a_template_that_takes_parts_alone(lab_tokenizer, monkeypatch):
+    """As the prompts that are calibrated on are: each such form has the text that the lab's own template gives it."""
+    content = "{{ message['content'] }}"
+    assert content in CHAT_TEMPLATE
+    in_parts = CHAT_TEMPLATE.replace(content, "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}")
+    for form in FORMS:
+        texts = []
+        for template in (CHAT_TEMPLATE, in_parts):
+            monkeypatch.setattr(lab_tokenizer, "chat_template", template)
+            try:
+                texts.append(form.write(writer(lab_tokenizer), REQUEST).text)
+            except NoSuchForm:
+                texts.append("no such form")
+        assert form.name == "tool_result" or texts[0] == texts[1], form.name
 
 
 def test_the_lab_s_template_is_read_as_it_is_written(lab_tokenizer):
