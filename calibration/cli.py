@@ -199,12 +199,12 @@ def calibrate(
 ) -> None:
     """Calibrate probes and steering vectors on a model: prompts in, an artifact out.
 
-    Without prompt files it uses the starter set that Foreguard ships. Thresholds that are certified on it promise nothing
-    about your traffic: `foreguard tune` certifies them on that.
+    Without prompt files it uses the starter set that Foreguard ships. Thresholds that are certified on it promise
+    nothing about your traffic: `foreguard tune` certifies them on that.
 
     Each line of a prompt file is {"prompt": "…", "label": "harmful"} or "harmless"; "messages" may stand for "prompt",
-    and "category" and "source" group the report. CSV, Parquet and ShareGPT's files are read, too. Three files must share
-    no request.
+    and "category" and "source" group the report. CSV, Parquet and ShareGPT's files are read, too. Three files must
+    share no request.
 
     An interrupted run goes on where it stopped when the same command is given again.
 

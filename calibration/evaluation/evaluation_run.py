@@ -74,7 +74,7 @@ class Evaluated:
     def lines(self) -> Iterator[str]:
         """Yield one JSON object a prompt: `id`, `label`, `source`, and the last turn's `scores` by probe.
 
-        A conversation also has `turns`, the scores of each of its turns. A served request is judged by the worst of them.
+        A conversation also has `turns`, the scores of each of its turns. A served request is judged by the worst.
         """
         for index, (prompt, row) in enumerate(zip(self.prompts.prompts, self.scores, strict=True)):
             label = "harmful" if prompt.is_harmful else "harmless"

@@ -51,7 +51,10 @@ class Inputs:
 
     @classmethod
     def read(cls, model: Path, files: Mapping[str, PromptFile], out: Path, settings: Settings) -> "Inputs":
-        """Load the model, encode the prompts, name the work. Raises `PromptError`, `ModelError` or `CalibrationError`."""
+        """Load the model, encode the prompts, name the work.
+
+        Raises `PromptError`, `ModelError` or `CalibrationError`.
+        """
         with stage("reading the model's fingerprint"):
             identity = _identity(model, settings)
         with stage("loading the model"):

@@ -96,7 +96,7 @@ def _call(call: ToolCall) -> Turn:
 
 
 def _with_one_system_turn(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the conversation with developers' turns as the system's, and these as one at its start if any is elsewhere."""
+    """Return the conversation with developers' turns as the system's: one turn at its start if any is elsewhere."""
     named: list[Turn] = [turn | {"role": "system"} if turn["role"] == "developer" else turn for turn in turns]
     system = [turn for turn in named if turn["role"] == "system"]
     if named[: len(system)] == system and len(system) == 1:

@@ -132,7 +132,8 @@ def asked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 def _of_sharegpt(turn: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
     said = turn["from"]
-    return {"role": _SHAREGPT_ROLES.get(said, said), "content": turn.get("value"), **rest}
+    role = _SHAREGPT_ROLES.get(said, said) if isinstance(said, str) else said
+    return {"role": role, "content": turn.get("value"), **rest}
 
 
 def _text(part: Any) -> str:
@@ -140,5 +141,7 @@ def _text(part: Any) -> str:
         return part
     if isinstance(part, Mapping) and part.get("type") in ("text", "input_text", "output_text") and "text" in part:
         return str(part["text"])
+    if isinstance(part, Mapping) and part.get("type") == "text":
+        raise ValueError("content: a part of type 'text' has no 'text'")
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     raise ValueError(f"content: a part of type {kind!r} is no text, and probes are calibrated on text alone")

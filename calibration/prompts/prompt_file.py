@@ -134,7 +134,7 @@ class _Line(BaseModel):
 def _read_cell(key: str, cell: str) -> Any:
     try:
         return json.loads(cell)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{key}: is no JSON: {error}") from error
 
 

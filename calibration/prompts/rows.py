@@ -10,6 +10,8 @@ from typing import Any
 
 from probes.errors import PromptError
 
+_MOST_IN_A_CELL = 2**26
+"""Letters. Python's own limit, 131,072, is less than a long document."""
 Row = tuple[int, str | dict[str, Any]]
 """Its line in the file (its number, in Parquet and in a list), and JSON or what it holds."""
 
@@ -41,6 +43,7 @@ def _text(raw: bytes, name: str) -> str:
 
 
 def _csv(text: str, name: str) -> Iterator[Row]:
+    csv.field_size_limit(_MOST_IN_A_CELL)
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="")
     try:
         for row in reader:
@@ -62,6 +65,8 @@ def _list(text: str, name: str) -> Iterator[Row]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise PromptError(error.msg, field=f"{name}:{error.lineno}", remedy="write one whole JSON list") from error
+    except RecursionError as error:
+        raise PromptError("is nested too deeply", field=name, remedy="write one whole JSON list") from error
     yield from enumerate(rows, start=1)
 
 

@@ -142,6 +142,18 @@ def test_labels_have_other_spellings_if_they_are_given(tmp_path):
         ("p.json", '[{"prompt": "a", "label": "harmless"}, 3]', "p.json:2: .*dictionary"),
         ("p.parquet", "no", "p.parquet: is no Parquet file"),
         ("p.csv", 'messages,label\n"[{",harmless\n', "p.csv:2: messages: is no JSON"),
+        ("p.csv", f"messages,label\n{'[' * 100_000},harmless\n", "p.csv:2: messages: is no JSON"),
+        ("p.json", "[" * 100_000, "p.json: is nested too deeply"),
+        (
+            "p.jsonl",
+            '{"conversations": [{"from": ["x"], "value": 1}], "label": "harmless"}',
+            r"jsonl:1: messages\.0\.role",
+        ),
+        (
+            "p.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "text"}]}], "label": "harmless"}',
+            "has no 'text'",
+        ),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path, name, content, problem):
@@ -149,6 +161,12 @@ def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path, name, content,
     (tmp_path / name).write_text(content)
     with pytest.raises(PromptError, match=problem):
         load_prompts(tmp_path / name)
+
+
+def test_a_long_document_is_read_from_csv(tmp_path):
+    """Longer than what Python's own reader takes."""
+    (tmp_path / "p.csv").write_text(f"prompt,label\n{'word ' * 100_000},harmless\n")
+    assert len(load_prompts(tmp_path / "p.csv").prompts[0].text) == 500_000
 
 
 def test_a_part_that_is_no_text_is_refused(tmp_path):
