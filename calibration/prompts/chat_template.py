@@ -38,7 +38,7 @@ class ChatTemplate:
                 remedy="use a chat model, or add chat_template.jinja to its folder",
             )
         told = json.loads(options) if options else {}
-        offered = json.loads(tools) if tools else None
+        offered = [_offered(tool) for tool in json.loads(tools)] if tools else None
         try:
             return self.apply(messages, tools=offered, add_generation_prompt=True, **told)
         except (TemplateError, TypeError, KeyError, ValueError) as error:
@@ -108,3 +108,16 @@ def _with_one_system_turn(turns: Sequence[Turn]) -> list[Turn]:
 
 def _plain(content: str | list[dict[str, str]]) -> str:
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def _offered(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool as vLLM hands it to the template: known fields only, the usual ones also where they are missing.
+
+    `ChatCompletionToolsParam` in `vllm/entrypoints/openai/chat_completion/protocol.py`.
+    """
+    function = tool.get("function") or {}
+    kept = {key: function.get(key) for key in ("name", "description", "parameters")}
+    deferred = tool.get("defer_loading")
+    rare = {"strict": function.get("strict"), "defer_loading": function.get("defer_loading", deferred)}
+    kept |= {key: value for key, value in rare.items() if value is not None}
+    return {"type": "function", "function": kept} | ({} if deferred is None else {"defer_loading": deferred})
