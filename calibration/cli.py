@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from guard.console import table_console
 
 if TYPE_CHECKING:
     from calibration.evaluation.evaluate import Report
@@ -54,7 +55,7 @@ def _list_methods(asked: bool) -> None:
         from calibration.registry import methods, studies
         from calibration.report.display import installed_table
 
-        Console().print(installed_table(methods().values(), studies().values()))
+        table_console().print(installed_table(methods().values(), studies().values()))
         raise typer.Exit
 
 
@@ -241,7 +242,7 @@ def calibrate(
         also=tuple(also or ()),
         only=tuple(only) if only else None,
     )
-    console = Console()
+    console = table_console()
     try:
         done = run(resolve_model(model), chosen_prompts(prompts, train, validation, test, label or ()), out, settings)
     except KeyboardInterrupt:
@@ -271,7 +272,7 @@ def prompts(
     for split, file in chosen_prompts().items():
         (out / f"{split}.jsonl").write_text("".join(f"{prompt.to_json()}\n" for prompt in file.prompts))
         count = int(file.harmful.sum())
-        Console().print(f"{split:10} {count:5} harmful {len(file.prompts) - count:5} harmless", highlight=False)
+        table_console().print(f"{split:10} {count:5} harmful {len(file.prompts) - count:5} harmless", highlight=False)
 
 
 def evaluate(
@@ -323,7 +324,7 @@ def evaluate(
     _write_json(evaluated.report, json)
     if scores is not None:
         scores.write_text("".join(f"{line}\n" for line in evaluated.lines()))
-    Console().print(evaluation_tables(evaluated.report))
+    table_console().print(evaluation_tables(evaluated.report))
 
 
 def tune(
@@ -424,7 +425,7 @@ def tune(
         engine_args=tuple(shlex.split(engine_args)),
     )
     # The diff alone goes to standard output, so that it can be redirected into `patch`.
-    Console(stderr=True).print(tuning_tables(found))
+    table_console(stderr=True).print(tuning_tables(found))
     typer.echo(found.diff, nl=False)
 
 
@@ -475,7 +476,7 @@ def attack(
     )
     if json is not None:
         json.write_text(study.model_dump_json(indent=2) + "\n")
-    Console().print(study_tables(study))
+    table_console().print(study_tables(study))
 
 
 def inspect(
@@ -534,7 +535,7 @@ def inspect(
     first, second = map(resolve_model, compare)
     found = compare_builds(first, second, file, dtype=dtype, device=device, skip_long=skip_long)
     verdict = judge(found)
-    Console().print(comparison_tables(found, verdict))
+    table_console().print(comparison_tables(found, verdict))
     raise typer.Exit(1 if verdict.moved else 0)
 
 
@@ -542,7 +543,7 @@ def _inspect_artifact(artifact: Path, prevalence: float | None) -> None:
     from calibration.report.display import artifact_summary
     from probes.artifact import Artifact
 
-    Console().print(artifact_summary(Artifact.load(artifact), prevalence))
+    table_console().print(artifact_summary(Artifact.load(artifact), prevalence))
 
 
 def report(
@@ -556,7 +557,7 @@ def report(
     from calibration.report.page import write_report
     from probes.artifact import Artifact
 
-    Console().print(f"written to {write_report(Artifact.load(artifact), out)}")
+    table_console().print(f"written to {write_report(Artifact.load(artifact), out)}")
 
 
 def _write_json(report: "Report", path: Path | None) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from guard.console import table_console
 from probes.errors import ForeguardError, PolicyError
 
 if TYPE_CHECKING:  # these import numpy and torch, which `--help` does not need
@@ -75,7 +76,7 @@ def check(
         ]
         of_answer = " the answer" if rule in loaded.answer_rules else ""
         table.add_row(rule.name, rule.action.value + of_answer, "\n".join(conditions))
-    console = Console()
+    console = table_console()
     console.print(table)
     for idle, before in (bound.idle_rules if bound else {}).items():
         console.print(f"note: rule {idle} never decides: {before} fires wherever it would, and goes before it")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import openai
 from rich.console import Console
 from rich.markup import escape
 
+from guard.console import table_console
 from guard.decide import BoundPolicy
 from guard.verdict import Action
 from probes.artifact import Artifact
@@ -26,13 +26,12 @@ from serving.demo.subjects import Model, Subject, lab, smollm2
 from serving.offline.process import free_port, guarded_command, running
 
 _FOREGUARD = str(Path(sys.executable).with_name("foreguard"))
-_WIDTH = 130  # of the tables, where no terminal says its own
 _SERVER_FLAGS = ["--served-model-name", MODEL, "--max-model-len", "1024"]
 
 
 def run(guarded: Model, lab_folder: Path, policy: Path | None, work: Path, *, compiled: bool) -> bool:
     """Run the demo; return whether every verdict was what it should be. Raises `ServingError` when a step fails."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    console = table_console()
     began = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     subject = _subject(console, guarded, lab_folder, work)
@@ -90,9 +89,7 @@ def _calibrate(subject: Subject, artifact: Path, work: Path) -> None:
 
 def _command(*arguments: str, quiet: bool = False) -> None:
     output = subprocess.DEVNULL if quiet else None
-    # Without a terminal, tables would be cut to 80 columns.
-    environment = os.environ if sys.stdout.isatty() else os.environ | {"COLUMNS": str(_WIDTH)}
-    ended = subprocess.run([_FOREGUARD, *arguments], check=False, stdout=output, env=environment)  # noqa: S603
+    ended = subprocess.run([_FOREGUARD, *arguments], check=False, stdout=output)  # noqa: S603 - our own command line
     if ended.returncode:
         raise ServingError(
             f"`foreguard {arguments[0]}` ended with status {ended.returncode}",

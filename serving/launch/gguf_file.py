@@ -37,6 +37,9 @@ def convert(source: Path, out: Path) -> Path:
         part.mkdir(parents=True)
         model.to(torch.bfloat16).save_pretrained(part)
         tokenizer.save_pretrained(part)
+        # safetensors writes files that nobody else may read; whoever may read the config may read the weights.
+        for file in part.iterdir():
+            file.chmod((part / "config.json").stat().st_mode)
         part.rename(out)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)

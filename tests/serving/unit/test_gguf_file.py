@@ -92,6 +92,7 @@ def test_the_folder_computes_what_the_file_does(tiny_gguf, tmp_path):
     assert read.chat_template == tokenizer.chat_template
     assert read.model_max_length == model.config.max_position_embeddings
     assert not list(tmp_path.glob("*.part"))
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1, "whoever may read one file may read all"
 
 
 def test_a_folder_that_is_there_is_left_alone(tiny_gguf, tmp_path):
