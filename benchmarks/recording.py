@@ -26,7 +26,8 @@ from calibration.prompts.batching import make_batch
 from calibration.prompts.prompt_file import load_prompts
 from calibration.prompts.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.recording.activations import record
-from calibration.recording.shards import Where, plan_shards
+from calibration.recording.places import Where, every_place
+from calibration.recording.shards import plan_shards
 
 _PROMPTS = LAB.parent / "prompts" / "train.jsonl"
 _QUICK = 3
@@ -94,7 +95,7 @@ def _recorded(chat: ChatModel, prompts: EncodedPrompts) -> float:
 
 def _where(chat: ChatModel) -> tuple[Where, ...]:
     """Return the places that a calibration reads."""
-    return (*range(len(template_suffix(chat.tokenizer)) + 1), "mean")
+    return every_place(len(template_suffix(chat.tokenizer)))
 
 
 def _sample(chat: ChatModel, count: int) -> EncodedPrompts:

@@ -37,7 +37,8 @@ class Readout(BaseModel):
     """`last` only: tokens before the turn's last; 0 is the position that predicts the answer's first token."""
     over: Literal["all", "content"] = "all"
     """Which tokens are read, but for `last`: `content` leaves out the chat template's own. A request that goes on, or whose
-    template is cut, then has what it had before among its values."""
+    template is cut, then has what it had before among its values. It leaves out the prompt's first token, too: whatever
+    that is, models keep massive activations there (arXiv 2402.17762), in which a mean would drown."""
     alpha: float = Field(0.5, gt=0, le=1)
     """`ema` only: the weight of the newest token."""
     window: int = Field(16, ge=1)
@@ -68,9 +69,12 @@ class Readout(BaseModel):
             # A turn shorter than the chat template's tail (a raw completion) is read at its first token.
             position = max(turn.stop - 1 - self.offset, turn.start)
             return range(position, position + 1)
-        if self.over == "all" or not turn.frame:
+        if self.over == "all":
             return range(turn.start, turn.stop)
-        content = sorted(set(range(turn.start, turn.stop)).difference(turn.frame))
+        first = max(turn.start, 1)
+        if not turn.frame:
+            return range(first, turn.stop) or range(turn.stop - 1, turn.stop)
+        content = sorted(set(range(first, turn.stop)).difference(turn.frame))
         # A turn that says nothing is read at its last token: every turn has a score.
         return content or range(turn.stop - 1, turn.stop)
 

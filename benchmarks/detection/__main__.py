@@ -22,6 +22,7 @@ from calibration.prompts.prompt_file import PromptFile, load_prompts
 from calibration.prompts.template import EncodedPrompts, encode_prompts, template_suffix
 from calibration.prompts.wrapping import wrap_prompts
 from calibration.recording.activations import record
+from calibration.recording.places import every_place
 from calibration.registry import methods as installed
 from calibration.registry import refitted
 from probes.fingerprint import fingerprint
@@ -58,7 +59,7 @@ def main(
     chat = ChatModel.load(model)
     encoded = _encode(chat, load_prompts(prompts), wrap)
     offset = len(template_suffix(chat.tokenizer))
-    recording = record(chat, encoded, (*range(offset + 1), "mean"), work / "activations")
+    recording = record(chat, encoded, every_place(offset), work / "activations")
     training = TrainingSet.split(chat, encoded, recording, offset)
     tokens = training.refusal_tokens
     methods = refitted(method or list(installed()))

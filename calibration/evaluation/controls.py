@@ -14,10 +14,9 @@ from calibration.fitting.metrics import auroc
 from calibration.fitting.training_set import NO_REFUSALS, TrainingSet
 from calibration.methods.classifiers.linear_classifiers import fit_logistic
 from calibration.prompts.template import EncodedPrompts
-from calibration.recording.activations import Where
+from calibration.recording.places import place_of, readout_at
 from calibration.recording.request_scores import RequestScores
 from probes.manifest import Probe
-from probes.readout import Readout
 
 _NUM_DRAWS = 5
 _SEED = 20_260
@@ -40,7 +39,7 @@ def random_probes(like: Probe, hidden_size: int) -> list[FittedProbe]:
 
 
 def _linear(like: Probe, name: str, bias: float) -> Probe:
-    readout = Readout(kind="mean") if like.readout.kind == "attention" else like.readout
+    readout = readout_at("content") if like.readout.kind == "attention" else like.readout
     plain = {"channels": 1, "head": "sum", "scale": 1.0, "readout": readout, "evidence": {}}
     return like.model_copy(update=plain | {"name": name, "bias": bias})
 
@@ -48,7 +47,9 @@ def _linear(like: Probe, name: str, bias: float) -> Probe:
 def shuffled_probes(like: Probe, training: TrainingSet) -> list[FittedProbe]:
     """Return logistic probes that read where `like` reads, fitted on labels shuffled among the prompts."""
     rng = np.random.default_rng(_SEED)
-    where: Where = "mean" if like.readout.kind == "mean" else like.readout.offset
+    where = place_of(like.readout)
+    if where is None:
+        raise ValueError(f"nothing is recorded of what {like.name!r} reads")
     rows = training.held(training.fit)
     features = training.features(like.layers[0], where, rows)
     probes = []

@@ -3,7 +3,7 @@
 from calibration.fitting.metrics import auroc
 from calibration.fitting.training_set import TrainingSet
 from calibration.prompts.template import template_suffix
-from calibration.recording.activations import Where
+from calibration.recording.places import Where, every_place
 from calibration.recording.stage_file import Strict
 
 
@@ -11,14 +11,14 @@ class SeparationMap(Strict):
     """AUROC of the difference in means on selection prompts, block by block and position by position."""
 
     positions: tuple[str, ...]
-    """From the prompt's last token backwards, then the mean of all tokens."""
+    """From the prompt's last token backwards, then the mean over its content."""
     auroc: tuple[tuple[float, ...], ...]
     """`[positions][blocks]`."""
 
 
 def separation_map(training: TrainingSet) -> SeparationMap:
     """Return the map. Directions are fitted on the fit prompts, AUROCs measured on the selection prompts."""
-    places: tuple[Where, ...] = (*range(training.instruction_offset + 1), "mean")
+    places = every_place(training.instruction_offset)
     return SeparationMap(
         positions=tuple(_names(training)),
         auroc=tuple(
@@ -38,4 +38,4 @@ def _names(training: TrainingSet) -> list[str]:
     tokenizer = training.chat.tokenizer
     tokens = [tokenizer.decode([token]) for token in template_suffix(tokenizer)]
     template = [f"{-1 - offset}: {token!r}" for offset, token in enumerate(reversed(tokens))]
-    return [*template, f"{-1 - training.instruction_offset}: instruction's last", "mean of all"]
+    return [*template, f"{-1 - training.instruction_offset}: instruction's last", "mean over the content"]

@@ -6,20 +6,36 @@ half of that on prompts of other wordings. So every candidate is fitted without 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from calibration.fitting.linear import Linear
-from calibration.fitting.metrics import auroc, recall_at
+from calibration.fitting.metrics import auroc, low_end_auroc, recall_at
 from calibration.fitting.training_set import Rows, TrainingSet
-from calibration.recording.activations import Where
+from calibration.recording.places import Where
 
 _MOST_JUDGED = 3000
 """Prompts per class to choose by: the standard error of a recall is then below one point."""
 
 Features = npt.NDArray[np.float32]
 Fit = Callable[[Features, npt.NDArray[np.bool_]], Linear]
+
+
+class Judged(NamedTuple):
+    """How a reading fares on sources that it was not fitted on: means over the folds, whose cuts are set on such, too."""
+
+    low_end: float
+    """AUROC of the curve's part up to 5 % false positives: what readings are chosen by."""
+    auroc: float
+    recall: float
+    """At 1 % false positives."""
+
+    @property
+    def evidence(self) -> dict[str, float]:
+        """The numbers as a probe's manifest has them."""
+        return {"selection_auroc": self.auroc, "selection_recall": self.recall, "selection_low_end": self.low_end}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +71,9 @@ class CrossValidation:
             logits[judged] = fit(features[fitted], harmful[fitted])(features[judged])
         return logits
 
-    def numbers(self, logits: npt.NDArray[np.float64]) -> tuple[float, float]:
-        """Return recall at 1 % false positives and AUROC, means over the folds: cuts are set on unseen sources too."""
+    def judge(self, logits: npt.NDArray[np.float64]) -> Judged:
+        """Return how the reading fares that gave these logits."""
         harmful = self.harmful
         sides = [(logits[judged][harmful[judged]], logits[judged][~harmful[judged]]) for _, judged in self.folds]
-        recalls = [recall_at(above, below, 0.01) for above, below in sides]
-        return float(np.mean(recalls)), float(np.mean([auroc(above, below) for above, below in sides]))
+        numbers = [(low_end_auroc(*each), auroc(*each), recall_at(*each, 0.01)) for each in sides]
+        return Judged(*np.mean(numbers, axis=0).tolist())

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, rankdata, t
+from sklearn.metrics import roc_auc_score
 
 from guard.threshold import Threshold, certify, minimum_negatives
 from probes.manifest import Evaluation, Rate
@@ -70,6 +71,16 @@ def cut_at(harmless: Scores, false_positive_rate: float) -> float:
 def recall_at(harmful: Scores, harmless: Scores, false_positive_rate: float) -> float:
     """Return the share of harmful scores above the cut that the harmless ones give; unlike `tpr_at_fpr`, for any N."""
     return float((harmful > cut_at(harmless, false_positive_rate)).mean())
+
+
+def low_end_auroc(harmful: Scores, harmless: Scores, false_positive_rate: float = 0.05) -> float:
+    """Return the AUROC of the part of the curve up to a rate of false positives, scaled so that chance is 0.5.
+
+    It says what recall at one low rate says, with less of the luck that a few harmless prompts make it depend on (McClish,
+    doi:10.1177/0272989X8900900307, as scikit-learn has it).
+    """
+    labels = np.arange(len(harmful) + len(harmless)) < len(harmful)
+    return float(roc_auc_score(labels, np.concatenate([harmful, harmless]), max_fpr=false_positive_rate))
 
 
 def tpr_at_fpr(harmful: Scores, harmless: Scores, rates: Sequence[float] = FALSE_POSITIVE_RATES) -> dict[str, Rate]:

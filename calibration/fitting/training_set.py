@@ -19,8 +19,8 @@ from calibration.model.chat_model import ChatModel
 from calibration.model.refusal_metric import find_refusal_tokens, first_token_log_probs
 from calibration.prompts.template import EncodedPrompts
 from calibration.recording.moments import Moments
+from calibration.recording.places import Where
 from calibration.recording.recording import Recording
-from calibration.recording.shards import Where
 
 _SELECT_SHARE = 0.25
 _NUM_FOLDS = 4

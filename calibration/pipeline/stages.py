@@ -19,7 +19,8 @@ from calibration.pipeline.settings import Settings
 from calibration.prompts.near_duplicates import leakage_notes
 from calibration.prompts.progress import stage
 from calibration.prompts.template import EncodedPrompts, template_suffix
-from calibration.recording.activations import Where, record
+from calibration.recording.activations import record
+from calibration.recording.places import every_place
 from calibration.recording.request_scores import RequestScores, score_prompts
 from calibration.registry import methods, refitted
 from probes.errors import CalibrationError
@@ -34,7 +35,7 @@ _REPORT = json_codec(Report)
 def record_training(inputs: Inputs) -> Kept[TrainingSet]:
     """Read the hidden states of the training prompts, and set a quarter of these aside to choose by."""
     offset = len(template_suffix(inputs.chat.tokenizer))
-    where: tuple[Where, ...] = (*range(offset + 1), "mean")
+    where = every_place(offset)
     key = key_of("activations", inputs.train, where)
     with stage("reading activations"):
         prompts, folder = inputs.train.value, inputs.work.path("activations", key)

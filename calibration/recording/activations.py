@@ -19,21 +19,22 @@ from calibration.model.chat_model import ChatModel
 from calibration.model.hooks import on_input, on_output, together
 from calibration.prompts.batching import Batch, make_batch
 from calibration.prompts.progress import track
-from calibration.prompts.template import EncodedPrompts
+from calibration.prompts.template import EncodedPrompts, read_template
+from calibration.recording.places import Where, content_positions
 from calibration.recording.recording import Recording
 from calibration.recording.shards import (
     ActivationSource,
     Shard,
     Tensors,
-    Where,
     is_whole,
     plan_shards,
     save_shard,
     tensor_name,
 )
 from probes.errors import CalibrationError
+from probes.template import Template
 
-__all__ = ["InProcess", "Recording", "Where", "read_blocks", "read_shard", "record"]
+__all__ = ["InProcess", "Recording", "read_blocks", "read_shard", "record"]
 
 
 @contextmanager
@@ -116,31 +117,44 @@ def read_shard(chat: ChatModel, token_ids: Sequence[Sequence[int]], where: Seque
     num_rows = len(shard.rows)
     tensors = {
         tensor_name(place, layer): torch.empty(
-            num_rows, chat.hidden_size, dtype=torch.float32 if place == "mean" else dtype, device=chat.device
+            num_rows, chat.hidden_size, dtype=torch.float32 if place == "content" else dtype, device=chat.device
         )
         for place in where
         for layer in range(chat.num_layers)
     }
+    template = read_template(chat.tokenizer) if "content" in where else None
     first = 0
     for rows in shard.batches:
         batch = make_batch(token_ids, rows, chat.device)
+        weights = _content_weights(template, [token_ids[row] for row in rows], batch) if template else None
         into = {name: tensor[first : first + len(rows)] for name, tensor in tensors.items()}
-        keep = _keep(batch, where, into)
+        keep = _keep(batch, where, weights, into)
         with together(on_output(block, partial(keep, layer)) for layer, block in enumerate(chat.blocks)):
             chat.last_logits(batch)
         first += len(rows)
     return {name: tensor.cpu() for name, tensor in tensors.items()} | {"rows": torch.tensor(shard.rows)}
 
 
-def _keep(batch: Batch, where: Sequence[Where], into: Tensors) -> Callable[[int, torch.Tensor], None]:
+def _content_weights(template: Template, token_ids: Sequence[Sequence[int]], batch: Batch) -> torch.Tensor:
+    """Return the weights `[B, 1, T]` by which each prompt's tokens make the mean over its content."""
+    weights = torch.zeros(batch.input_ids.shape)
+    for row, ids in enumerate(token_ids):
+        positions = content_positions(template, ids)
+        weights[row, list(positions)] = 1 / len(positions)
+    return weights.unsqueeze(1).to(batch.input_ids.device)
+
+
+def _keep(
+    batch: Batch, where: Sequence[Where], weights: torch.Tensor | None, into: Tensors
+) -> Callable[[int, torch.Tensor], None]:
     index = torch.arange(len(batch.lengths), device=batch.lengths.device)
-    positions = {place: batch.from_end(place) for place in where if place != "mean"}
-    weights = (batch.mask / batch.lengths[:, None]).unsqueeze(1).float()
+    positions = {place: batch.from_end(place) for place in where if place != "content"}
 
     def see(layer: int, stream: torch.Tensor) -> None:
-        for place in where:
-            at_place = torch.bmm(weights, stream.float())[:, 0] if place == "mean" else stream[index, positions[place]]
-            into[tensor_name(place, layer)].copy_(at_place)
+        for place, position in positions.items():
+            into[tensor_name(place, layer)].copy_(stream[index, position])
+        if weights is not None:
+            into[tensor_name("content", layer)].copy_(torch.bmm(weights, stream.float())[:, 0])
 
     return see
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from calibration.model.chat_model import ChatModel
 from calibration.model.refusal_metric import refusal_metrics
 from calibration.prompts.progress import track
-from calibration.prompts.template import EncodedPrompts
+from calibration.prompts.template import EncodedPrompts, read_template
+from calibration.recording.places import Where, content_positions
 from calibration.recording.request_scores import RequestScores
-from calibration.recording.shards import Shard, Tensors, Where
+from calibration.recording.shards import Shard, Tensors
 from probes.artifact import Artifact
 from probes.errors import CalibrationError, ServingError
 
@@ -32,9 +33,9 @@ IN_PROCESS = "hf"
 _AT_A_TIME = 256
 """Prompts handed to the engine together, for a bar to move."""
 
-Read = Callable[[Sequence[Sequence[int]], Sequence[Where], Path], None]
+Read = Callable[[Sequence[Sequence[int]], Sequence[Where], Sequence[Sequence[int]], Path], None]
 """Passes prompts, as token ids, through the engine and writes a safetensors file: `<place>.<layer>` `[N, D]`, or `scores`
-`[N, K]` where the engine was opened with an artifact."""
+`[N, K]` where the engine was opened with an artifact. Behind the places stand the positions of each prompt's content."""
 
 OpenEngine = Callable[[Path, int, Sequence[str], Path, Path | None], AbstractContextManager[Read]]
 """What an entry point names: from a model folder, the longest prompt's tokens, the engine's own arguments, a log, and the
@@ -95,11 +96,14 @@ class EngineSource:
         self, prompts: EncodedPrompts, probes: Path | None
     ) -> Iterator[Callable[[Sequence[int], Sequence[Where]], Tensors]]:
         """Run the engine, for as long as the block lasts, to answer for rows of the prompts."""
+        template = read_template(self.chat.tokenizer)
         answer, log = self.folder / "engine.partial", self.folder / "engine.log"
         with self.open_engine(self.model, int(prompts.lengths.max()), self.options, log, probes) as read:
 
             def answered(rows: Sequence[int], where: Sequence[Where]) -> Tensors:
-                read([prompts.token_ids[row] for row in rows], where, answer)
+                asked = [prompts.token_ids[row] for row in rows]
+                content = [list(content_positions(template, ids)) for ids in asked] if "content" in where else []
+                read(asked, where, content, answer)
                 tensors: Tensors = load_file(answer)
                 answer.unlink()
                 return tensors

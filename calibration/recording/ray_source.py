@@ -23,8 +23,9 @@ from calibration.model.chat_model import ChatModel
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
 from calibration.recording.activations import read_shard
+from calibration.recording.places import Where
 from calibration.recording.request_scores import RequestScores, plan_scoring, score_batches
-from calibration.recording.shards import Shard, Tensors, Where
+from calibration.recording.shards import Shard, Tensors
 from probes.artifact import Artifact
 from probes.errors import CalibrationError, ModelError
 from probes.fingerprint import Fingerprint, fingerprint

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from safetensors import safe_open
 
 from calibration.recording.moments import Moments
-from calibration.recording.shards import Where, tensor_name
+from calibration.recording.places import Where
+from calibration.recording.shards import tensor_name
 from probes.errors import CalibrationError
 
 Rows = npt.NDArray[np.int64]

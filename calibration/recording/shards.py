@@ -6,7 +6,7 @@ So a recording that goes on after an interruption, or that many machines share, 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,10 +14,8 @@ from safetensors.torch import save_file
 
 from calibration.prompts.batching import plan_batches
 from calibration.prompts.template import EncodedPrompts
+from calibration.recording.places import Where
 from calibration.recording.stage_file import written_whole
-
-Where = int | Literal["mean"]
-"""Tokens before the prompt's last one, or the mean over all the prompt's tokens."""
 
 Tensors = dict[str, torch.Tensor]
 """A shard's content: `<place>.<layer>` `[n, D]` for every place and layer, and `rows` `[n]`: which prompts they are.

@@ -67,8 +67,17 @@ def _keep_stream(decoder: Decoder, streams: Streams, layer: int, first: int) -> 
 class Gathered:
     """The streams of N prompts at the places that were asked for, gathered step by step."""
 
-    def __init__(self, num_prompts: int, where: Sequence[int | str], num_layers: int, hidden_size: int) -> None:
+    def __init__(
+        self,
+        num_prompts: int,
+        where: Sequence[int | str],
+        content: Sequence[Sequence[int]],
+        num_layers: int,
+        hidden_size: int,
+    ) -> None:
+        """Make room. `content` are the positions that place `content` is the mean of, for each prompt."""
         self._where = tuple(where)
+        self._content = [torch.tensor(positions) for positions in content]
         self._shape = (num_layers, hidden_size)
         self._places = {place: torch.full((num_prompts, *self._shape), torch.nan) for place in self._where}
         self._sums = torch.zeros(num_prompts, num_layers * hidden_size, dtype=torch.float64)
@@ -81,10 +90,12 @@ class Gathered:
             position = max(length - 1 - place, 0) if isinstance(place, int) else -1
             if before <= position < end:
                 self._places[place][row] = streams[position - before].cpu().view(self._shape)
-        if "mean" in self._where:
-            self._sums[row] += streams.sum(0, dtype=torch.float64).cpu()
+        if "content" in self._where:
+            positions = self._content[row]
+            own = positions[(before <= positions) & (positions < end)] - before
+            self._sums[row] += streams[own.to(streams.device)].sum(0, dtype=torch.float64).cpu()
             if end >= length:
-                self._places["mean"][row] = (self._sums[row] / length).float().view(self._shape)
+                self._places["content"][row] = (self._sums[row] / len(positions)).float().view(self._shape)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return `<place>.<layer>` `[N, D]`, float32; a prompt that was not read whole is NaN."""
@@ -119,9 +130,9 @@ class RecordingWorker(PlatformWorker):
         )
         self.foreguard_gathered = None
 
-    def foreguard_begin(self, num_prompts: int, where: list[int | str]) -> None:
+    def foreguard_begin(self, num_prompts: int, where: list[int | str], content: list[list[int]]) -> None:
         """Make room for `num_prompts` prompts, which say in their `extra_args` which row they are."""
-        self.foreguard_gathered = Gathered(num_prompts, where, *self.foreguard_size)
+        self.foreguard_gathered = Gathered(num_prompts, where, content, *self.foreguard_size)
 
     def foreguard_write(self, path: str) -> None:
         """Write what was gathered to the safetensors file `path`, by the first worker alone: all hold the same."""

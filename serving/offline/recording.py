@@ -1,8 +1,9 @@
 """Recording and scoring through vLLM: the engine of entry point group `foreguard.engines`, in a process of its own.
 
 `python -m serving.offline.recording MODEL [--score-by ARTIFACT] [vLLM's arguments]` reads orders as JSON lines,
-`{"prompts": [[token id, ...], ...], "where": [...], "path": "..."}`, and answers each with an empty line when the file at
-`path` is written. It is a process of its own, so that its memory is free again for whatever follows.
+`{"prompts": [[token id, ...], ...], "where": [...], "content": [[position, ...], ...], "path": "..."}`, and answers each
+with an empty line when the file at `path` is written. It is a process of its own, so that its memory is free again for
+whatever follows.
 """
 
 import json
@@ -35,7 +36,7 @@ _BATCHED_TOKENS = 2048
 _LAST_LINES = 12
 _SCORE_BY = "--score-by"
 
-Read = Callable[[Sequence[Sequence[int]], Sequence[int | str], Path], None]
+Read = Callable[[Sequence[Sequence[int]], Sequence[int | str], Sequence[Sequence[int]], Path], None]
 """Passes prompts through the engine and writes `<place>.<layer>` `[N, D]`, or `scores` `[N, K]` (float32), to a safetensors
 file."""
 
@@ -61,7 +62,7 @@ def vllm_engine(
         ) as process,
     ):
         try:
-            yield lambda prompts, where, path: _ask(process, log, prompts, where, path)
+            yield lambda *order: _ask(process, log, *order)
         finally:
             process.kill()
 
@@ -71,9 +72,10 @@ def _ask(
     log: Path,
     prompts: Sequence[Sequence[int]],
     where: Sequence[int | str],
+    content: Sequence[Sequence[int]],
     path: Path,
 ) -> None:
-    order = {"prompts": prompts, "where": list(where), "path": str(path)}
+    order = {"prompts": prompts, "where": list(where), "content": content, "path": str(path)}
     answer = ""
     if process.stdin and process.stdout:
         try:
@@ -94,7 +96,7 @@ def _serve_orders(orders: IO[str], answers: IO[str], arguments: Sequence[str]) -
     engine = _engine(arguments)
     for line in orders:
         order = json.loads(line)
-        engine.collective_rpc("foreguard_begin", args=(len(order["prompts"]), order["where"]))
+        engine.collective_rpc("foreguard_begin", args=(len(order["prompts"]), order["where"], order["content"]))
         _pass(engine, order["prompts"])
         engine.collective_rpc("foreguard_write", args=(order["path"],))
         print(file=answers, flush=True)

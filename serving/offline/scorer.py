@@ -55,7 +55,7 @@ class ScoringWorker(GuardedWorker):
 
     foreguard_scored: torch.Tensor
 
-    def foreguard_begin(self, num_prompts: int, _where: Sequence[int | str]) -> None:
+    def foreguard_begin(self, num_prompts: int, _where: Sequence[int | str], _content: Sequence[Sequence[int]]) -> None:
         """Make room for `num_prompts` prompts, which say in their `extra_args` which row they are."""
         self.foreguard_scored = torch.full((num_prompts, self.foreguard.num_probes), torch.nan)
 

@@ -9,6 +9,7 @@ from calibration.prompts.prompt_file import load_prompts
 from calibration.prompts.template import encode_prompts, template_suffix
 from calibration.prompts.wrapping import wrap_prompts
 from calibration.recording.activations import record
+from calibration.recording.places import every_place
 
 
 def training_set(chat, folder, lines, wrap=0.0):
@@ -18,7 +19,7 @@ def training_set(chat, folder, lines, wrap=0.0):
     prompts = encode_prompts(chat.tokenizer, file, chat.context)
     prompts += encode_prompts(chat.tokenizer, copies, chat.context, skip_long=True)
     offset = len(template_suffix(chat.tokenizer))
-    recording = record(chat, prompts, (*range(offset + 1), "mean"), folder / "activations")
+    recording = record(chat, prompts, every_place(offset), folder / "activations")
     return TrainingSet.split(chat, prompts, recording, offset)
 
 

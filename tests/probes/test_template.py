@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from probes.readout import Readout
-from probes.template import MOST_TURNS, Ending, Template, Turn
+from probes.template import MOST_TURNS, Ending, Template, Turn, whole
 
 BEGIN, USER, ASSISTANT, END, LINE, SYSTEM = 1, 4, 5, 2, 9, 3
 TAIL = (END, LINE, ASSISTANT, LINE)
@@ -104,6 +104,15 @@ def test_a_turn_that_says_nothing_has_a_place_to_read():
     """Only template tokens: the last of them is read, so that every turn has a score."""
     [turn] = TEMPLATE.turns([*PREFIX, *TAIL])
     assert list(Readout(kind="max", over="content").positions(turn)) == [6]
+
+
+@given(content=WORDS)
+def test_a_prompt_s_first_token_is_no_content(content):
+    """Raw text: nothing drowns in the massive activations that models keep at the first token; one token alone is read."""
+    [turn] = TEMPLATE.turns(content)
+    read = list(Readout(kind="mean", over="content").positions(turn))
+    assert read == list(Readout(kind="mean", over="content").positions(whole(len(content))))
+    assert read == (list(range(1, len(content))) or [0])
 
 
 @given(ids=st.lists(st.integers(0, 40), min_size=1, max_size=60))

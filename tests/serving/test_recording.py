@@ -18,6 +18,7 @@ from calibration.prompts.prompt_file import load_prompts
 from calibration.prompts.template import encode_prompts, template_suffix
 from calibration.recording.activations import record
 from calibration.recording.engine_source import EngineSource, engine_folder, find_engine
+from calibration.recording.places import every_place
 from probes.errors import CalibrationError, PromptError, ServingError
 from probes.fingerprint import fingerprint
 from probes.manifest import Probe
@@ -51,7 +52,7 @@ def encoded(chat):
 
 @pytest.fixture(scope="module")
 def where(chat):
-    return (*range(len(template_suffix(chat.tokenizer)) + 1), "mean")
+    return every_place(len(template_suffix(chat.tokenizer)))
 
 
 @pytest.fixture(scope="module")

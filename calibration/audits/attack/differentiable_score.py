@@ -11,7 +11,7 @@ from calibration.model.chat_model import ChatModel
 from calibration.model.hooks import on_input, on_output, together
 from calibration.prompts.batching import Batch
 from probes.head import HEADS
-from probes.template import whole
+from probes.template import Template, Turn, whole
 
 Activations = Mapping[int, torch.Tensor]
 """By block, `[B, T, W]`."""
@@ -27,8 +27,10 @@ def activations_of(chat: ChatModel, probe: FittedProbe) -> Iterator[Activations]
         yield kept
 
 
-def probe_score(probe: FittedProbe, activations: Activations, batch: Batch) -> torch.Tensor:
-    """Return request scores `[B]` from the activations that the probe reads."""
+def probe_score(
+    probe: FittedProbe, activations: Activations, batch: Batch, template: Template | None = None
+) -> torch.Tensor:
+    """Return the scores `[B]` of each prompt's last turn, from the activations that the probe reads."""
     device = batch.mask.device
     tokens = torch.stack(
         [
@@ -39,13 +41,17 @@ def probe_score(probe: FittedProbe, activations: Activations, batch: Batch) -> t
     ).sum(dim=0)
     head = {name: tensor.to(device) for name, tensor in probe.head.items()}
     numbers = [
-        HEADS[probe.spec.head].graph(_values(probe, scores[:length]), head)
-        for scores, length in zip(tokens, batch.lengths.tolist(), strict=True)
+        HEADS[probe.spec.head].graph(_values(probe, scores, _last_turn(template, ids[:length])), head)
+        for scores, ids, length in zip(tokens, batch.input_ids.tolist(), batch.lengths.tolist(), strict=True)
     ]
     return probe.spec.scale * torch.stack(numbers) + probe.spec.bias
 
 
-def _values(probe: FittedProbe, scores: torch.Tensor) -> torch.Tensor:
-    """Return the values `[V]` of one prompt's token scores `[T, C]`."""
+def _last_turn(template: Template | None, token_ids: list[int]) -> Turn:
+    return template.turns(token_ids)[-1] if template else whole(len(token_ids))
+
+
+def _values(probe: FittedProbe, scores: torch.Tensor, turn: Turn) -> torch.Tensor:
+    """Return the values `[V]` of one turn, from its prompt's token scores `[T, C]`."""
     readout = probe.spec.readout
-    return readout.graph(scores[list(readout.positions(whole(len(scores))))])
+    return readout.graph(scores[list(readout.positions(turn))])

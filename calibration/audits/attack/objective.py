@@ -10,6 +10,7 @@ from calibration.fitting.fitted import FittedProbe
 from calibration.model.chat_model import ChatModel
 from calibration.model.refusal_gradient import refusal_log_odds
 from calibration.prompts.batching import Batch
+from probes.template import Template
 
 MARGIN = 0.5
 """Log-odds by which an attack has to succeed before it stops: rounding must not undo it."""
@@ -23,6 +24,8 @@ class Objective:
     refusal_tokens: tuple[int, ...]
     probe: FittedProbe | None = None
     cut: float = 0.0
+    template: Template | None = None
+    """The model's chat template, by which the probe reads."""
 
     def loss(self, chat: ChatModel, batch: Batch) -> torch.Tensor:
         """Return each prompt's loss `[B]`, as a graph where one is being made."""
@@ -34,5 +37,5 @@ class Objective:
         loss = (refusal_log_odds(logits, self.refusal_tokens) + MARGIN).relu()
         if self.probe is None:
             return loss
-        over: torch.Tensor = probe_score(self.probe, activations, batch) - self.cut + MARGIN
+        over: torch.Tensor = probe_score(self.probe, activations, batch, self.template) - self.cut + MARGIN
         return loss + over.relu()

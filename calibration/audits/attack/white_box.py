@@ -109,7 +109,7 @@ def _target(chat: ChatModel, artifact: Artifact, prompts: EncodedPrompts, names:
 def _attack(target: _Target, prompts: EncodedPrompts, effort: Effort) -> StudyResult:
     search = SuffixSearch(target.chat, prompts.token_ids, len(template_suffix(target.chat.tokenizer)), effort)
     columns = dict(zip(target.bank.names, target.cuts.tolist(), strict=True))
-    alone = Objective("refusal", target.tokens)
+    alone = Objective("refusal", target.tokens, template=target.bank.template)
     objectives = [
         replace(alone, name=each.spec.name, probe=each, cut=columns[each.spec.name]) for each in target.probes
     ]

@@ -21,7 +21,7 @@ from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.classifiers.linear_classifiers import fit_logistic
 from calibration.methods.tokens.token_level import score_rows
 from calibration.model.refusal_metric import refusal_metrics
-from calibration.recording.activations import Where
+from calibration.recording.places import place_of
 from calibration.recording.stage_file import written_whole
 from probes.errors import CalibrationError
 from probes.scoring import ProbeBank, score_of
@@ -104,19 +104,18 @@ def _scored(training: TrainingSet, probes: Sequence[FittedProbe], rows: Rows) ->
 
 
 def _is_recorded(probe: FittedProbe) -> bool:
-    return probe.spec.readout.kind in ("last", "mean") and probe.spec.site == "resid_post"
+    return place_of(probe.spec.readout) is not None and probe.spec.site == "resid_post"
 
 
 def recorded_scores(training: TrainingSet, probe: FittedProbe) -> npt.NDArray[np.float64]:
     """Return a probe's scores `[N]` on all training prompts, from their recorded activations."""
-    readout = probe.spec.readout
-    if not _is_recorded(probe):
+    where = place_of(probe.spec.readout)
+    if where is None or not _is_recorded(probe):
         raise CalibrationError(
-            f"readout {readout.kind} at {probe.spec.site} cannot be had from what is recorded",
+            f"readout {probe.spec.readout.kind} at {probe.spec.site} cannot be had from what is recorded",
             field=probe.spec.name,
             remedy="score the prompts with `score_rows`, which passes them through the model",
         )
-    where: Where = "mean" if readout.kind == "mean" else readout.offset
     parts = [
         training.project(layer, where, row.double().numpy().T)
         for layer, row in zip(probe.spec.layers, probe.weight, strict=True)

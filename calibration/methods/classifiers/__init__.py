@@ -1,1 +1,1 @@
-"""Linear classifiers of a block's stream, at one token or the mean of all."""
+"""Linear classifiers of a block's stream, at one token or the mean of the content."""

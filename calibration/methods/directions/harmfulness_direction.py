@@ -33,7 +33,7 @@ def _candidate(cross_validation: CrossValidation, layer: int, offset: int) -> Fi
     harmless, harmful = training.moments(layer, offset, training.fit)
     direction = harmful.mean - harmless.mean
     projection = training.project(layer, offset, direction)[training.fit]
-    _, area = cross_validation.numbers(cross_validation.logits(_along_the_means, layer, offset))
+    judged = cross_validation.judge(cross_validation.logits(_along_the_means, layer, offset))
     return direction_probe(
         "harmfulness",
         "difference in means before the last position",
@@ -42,7 +42,7 @@ def _candidate(cross_validation: CrossValidation, layer: int, offset: int) -> Fi
         training.harmful[training.fit],
         layer=layer,
         offset=offset,
-        evidence={"selection_auroc": area},
+        evidence={"selection_auroc": judged.auroc},
     )
 
 

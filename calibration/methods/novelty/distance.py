@@ -15,7 +15,7 @@ from sklearn.covariance import ledoit_wolf
 
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.novelty.massive import Mask
-from calibration.recording.shards import Where
+from calibration.recording.places import Where
 from probes.errors import CalibrationError
 from probes.head import HEADS
 

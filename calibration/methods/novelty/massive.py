@@ -15,7 +15,7 @@ from calibration.prompts.batching import iterate_batches
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
 from calibration.recording.activations import read_blocks
-from calibration.recording.shards import Where
+from calibration.recording.places import Where
 
 RATIO = 100.0
 """Times the median magnitude of its vector."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from calibration.fitting.study import Chart, Series, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.novelty.massive import RATIO, Mask, Peak
-from calibration.recording.shards import Where
+from calibration.recording.places import Where
 
 _MOST_NAMED = 8
 
@@ -44,7 +44,7 @@ def massive_study(
                 name="coordinates left out",
                 columns=("block", "place", "coordinates"),
                 rows=tuple(
-                    (layer, "mean" if where == "mean" else "last token", _named(mask))
+                    (layer, "content" if where == "content" else "last token", _named(mask))
                     for (layer, where), mask in left_out.items()
                 ),
             ),

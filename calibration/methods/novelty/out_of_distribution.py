@@ -17,9 +17,8 @@ from calibration.methods.novelty.distance import Distance, Space
 from calibration.methods.novelty.massive import Mask, massive_in_recording, survey_tokens
 from calibration.methods.novelty.massive_study import massive_study
 from calibration.prompts.progress import track
-from calibration.recording.shards import Where
+from calibration.recording.places import Where, readout_at
 from probes.manifest import Probe
-from probes.readout import Readout
 
 NAME = "novelty"
 _DEPTHS = (0.25, 0.85)
@@ -40,7 +39,7 @@ class _Candidate:
 def fit_novelty(training: TrainingSet) -> Fitted:
     """Return probe `novelty`, and the study of massive activations. Raises `CalibrationError`."""
     peaks = survey_tokens(training)
-    places: list[tuple[int, Where]] = [(layer, where) for layer in _layers(training) for where in (0, "mean")]
+    places: list[tuple[int, Where]] = [(layer, where) for layer in _layers(training) for where in (0, "content")]
     candidates = [
         _candidate(training, layer, where, peaks[layer].massive) for layer, where in track(places, "measuring novelty")
     ]
@@ -84,7 +83,7 @@ def _probe(training: TrainingSet, best: _Candidate) -> FittedProbe:
         role="escalates",
         layers=(space.layer,),
         channels=len(space.weight),
-        readout=Readout(kind="mean") if space.where == "mean" else Readout(offset=space.where),
+        readout=readout_at(space.where),
         head="mahalanobis",
         evidence={
             "selection_auroc": auroc(above, below),

@@ -28,6 +28,7 @@ from calibration.prompts.forms.texts import PROSE
 from calibration.prompts.messages import Message
 from calibration.prompts.prompt_file import Prompt
 from calibration.prompts.template import EncodedPrompts, encode_prompts, read_template
+from calibration.recording.places import content_positions
 from probes.manifest import Probe
 from probes.readout import Readout
 from probes.template import Template
@@ -56,16 +57,16 @@ def fit_content(training: TrainingSet) -> Fitted:
     scores = _content_of(template, chosen, read_streams(training.chat, chosen, layers)).token_scores(weight)
     judged = []
     for window in _WINDOWS:
-        readout = Readout(kind="swim", window=window, over="content")
-        values = request_values(scores, readout)
+        # The template's tokens are gone from these scores already.
+        values = request_values(scores, Readout(kind="swim", window=window))
         above, below = values[chosen.harmful], values[~chosen.harmful]
-        judged.append((recall_at(above, below, 0.01), auroc(above, below), readout))
-    recall, area, readout = max(judged, key=lambda each: each[:2])
+        judged.append((recall_at(above, below, 0.01), auroc(above, below), window))
+    recall, area, window = max(judged, key=lambda each: each[:2])
     spec = Probe(
         name="content",
         method=f"linear on every token but the template's, windows of {WINDOW} tokens in training",
         layers=layers,
-        readout=readout,
+        readout=Readout(kind="swim", window=window, over="content"),
         bias=bias,
         evidence={"selection_auroc": area, "selection_recall": recall},
     )
@@ -89,8 +90,7 @@ def _affordable(
 
 def _content_of(template: Template, prompts: EncodedPrompts, streams: TokenStreams) -> TokenStreams:
     """Return the streams of each prompt's last turn, at the tokens that are not the template's."""
-    readout = Readout(kind="swim", over="content")
-    places = [readout.positions(template.turns(ids)[-1]) for ids in prompts.token_ids]
+    places = [content_positions(template, ids) for ids in prompts.token_ids]
     kept = tuple(stream[list(own)] for stream, own in zip(streams.streams, places, strict=True))
     return TokenStreams(kept, streams.harmful)
 

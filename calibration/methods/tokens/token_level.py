@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from calibration.fitting.bank import tensors_of
 from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.metrics import auroc, recall_at
@@ -30,6 +31,7 @@ from calibration.methods.tokens.token_streams import (
     request_values,
 )
 from calibration.methods.tokens.token_training import Recipe, train
+from calibration.prompts.template import read_template
 from calibration.recording.request_scores import score_prompts
 from probes.manifest import Probe
 from probes.readout import Readout
@@ -99,8 +101,8 @@ def fit_token_level(training: TrainingSet) -> Fitted:
 
 def score_rows(training: TrainingSet, probes: Sequence[FittedProbe], rows: Rows) -> npt.NDArray[np.float64]:
     """Return the scores `[N, K]` of probes with any readout on training prompts `rows`, which pass through the model once."""
-    tensors = {name: tensor for probe in probes for name, tensor in probe.tensors().items()}
-    bank = ProbeBank.of([probe.spec for probe in probes], tensors)
+    template = read_template(training.chat.tokenizer)
+    bank = ProbeBank.of([probe.spec for probe in probes], tensors_of(probes), template)
     return score_prompts(training.chat, bank, training.prompts.subset(rows), title="reading every token").scores.astype(
         np.float64
     )

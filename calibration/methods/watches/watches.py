@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from calibration.fitting.bank import tensors_of
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.metrics import auroc, evaluate_scores
 from calibration.fitting.study import StudyResult
@@ -98,8 +99,7 @@ def _can_watch(probe: FittedProbe) -> bool:
 
 
 def _bank_of(probes: Sequence[FittedProbe]) -> ProbeBank:
-    tensors = {name: tensor for probe in probes for name, tensor in probe.tensors().items()}
-    return ProbeBank.of([probe.spec for probe in probes], tensors)
+    return ProbeBank.of([probe.spec for probe in probes], tensors_of(probes))
 
 
 def _specs(probes: Sequence[FittedProbe], most_tokens: int) -> list[Watch]:

@@ -8,7 +8,7 @@ import torch
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.study import Skipped
 from calibration.prompts.batching import Batch
-from calibration.recording.activations import Where
+from calibration.recording.places import Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,11 @@ class Direction:
     units: dict[int, torch.Tensor]
     """float32 `[D]` by block; the probe's weights there, normalised."""
     where: Where
-    """Tokens before the prompt's last one, or all tokens."""
+    """Where it is compared. One that is read at the content is moved at all tokens."""
 
     def positions(self, batch: Batch) -> torch.Tensor:
         """Return the positions read, as a mask `[B, T]`."""
-        if self.where == "mean":
+        if self.where == "content":
             return batch.mask.bool()
         columns = torch.arange(batch.input_ids.shape[1], device=batch.mask.device)
         return columns == batch.from_end(self.where).unsqueeze(1)
@@ -38,13 +38,14 @@ def directions(found: Fitted, hidden_size: int) -> Iterator[Direction]:
         rows = _rows(probe)
         if probe.spec.site == "resid_post" and rows.shape[1] == hidden_size:
             units = torch.nn.functional.normalize(rows, dim=1)
-            where: Where = probe.spec.readout.offset if probe.spec.readout.kind == "last" else "mean"
+            readout = probe.spec.readout
+            where: Where = readout.offset if readout.reads_one_token else "content"
             yield Direction(probe.spec.name, dict(zip(probe.spec.layers, units, strict=True)), where)
     for item in found.steering:
         if item.spec.operator != "add":
             continue  # it has no one direction
         units = torch.nn.functional.normalize(item.vector.float(), dim=1)
-        yield Direction(f"vector {item.spec.name}", dict(zip(item.spec.layers, units, strict=True)), "mean")
+        yield Direction(f"vector {item.spec.name}", dict(zip(item.spec.layers, units, strict=True)), "content")
 
 
 def required_directions(found: Fitted, hidden_size: int) -> list[Direction]:

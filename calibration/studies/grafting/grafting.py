@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from calibration.fitting.bank import tensors_of
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.metrics import cut_at, rate
 from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.model.intervention import grafted
 from calibration.model.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.prompts.batching import Batch
+from calibration.prompts.template import read_template
 from calibration.recording.request_scores import score_prompts
 from probes.manifest import Rate
 from probes.scoring import ProbeBank
@@ -54,8 +56,8 @@ class PatchingSetup:
     @classmethod
     def of(cls, training: TrainingSet, found: Fitted) -> "PatchingSetup":
         """Lay out the probes and find the prompts."""
-        tensors = {name: tensor for probe in found.probes for name, tensor in probe.tensors().items()}
-        bank = ProbeBank.of([probe.spec for probe in found.probes], tensors)
+        template = read_template(training.chat.tokenizer)
+        bank = ProbeBank.of([probe.spec for probe in found.probes], tensors_of(found.probes), template)
         harmless = training.sample(training.select, harmful=False, most=_MOST_TRIED)
         scores = score_prompts(training.chat, bank, training.prompts.subset(harmless)).scores
         cuts = np.array([cut_at(column, TARGET) for column in scores.T])

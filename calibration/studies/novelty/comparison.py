@@ -17,7 +17,7 @@ from calibration.fitting.training_set import Rows, TrainingSet
 from calibration.methods.novelty.distance import Distance, Space
 from calibration.methods.novelty.out_of_distribution import NAME
 from calibration.model.neurons import Neurons, Numbers, neurons_at_end
-from calibration.recording.shards import Where
+from calibration.recording.places import place_of
 from calibration.studies.novelty.likelihood import mean_log_probs
 from calibration.studies.novelty.neuron_tests import Coverage, KeySpaceBox
 from calibration.studies.novelty.parts import HARMFUL, UNSEEN_HARMFUL, PromptGroups
@@ -70,7 +70,9 @@ def _distances(training: TrainingSet, parts: PromptGroups, probe: FittedProbe) -
     """Fit the probe anew without the sources left out, where and as large as it is; with and without its background."""
     spec = probe.spec
     left_out = (probe.weight[0] == 0).all(0).numpy()
-    where: Where = "mean" if spec.readout.kind == "mean" else spec.readout.offset
+    where = place_of(spec.readout)
+    if where is None:
+        raise Skipped(f"probe {NAME!r} reads what no recording keeps")
     space = Space.of(training, spec.layers[0], where, parts.background, left_out, spec.channels)
     components = space.project(training)
     relative = Distance.of(components[parts.benign], components[parts.background])

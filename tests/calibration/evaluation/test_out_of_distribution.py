@@ -86,8 +86,8 @@ def test_the_components_are_principal_and_of_unit_spread(training):
 
 def test_what_never_varies_has_no_components(training):
     """The error says which block and place."""
-    with pytest.raises(CalibrationError, match="block 1 holds the same at mean"):
-        Space.of(planted(training, "mean", np.ones((240, 32))), 1, "mean", training.fit, NOTHING)
+    with pytest.raises(CalibrationError, match="block 1 holds the same at content"):
+        Space.of(planted(training, "content", np.ones((240, 32))), 1, "content", training.fit, NOTHING)
 
 
 def test_a_massive_coordinate_is_found_and_has_no_say(training):

@@ -13,6 +13,7 @@ from calibration.evaluation.unseen.left_out import WRAPPED, leave_out
 from calibration.evaluation.unseen.unseen_sources import COMBINED, unseen_sources
 from calibration.fitting.bank import bank_of
 from calibration.methods.classifiers.linear_classifiers import fit_classifiers
+from calibration.prompts.template import read_template
 from calibration.recording.request_scores import score_prompts
 from calibration.registry import methods, refitted
 from probes.errors import CalibrationError
@@ -165,7 +166,7 @@ def test_what_wrappers_do_has_a_row_and_a_say(wrapped, tmp_path, monkeypatch):
 def test_recorded_scores_are_the_scores_that_serve(training, planted):
     """A product with recorded activations gives what the probe bank gives in a forward pass, for every classifier."""
     probes = fit_classifiers(training).probes
-    bank = bank_of(fingerprint(planted.folder), probes)
+    bank = bank_of(fingerprint(planted.folder), probes, read_template(training.chat.tokenizer))
     scored = score_prompts(training.chat, bank, training.prompts, title="scoring").scores
     for column, probe in enumerate(probes):
         np.testing.assert_allclose(recorded_scores(training, probe), scored[:, column], rtol=1e-4, atol=1e-3)

@@ -49,11 +49,25 @@ def test_a_mark_of_the_source_is_worth_nothing_on_another(training, monkeypatch)
     own = np.eye(8)[number] * mark[:, None]
     monkeypatch.setattr(type(training), "features", lambda _, *args: own.astype(np.float32)[args[2]])
     cross_validation = CrossValidation.of(training)
-    _, area = cross_validation.numbers(cross_validation.logits(fit_logistic, 0, 0))
+    area = cross_validation.judge(cross_validation.logits(fit_logistic, 0, 0)).auroc
     at_random = fit_logistic(own[training.fit].astype(np.float32), training.harmful[training.fit])
     logits = at_random(own[training.select].astype(np.float32))
     assert area < 0.7
     assert logits[training.harmful[training.select]].min() > logits[~training.harmful[training.select]].max()
+
+
+def test_the_penalty_is_what_unseen_sources_bear(training, monkeypatch):
+    """Faint in two hundred coordinates, a label needs a strong one; hidden in a narrow direction between two, a weak one."""
+    rng, sign = np.random.default_rng(0), np.where(training.harmful, 1.0, -1.0)
+    faint = rng.standard_normal((len(sign), 200)) + 0.12 * sign[:, None]
+    common = rng.standard_normal(len(sign))
+    narrow = np.stack([common, common + 0.05 * sign + 0.03 * rng.standard_normal(len(sign))], axis=1)
+    evidence = []
+    for features in (faint, narrow):
+        monkeypatch.setattr(type(training), "features", lambda _, *args, own=features: own.astype(np.float32)[args[2]])
+        probes = {probe.spec.name: probe.spec for probe in fit_classifiers(training).probes}
+        evidence.append(probes["logistic"].evidence["inverse_penalty"])
+    assert evidence[0] < 0.02 < 0.2 < evidence[1]
 
 
 def test_each_logit_comes_of_a_fit_without_its_prompt(training):

@@ -17,6 +17,7 @@ from calibration.methods.directions.directions import difference_in_means, direc
 from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.directions.refusal_direction import fit_refusal_direction
 from calibration.model.chat_model import ChatModel
+from calibration.recording.places import place_of
 from probes.errors import CalibrationError
 
 
@@ -127,7 +128,7 @@ def test_classifiers_give_the_logits_that_they_fitted(planted_chat, tmp_path):
     assert set(probes) == {"logistic", "lda", "stack", "pooled", "joint", "joint_pooled"}
     assert len(probes["stack"].spec.layers) > 1
     for probe in probes.values():
-        where = "mean" if probe.spec.readout.kind == "mean" else probe.spec.readout.offset
+        where = place_of(probe.spec.readout)
         scores = probe.spec.bias + sum(
             training.features(layer, where) @ probe.weight[row, 0].numpy()
             for row, layer in enumerate(probe.spec.layers)

@@ -20,7 +20,7 @@ from calibration.recording.activations import record
 from calibration.recording.stage_file import room_for, write_whole
 from probes.errors import CalibrationError
 
-WHERE = (0, 2, "mean")
+WHERE = (0, 2, "content")
 SHARD_BYTES = 10 * 4 * LAYERS * HIDDEN * len(WHERE)
 
 _VICTIM = """
@@ -60,7 +60,7 @@ elif moment == "writing":
 else:
     Path.replace = before_rename
 encoded = encode_prompts(chat.tokenizer, load_prompts(Path(prompts)), 128)
-record(chat, encoded, (0, 2, "mean"), Path(folder))
+record(chat, encoded, (0, 2, "content"), Path(folder))
 """.replace("SHARD_BYTES = SHARD_BYTES", f"SHARD_BYTES = {SHARD_BYTES}")
 
 

@@ -12,12 +12,13 @@ from tiny import HIDDEN, LAYERS, make_model, make_prompts, write_prompts
 from calibration.model.chat_model import ChatModel
 from calibration.prompts.batching import make_batch, plan_batches
 from calibration.prompts.prompt_file import load_prompts
-from calibration.prompts.template import encode_prompts
+from calibration.prompts.template import encode_prompts, read_template
 from calibration.recording import activations, shards
 from calibration.recording.activations import read_blocks, record
+from calibration.recording.places import content_positions
 from probes.errors import CalibrationError
 
-WHERE = (0, 2, "mean")
+WHERE = (0, 2, "content")
 
 
 @pytest.fixture
@@ -60,12 +61,13 @@ def test_batches_cover_every_prompt_once_and_keep_to_their_size():
 
 def test_batching_and_padding_change_nothing(chat, encoded, tmp_path):
     """Recorded numbers equal those of one unpadded prompt at a time, at every place and block."""
-    recording = record(chat, encoded, WHERE, tmp_path / "work")
+    recording, template = record(chat, encoded, WHERE, tmp_path / "work"), read_template(chat.tokenizer)
     for row, ids in enumerate(encoded.token_ids[:20]):
         with read_blocks(chat, range(LAYERS), lambda stream: stream[0]) as streams:
             chat.last_logits(make_batch([ids], [0], chat.device))
         for layer, stream in streams.items():
-            expected = {0: stream[-1], 2: stream[-3], "mean": stream.mean(dim=0)}
+            said = list(content_positions(template, ids))
+            expected = {0: stream[-1], 2: stream[-3], "content": stream[said].mean(dim=0)}
             for where, value in expected.items():
                 found = recording.features(layer, where)[row]
                 np.testing.assert_allclose(found, value.numpy(), atol=2e-5)

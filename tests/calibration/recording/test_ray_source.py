@@ -36,7 +36,7 @@ from probes.readout import Readout
 from probes.scoring import ProbeBank
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning")]
-WHERE = (0, 2, "mean")
+WHERE = (0, 2, "content")
 
 
 def started(start):

@@ -141,9 +141,9 @@ ids = [tuple(row) for row in tokens.tolist()]
 chosen = tuple(map(Labelled, range(count))), tuple(ids[i % 64] for i in range(count))
 encoded = EncodedPrompts(PromptFile("p", "", ()), *chosen)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-recording = record(chat, encoded, (0, 1, "mean"), folder)
+recording = record(chat, encoded, (0, 1, "content"), folder)
 training = TrainingSet.split(chat, encoded, recording, 1)
-training.moments(2, "mean", training.fit, covariance=True)
+training.moments(2, "content", training.fit, covariance=True)
 fit_harmfulness_direction(training)
 fit_classifiers(training)
 on_disk = sum(path.stat().st_size for path in recording.shards) >> 10

@@ -152,7 +152,7 @@ def test_the_planted_separation_is_on_the_map(artifact):
     """Harm is visible everywhere after the first block's attention, and the map names the template's tokens."""
     found = Evidence.of(artifact).separation
     assert found.positions[0] == "-1: '<|assistant|>'"
-    assert found.positions[-2:] == ("-3: instruction's last", "mean of all")
+    assert found.positions[-2:] == ("-3: instruction's last", "mean over the content")
     assert np.array(found.auroc).shape == (4, 3)
     assert min(found.auroc[0]) > 0.95
 

@@ -33,7 +33,7 @@ def main():
     order = json.load(sys.stdin)
     running = engine(order)
     prompts = order["prompts"]
-    running.collective_rpc("foreguard_begin", args=(len(prompts), list(range(max(map(len, prompts))))))
+    running.collective_rpc("foreguard_begin", args=(len(prompts), list(range(max(map(len, prompts)))), []))
     for row, prompt in enumerate(prompts):
         params = SamplingParams(max_tokens=1, temperature=0, detokenize=False, extra_args={EXTRA: {"row": row}})
         running.add_request(str(row), {"prompt_token_ids": prompt}, params)

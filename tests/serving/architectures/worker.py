@@ -40,8 +40,8 @@ class ParityWorker(RecordingWorker):
         super().initialize_from_config(kv_cache_config)
         self.kv_cache = [type(group.kv_cache_spec).__name__ for group in kv_cache_config.kv_cache_groups]
 
-    def foreguard_begin(self, num_prompts, where):
-        super().foreguard_begin(num_prompts, where)
+    def foreguard_begin(self, num_prompts, where, content):
+        super().foreguard_begin(num_prompts, where, content)
         self.read = Gathered(num_prompts, where, 1, self.sensor.parts.shape[1])
 
     def foreguard_write(self, path):

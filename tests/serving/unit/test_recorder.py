@@ -9,6 +9,8 @@ from serving.offline.recorder import Gathered, tap_streams
 from serving.worker.tap import silence, silent
 
 HIDDEN, LAYERS, TOKENS = 6, 3, 5
+CONTENT = [2, 3, 6]
+"""Positions of a prompt of nine tokens that are not the template's."""
 
 
 class Block(nn.Module):
@@ -61,9 +63,9 @@ def test_taps_keep_every_block_s_stream(backend):
 
 @pytest.mark.parametrize("pieces", [[9], [4, 5], [8, 1], [1] * 9])
 def test_a_prompt_in_pieces_is_the_prompt_whole(pieces):
-    """Whatever the chunks, each place and the mean are those of the whole prompt."""
+    """Whatever the chunks, each place and the mean over the content are those of the whole prompt."""
     streams = torch.randn(9, LAYERS * HIDDEN, generator=torch.Generator().manual_seed(2))
-    gathered = Gathered(2, (0, 3, 20, "mean"), LAYERS, HIDDEN)
+    gathered = Gathered(2, (0, 3, 20, "content"), [[], CONTENT], LAYERS, HIDDEN)
     before = 0
     for piece in pieces:
         gathered.add(1, before, 9, streams[before : before + piece])
@@ -73,11 +75,11 @@ def test_a_prompt_in_pieces_is_the_prompt_whole(pieces):
         assert torch.equal(found[f"0.{layer}"][1], whole[8, layer])
         assert torch.equal(found[f"3.{layer}"][1], whole[5, layer])
         assert torch.equal(found[f"20.{layer}"][1], whole[0, layer])
-        np.testing.assert_allclose(found[f"mean.{layer}"][1], whole[:, layer].mean(dim=0), atol=1e-6)
+        np.testing.assert_allclose(found[f"content.{layer}"][1], whole[CONTENT, layer].mean(dim=0), atol=1e-6)
 
 
 def test_a_prompt_that_did_not_finish_is_no_number():
     """Half a prompt leaves NaN where it was not read, which no calibration goes on with; so does one never seen."""
-    gathered = Gathered(2, (0, "mean"), LAYERS, HIDDEN)
+    gathered = Gathered(2, (0, "content"), [CONTENT, CONTENT], LAYERS, HIDDEN)
     gathered.add(0, 0, 9, torch.ones(4, LAYERS * HIDDEN))
     assert all(tensor.isnan().all() for tensor in gathered.tensors().values())

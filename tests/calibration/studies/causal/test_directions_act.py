@@ -90,7 +90,7 @@ def test_where_probes_read_is_where_they_are_moved(training, found):
     by_name = {each.name: each for each in directions(found, HIDDEN)}
     assert set(by_name) == {"refusal", "harmfulness", "vector refusal"}
     assert by_name["harmfulness"].where == 2
-    assert by_name["vector refusal"].where == "mean"
+    assert by_name["vector refusal"].where == "content"
     assert all(np.isclose(float(unit.norm()), 1) for each in by_name.values() for unit in each.units.values())
 
 
