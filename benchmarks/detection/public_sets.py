@@ -33,6 +33,8 @@ POLICY_ONLY = frozenset(
         "Tailored Financial Advice", "Political Campaigning", "Adult Content", "copyright", "Q-Harm",
     }
 )  # fmt: skip
+REAL = "toxicchat"
+"""Real users' traffic."""
 MOST = {
     "refusal_direction": 3000,
     "safety_tuned_llamas": 900,
@@ -72,6 +74,13 @@ def assemble(data: Path) -> list[Line]:
         if wraps:
             spare[fresh[0]["label"]].append([row["prompt"] for row in fresh[drawn:]])
     return [*lines, *_wrapped(spare, templates, rng)]
+
+
+def real_traffic(data: Path) -> list[Line]:
+    """Return prompt lines of real users: what an operator's log looks like."""
+    return [
+        _line(REAL, row["prompt"], row["label"], row.get("category")) for row in _rows(data / REAL / "prompts.jsonl")
+    ]
 
 
 def _is_new(prompt: str, seen: set[str]) -> bool:

@@ -65,7 +65,7 @@ def smollm2(model: Path, prompts: Path, examples: Path) -> Subject:
         NAME,
         model,
         prompts,
-        {"train": 2, "validation": 1, "test": 4},
+        {"train": 3, "validation": 2, "test": 6},
         400,
         ("classifiers",),
         examples / "chat-policy.yaml",

@@ -1,12 +1,15 @@
 """The detection benchmark: sets are put together without overlaps, and its table is of what was left out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks.detection import starter
 from benchmarks.detection.__main__ import main
-from benchmarks.detection.public_sets import HARMFUL, HARMLESS, MIXED, TO_WRAP, assemble
+from benchmarks.detection.public_sets import HARMFUL, HARMLESS, MIXED, REAL, TO_WRAP, assemble
+from calibration.prompts.starter_set import starter_set
 
 LAB = Path(__file__).parents[2] / "examples" / "lab"
 TEMPLATES = tuple(f"Wrapper number {number}. [INSERT PROMPT HERE] That was number {number}." for number in range(20))
@@ -19,8 +22,10 @@ def data(tmp_path_factory):
     lines = [json.loads(line) for line in (LAB / "prompts" / "train.jsonl").read_text().splitlines()]
     plain = [line for line in lines if "prompt" in line and len(line["prompt"]) < 200]
     spare = {label: iter([line for line in plain if line["label"] == label]) for label in ("harmful", "harmless")}
-    for name in (*HARMFUL, *MIXED, *HARMLESS, "in_the_wild_jailbreaks"):
-        labels = ("harmful", "harmless") if name in MIXED else ("harmless",) if name in HARMLESS else ("harmful",)
+    for name in (*HARMFUL, *MIXED, *HARMLESS, "in_the_wild_jailbreaks", REAL):
+        labels = (
+            ("harmful", "harmless") if name in (*MIXED, REAL) else ("harmless",) if name in HARMLESS else ("harmful",)
+        )
         rows = [{"prompt": next(spare[label])["prompt"], "label": label} for label in labels for _ in range(40)]
         if name == "gptfuzz":
             rows += [{"prompt": each, "label": "harmful", "category": "jailbreak_template"} for each in TEMPLATES]
@@ -55,3 +60,36 @@ def test_the_table_is_of_sets_left_out_seed_by_seed(data, tmp_path, capsys):
     assert "| advbench |" not in text
     assert " ± " in text
     assert len(list((tmp_path / "work").glob("*/unseen-[01]/*-harmfulness_direction.safetensors"))) == 4
+
+
+def test_the_starter_set_is_met_with_sets_that_nothing_was_fitted_on(data, tmp_path, monkeypatch):
+    """A real run on the lab model: every set has a row, and no fit of public sets saw the family that it is met with."""
+    few = replace(starter_set(), prompts=starter_set().prompts[::24])
+    monkeypatch.setattr(starter, "starter_set", lambda: few)
+    seen = []
+    monkeypatch.setattr(starter.Traffic, "without", keeping(starter.Traffic.without, seen))
+    starter.main(data, LAB / "aligned", tmp_path / "work", 24, 400, write=tmp_path / "table.md")
+    text = (tmp_path / "table.md").read_text()
+    for row in (
+        "| advbench | 24 |",
+        "| jailbreak:templates | 24 |",
+        f"| {REAL} |",
+        "| alpaca | 24 |",
+    ):
+        assert row in text
+    for column in ("probes, starter", "probes, public", "probes, both", "TF-IDF, both"):
+        assert column in text
+    assert {name for _, name, _ in seen} >= {"advbench", "jailbreak", REAL}
+    for traffic, name, rows in seen:
+        assert name == REAL or name not in traffic.family[rows]
+        assert not traffic.real[rows].any()
+
+
+def keeping(function, calls):
+    """Return `function`, whose calls are noted with what they gave."""
+
+    def noted(traffic, name):
+        calls.append((traffic, name, function(traffic, name)))
+        return calls[-1][2]
+
+    return noted
