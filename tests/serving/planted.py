@@ -99,7 +99,6 @@ def _readout_probes(reference: Reference) -> list[tuple[Probe, dict[str, torch.T
     readouts = {
         "r_offset": (Readout(kind="last", offset=3), (2,)),
         "r_mean": (Readout(kind="mean"), (0, last)),
-        "r_content": (Readout(kind="mean", over="content"), (1, 3)),
         "r_max": (Readout(kind="max"), (1,)),
         "r_ema": (Readout(kind="ema", alpha=0.3), (2, 4)),
         "r_swim": (Readout(kind="swim", window=8), (last,)),
@@ -215,8 +214,6 @@ def _naive_head(head: str, values: torch.Tensor, own: dict[str, torch.Tensor]) -
 
 
 def _naive_readout(readout: Readout, tokens: list[float]) -> float:
-    if readout.over == "content":
-        tokens = tokens[1:]  # the artifact knows no chat template
     if readout.kind == "last":
         return tokens[-1 - readout.offset]
     if readout.kind == "mean":

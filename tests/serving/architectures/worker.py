@@ -42,7 +42,7 @@ class ParityWorker(RecordingWorker):
 
     def foreguard_begin(self, num_prompts, where, content):
         super().foreguard_begin(num_prompts, where, content)
-        self.read = Gathered(num_prompts, where, 1, self.sensor.parts.shape[1])
+        self.read = Gathered(num_prompts, where, content, 1, self.sensor.parts.shape[1])
 
     def foreguard_write(self, path):
         """Write `<place>` `[N, L * D + widths]`: every block's stream, then every block's neurons."""
