@@ -1,8 +1,8 @@
 """`python -m benchmarks.detection.starter --data SETS --model MODEL`: what the starter set is worth on public sets.
 
-The same scorer is fitted three times: on the starter set, on public sets, and on both. Public sets are fitted on without
-the family that is met, and with half of the real users' prompts; the other half's harmless ones set the cut, of which 1 %
-pass. Goes on where it stopped.
+The same scorer is fitted three times: on the starter set, on public sets, and on both. Public sets are fitted on
+without the family that is met, and with half of the real users' prompts. The cut is set so that 1 % of the other half's
+harmless prompts pass. Goes on where it stopped.
 """
 
 import hashlib

@@ -24,7 +24,7 @@ Fit = Callable[[Features, npt.NDArray[np.bool_]], Linear]
 
 
 class Judged(NamedTuple):
-    """How a reading fares on sources that it was not fitted on: means over the folds, whose cuts are set on such, too."""
+    """How a reading fares on sources that it was not fitted on: means over the folds, with cuts set on them, too."""
 
     low_end: float
     """AUROC of the curve's part up to 5 % false positives: what readings are chosen by."""

@@ -76,8 +76,8 @@ def recall_at(harmful: Scores, harmless: Scores, false_positive_rate: float) -> 
 def low_end_auroc(harmful: Scores, harmless: Scores, false_positive_rate: float = 0.05) -> float:
     """Return the AUROC of the part of the curve up to a rate of false positives, scaled so that chance is 0.5.
 
-    It says what recall at one low rate says, with less of the luck that a few harmless prompts make it depend on (McClish,
-    doi:10.1177/0272989X8900900307, as scikit-learn has it).
+    It says what recall at one low rate says, and depends less on a few harmless prompts
+    (McClish, doi:10.1177/0272989X8900900307, as scikit-learn has it).
     """
     labels = np.arange(len(harmful) + len(harmless)) < len(harmful)
     return float(roc_auc_score(labels, np.concatenate([harmful, harmless]), max_fpr=false_positive_rate))

@@ -35,7 +35,7 @@ _AT_A_TIME = 256
 
 Read = Callable[[Sequence[Sequence[int]], Sequence[Where], Sequence[Sequence[int]], Path], None]
 """Passes prompts, as token ids, through the engine and writes a safetensors file: `<place>.<layer>` `[N, D]`, or `scores`
-`[N, K]` where the engine was opened with an artifact. Behind the places stand the positions of each prompt's content."""
+`[N, K]` where the engine was opened with an artifact. The third argument has the positions of each prompt's content."""
 
 OpenEngine = Callable[[Path, int, Sequence[str], Path, Path | None], AbstractContextManager[Read]]
 """What an entry point names: from a model folder, the longest prompt's tokens, the engine's own arguments, a log, and the

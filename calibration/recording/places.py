@@ -7,8 +7,8 @@ from probes.readout import Readout
 from probes.template import Template
 
 Where = int | Literal["content"]
-"""Tokens before the prompt's last one; or the mean over its content. Content is what the last turn says: all its tokens but
-the chat template's and the prompt's first, where models keep massive activations (arXiv 2402.17762)."""
+"""Tokens before the prompt's last one; or the mean over its content. Content is what the last turn says: all its tokens
+but the chat template's and the prompt's first, where models keep massive activations (arXiv 2402.17762)."""
 
 _CONTENT = Readout(kind="mean", over="content")
 

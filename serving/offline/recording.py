@@ -1,9 +1,9 @@
 """Recording and scoring through vLLM: the engine of entry point group `foreguard.engines`, in a process of its own.
 
 `python -m serving.offline.recording MODEL [--score-by ARTIFACT] [vLLM's arguments]` reads orders as JSON lines,
-`{"prompts": [[token id, ...], ...], "where": [...], "content": [[position, ...], ...], "path": "..."}`, and answers each
-with an empty line when the file at `path` is written. It is a process of its own, so that its memory is free again for
-whatever follows.
+`{"prompts": [[token id, ...], ...], "where": [...], "content": [[position, ...], ...], "path": "..."}`, and answers
+each with an empty line when the file at `path` is written. It is a process of its own, so that its memory is free again
+for whatever follows.
 """
 
 import json

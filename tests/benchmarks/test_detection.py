@@ -63,7 +63,7 @@ def test_the_table_is_of_sets_left_out_seed_by_seed(data, tmp_path, capsys):
 
 
 def test_the_starter_set_is_met_with_sets_that_nothing_was_fitted_on(data, tmp_path, monkeypatch):
-    """A real run on the lab model: every set has a row, and no fit of public sets saw the family that it is met with."""
+    """A real run on the lab model: every set has a row, and no fit of public sets saw the family that it meets."""
     few = replace(starter_set(), prompts=starter_set().prompts[::24])
     monkeypatch.setattr(starter, "starter_set", lambda: few)
     seen = []

@@ -108,7 +108,7 @@ def test_a_turn_that_says_nothing_has_a_place_to_read():
 
 @given(content=WORDS)
 def test_a_prompt_s_first_token_is_no_content(content):
-    """Raw text: nothing drowns in the massive activations that models keep at the first token; one token alone is read."""
+    """Raw text: no mean drowns in the massive activations of the first token. One token alone is read."""
     [turn] = TEMPLATE.turns(content)
     read = list(Readout(kind="mean", over="content").positions(turn))
     assert read == list(Readout(kind="mean", over="content").positions(whole(len(content))))

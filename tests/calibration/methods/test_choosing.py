@@ -57,7 +57,7 @@ def test_a_mark_of_the_source_is_worth_nothing_on_another(training, monkeypatch)
 
 
 def test_the_penalty_is_what_unseen_sources_bear(training, monkeypatch):
-    """Faint in two hundred coordinates, a label needs a strong one; hidden in a narrow direction between two, a weak one."""
+    """A label faint in 200 coordinates needs a strong one; one in a narrow direction between two, a weak one."""
     rng, sign = np.random.default_rng(0), np.where(training.harmful, 1.0, -1.0)
     faint = rng.standard_normal((len(sign), 200)) + 0.12 * sign[:, None]
     common = rng.standard_normal(len(sign))

@@ -17,6 +17,10 @@ CERTIFIES_A_HUNDREDTH = 299
 """Harmless prompts from which 1 % can be certified with 95 % confidence."""
 
 
+SEXUAL = ("sexual", "erotic_requests", "sexual_coercion", "crude_remarks_and_questions")
+"""Categories of requests about sex."""
+
+
 @pytest.fixture(scope="module")
 def starter():
     """The set."""
@@ -43,7 +47,7 @@ def test_it_is_divided_so_that_a_hundredth_can_be_certified(starter):
 def test_harmful_requests_say_nothing_of_minors_and_sex(starter):
     """Nothing sexual about minors is shipped, on either side."""
     minors = re.compile(r"\b(child\w*|kids?|minors?|underage|teen\w*|girls?|boys?|pupils?|school\w*)\b", re.IGNORECASE)
-    found = [prompt.text for prompt in starter.prompts if prompt.category == "sexual" and minors.search(prompt.text)]
+    found = [prompt.text for prompt in starter.prompts if prompt.category in SEXUAL and minors.search(prompt.text)]
     assert found == []
 
 
