@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.evaluation.reliability import Reliability, reliability
+from calibration.fitting.judged import judged_by
 from calibration.fitting.metrics import (
     FALSE_POSITIVE_RATES,
     auroc,
@@ -18,7 +19,7 @@ from calibration.fitting.metrics import (
 from calibration.prompts.template import EncodedPrompts
 from calibration.recording.stage_file import Strict
 from guard.threshold import Threshold, minimum_negatives
-from probes.manifest import Evaluation, Platt, Rate
+from probes.manifest import Evaluation, Platt, Probe, Rate
 
 
 class FrozenResult(Strict):
@@ -76,7 +77,7 @@ class Report(Strict):
 def evaluate(
     prompts: EncodedPrompts,
     scores: npt.NDArray[np.float32],
-    names: Sequence[str],
+    specs: Sequence[Probe],
     benign_calibration: npt.NDArray[np.float32],
     *,
     split: str,
@@ -84,21 +85,23 @@ def evaluate(
     platt: Sequence[Platt | None] = (),
     notes: Sequence[str] = (),
 ) -> Report:
-    """Return the report on request `scores` `[N, K]` of the probes `names`.
+    """Return the report on request `scores` `[N, K]` of the probes `specs`.
 
+    A probe that has a category is judged by harmful prompts of that category.
     `benign_calibration` `[M, K]` are the artifact's benign scores: the frozen thresholds come from them.
     `platt` are the probes' maps to probabilities, whose reliability is reported where they are given.
     """
     harmful = prompts.harmful
+    judged = [judged_by(spec, prompts) for spec in specs]
     probes = {
-        name: _report(
-            prompts,
-            scores[:, column],
+        spec.name: _report(
+            prompts.subset(judged[column]),
+            scores[judged[column], column],
             certified_thresholds(benign_calibration[:, column]),
             split,
             platt[column] if platt else None,
         )
-        for column, name in enumerate(names)
+        for column, spec in enumerate(specs)
     }
     return Report(
         split=split,

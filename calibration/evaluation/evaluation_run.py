@@ -124,7 +124,7 @@ def evaluate_artifact(
     report = evaluate(
         prompts,
         scored.scores,
-        names,
+        [probe.spec for probe in probes],
         artifact.tensors[BENIGN_SCORES].numpy(),
         split=file.name,
         controls=measured,

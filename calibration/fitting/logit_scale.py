@@ -12,14 +12,18 @@ import numpy.typing as npt
 
 from calibration.fitting.fitted import FittedProbe
 from calibration.fitting.platt import fit_platt
+from calibration.fitting.training_set import Rows
 from probes.manifest import Platt
 
 _IDENTITY = Platt(slope=1.0, intercept=0.0)
 
 
-def fit_maps(scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_]) -> list[Platt]:
-    """Return for each column of `scores` `[N, K]` Platt's map to probabilities."""
-    return [fit_platt(scores[:, column], harmful) for column in range(scores.shape[1])]
+def fit_maps(
+    scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_], judged: Sequence[Rows] | None = None
+) -> list[Platt]:
+    """Return for each column of `scores` `[N, K]` Platt's map to probabilities, by the column's `judged` rows, or by all."""
+    rows = judged or [np.arange(len(scores))] * scores.shape[1]
+    return [fit_platt(scores[own, column], harmful[own]) for column, own in enumerate(rows)]
 
 
 def logit_maps(fitted: Sequence[Platt]) -> list[Platt]:

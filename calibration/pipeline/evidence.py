@@ -11,6 +11,7 @@ from calibration.evaluation.separation import SeparationMap, separation_map
 from calibration.evaluation.unseen.unseen_sources import COMBINED, UnseenSources
 from calibration.fitting.bank import tensors_of
 from calibration.fitting.contract import Study
+from calibration.fitting.judged import judged_by
 from calibration.fitting.metrics import evaluate_scores
 from calibration.fitting.study import Skipped, StudyResult
 from calibration.fitting.training_set import TrainingSet
@@ -143,7 +144,8 @@ def _measured_probes(scaled: Scaled, report: Report) -> list[Probe]:
     probes = []
     for item, platt in zip(scaled.found.probes, scaled.platt, strict=True):
         name = item.spec.name
-        own = evaluate_scores(validation.by([name])[:, 0], validation.prompts.harmful, "validation")
+        rows = judged_by(item.spec, validation.prompts)
+        own = evaluate_scores(validation.by([name])[rows, 0], validation.prompts.harmful[rows], "validation")
         evaluation = (own, report.probes[name].evaluation)
         probes.append(item.spec.model_copy(update={"platt": platt, "evaluation": evaluation}))
     return probes

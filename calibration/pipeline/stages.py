@@ -8,6 +8,7 @@ from calibration.evaluation.forms.results import FormResults, ask_in_forms
 from calibration.evaluation.unseen.unseen_sources import UnseenSources, unseen_sources
 from calibration.fitting.bank import bank_of, uncertified
 from calibration.fitting.fitted import Fitted, FittedProbe, load_fitted, merge, save_fitted
+from calibration.fitting.judged import judged_by
 from calibration.fitting.logit_scale import fit_maps, fold, logit_maps, maps_from_logits
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.steering.admission import admit
@@ -141,7 +142,8 @@ def to_log_odds(inputs: Inputs, found: Kept[Fitted], scored: Kept[AllScored]) ->
 
     def scale(fitted: Fitted, scores: AllScored) -> Scaled:
         validation = scores.validation
-        platt = fit_maps(validation.by(fitted.names), validation.prompts.harmful)
+        judged = [judged_by(probe.spec, validation.prompts) for probe in fitted.probes]
+        platt = fit_maps(validation.by(fitted.names), validation.prompts.harmful, judged)
         maps = logit_maps(platt)
         return Scaled(
             replace(fitted, probes=fold(fitted.probes, maps)), scores.mapped(maps), tuple(maps_from_logits(platt))
@@ -175,7 +177,7 @@ def report_on_test(
         return evaluate(
             test.prompts,
             test.by(own.names),
-            own.names,
+            [probe.spec for probe in own.found.probes],
             own.scored.validation.harmless(own.names),
             split="test",
             controls=controls,

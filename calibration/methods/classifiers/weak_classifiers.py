@@ -69,11 +69,18 @@ def fit_svm(features: Features, harmful: Labels) -> Linear:
     return Linear(weight, float(model.intercept_[0] - mean @ weight))
 
 
-def fit_perceptron(features: Features, harmful: Labels) -> Perceptron:
-    """Return the perceptron, by Adam on standardised features."""
+def fit_perceptron(
+    features: Features,
+    harmful: Labels,
+    hidden: int = _HIDDEN,
+    penalty: float = _PENALTY,
+    importance: npt.NDArray[np.float64] | float = 1.0,
+) -> Perceptron:
+    """Return the perceptron, by Adam on standardised features, each of which is multiplied by its `importance` `[D]`."""
     exact, mean, scale = _standardised(features)
+    exact, scale = exact * importance, scale / importance
     model = MLPClassifier(
-        (_HIDDEN,), alpha=_PENALTY, learning_rate_init=_LEARNING_RATE, max_iter=_MOST_EPOCHS, random_state=_SEED
+        (hidden,), alpha=penalty, learning_rate_init=_LEARNING_RATE, max_iter=_MOST_EPOCHS, random_state=_SEED
     )
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the paper's 300 epochs are the end, converged or not

@@ -19,6 +19,7 @@ from calibration.fitting.training_set import NO_REFUSALS, Rows, TrainingSet
 from calibration.methods.directions.directions import difference_in_means, direction_probe
 from calibration.methods.directions.refusal_candidates import MAXIMUM_KL, Candidate, CandidateEvaluator
 from calibration.methods.directions.refusal_choice import RESULT, choice_study
+from calibration.model.abliteration import find_ablation
 from calibration.model.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.prompts.progress import track
 from calibration.prompts.prompt_file import MINIMUM_PER_CLASS
@@ -37,6 +38,8 @@ not induce; the strength that did is in the evidence."""
 
 def fit_refusal_direction(training: TrainingSet) -> Fitted:
     """Return probe and steering vector `refusal`, or notes that say why there is none."""
+    if ablation := find_ablation(training.chat):
+        return _none(f"{ablation.sentence}, so that what it refuses says nothing of a request")
     tokens = training.refusal_tokens
     if not tokens:
         return _none(NO_REFUSALS)

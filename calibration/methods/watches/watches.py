@@ -95,7 +95,7 @@ def watch_answers(
 
 def _can_watch(probe: FittedProbe) -> bool:
     spec = probe.spec
-    return (spec.channels, spec.head, spec.role) == (1, "sum", "detects")
+    return (spec.channels, spec.head, spec.role, spec.category) == (1, "sum", "detects", None)
 
 
 def _bank_of(probes: Sequence[FittedProbe]) -> ProbeBank:

@@ -39,6 +39,7 @@ NAMES = [
     "joint_pooled",
     "svm",
     "mlp",
+    "siren",
     "tokens",
     "attention",
     "multimax",
@@ -48,7 +49,7 @@ NAMES = [
     "novelty",
 ]
 CONTROLS = ("prompt_length", "random", "shuffled", "sentence_embedding", "tfidf", "first_token_refusal")
-SLOW = {"svm", "mlp", "refusal_readout", "neurons", "novelty"}
+SLOW = {"svm", "mlp", "siren", "refusal_readout", "neurons", "novelty"}
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):
