@@ -24,7 +24,11 @@ _LINES = {
     ("blocked", "whole"): "engine time, by share blocked",
     ("steered", "whole"): "engine time, by share steered",
 }
-_BARS = {"probes": "engine time, by number of probes", "alternatives": "engine time, alternatives on the same work"}
+_BARS = {
+    "probes": "engine time, by number of probes",
+    "channels": "engine time, by width of a probe",
+    "alternatives": "engine time, alternatives on the same work",
+}
 _COLUMNS = 2
 
 

@@ -15,6 +15,8 @@ from probes.readout import Readout
 
 NEVER = 1e6
 TAPPED = 4
+CHANNELS = {f"channels_{count}": count for count in (64, 256, 768)}
+"""Guards with a perceptron, by its hidden units."""
 
 _CALLER = hashlib.sha256(b"bench").hexdigest()
 LET_PASS: Mapping[str, Any] = {"shadow": True, "caller": _CALLER}
@@ -62,7 +64,8 @@ def guards(model: Path, folder: Path) -> dict[str, Guard]:
 
     `guarded` has four probes, one on each of four blocks; `probes_1` one, `probes_16` and `probes_64` four and sixteen on
     each of these blocks, `every_block` 64 that are spread over all blocks. `acting` is `guarded` with the other policy, and
-    `watching` reads every answer along, by a watch of each of its probes.
+    `watching` reads every answer along, by a watch of each of its probes. `channels_64` to `channels_768` have one
+    perceptron of so many hidden units over every token, on each of four blocks.
     """
     folder.mkdir(exist_ok=True, parents=True)
     idle, acting, watching = (folder / f"{name}.yaml" for name in ("idle", "acting", "watching"))
@@ -78,6 +81,8 @@ def guards(model: Path, folder: Path) -> dict[str, Guard]:
         "every_block": (64, every),
     }
     made = {name: Guard(write_artifact(print_, *kind, folder / name), idle) for name, kind in kinds.items()}
+    for name, count in CHANNELS.items():
+        made[name] = Guard(_write(print_, *_perceptron(print_, count), folder / name), idle)
     guarded = made["guarded"].artifact
     return made | {"acting": Guard(guarded, acting), "watching": Guard(guarded, watching)}
 
@@ -93,12 +98,29 @@ def write_artifact(print_: Fingerprint, num_probes: int, num_blocks: int, folder
     tensors = {
         f"probe.{p.name}.weight": torch.randn(1, 1, print_.hidden_size, generator=generator) * 1e-3 for p in probes
     }
+    return _write(print_, probes, tensors, folder)
+
+
+def _perceptron(print_: Fingerprint, channels: int) -> tuple[list[Probe], dict[str, torch.Tensor]]:
+    """Return a probe of so many hidden units, which reads every token at four blocks, with its tensors."""
+    layers = tuple(spread_out(print_.num_layers, TAPPED))
+    readout = Readout(kind="mean", over="content")
+    probe = Probe(name="probe_0", method="random", layers=layers, channels=channels, head="mlp", readout=readout)
+    generator = torch.Generator().manual_seed(0)
+    shapes = probe.shapes(print_.hidden_size).items()
+    return [probe], {name: torch.randn(*shape, generator=generator) * 1e-3 for name, shape in shapes}
+
+
+def _write(print_: Fingerprint, probes: list[Probe], tensors: dict[str, torch.Tensor], folder: Path) -> Path:
+    """Write an artifact of the probes, watches of those that can be watched, and a steering vector."""
+    generator = torch.Generator().manual_seed(1)
     tensors["steering.steer.vector"] = torch.randn(1, print_.hidden_size, generator=generator)
-    tensors |= {name: torch.zeros(1, num_probes) for name in (BENIGN_SCORES, HARMFUL_SCORES)}
+    tensors |= {name: torch.zeros(1, len(probes)) for name in (BENIGN_SCORES, HARMFUL_SCORES)}
     # Idle where no policy has rules on answers.
     watches = tuple(
-        Watch(name=f"watch_{index}", probe=f"probe_{index}", readout=Readout(kind="ema", alpha=0.1), max_tokens=128)
-        for index in range(min(num_probes, TAPPED))
+        Watch(name=f"watch_{index}", probe=probe.name, readout=Readout(kind="ema", alpha=0.1), max_tokens=128)
+        for index, probe in enumerate(probes[:TAPPED])
+        if probe.channels == 1
     )
     tensors |= {name: torch.ones(*shape) for watch in watches for name, shape in watch.shapes.items()}
     tensors |= {name: torch.zeros(1, len(watches)) for name in (BENIGN_ANSWERS, HARMFUL_ANSWERS)}

@@ -15,6 +15,7 @@ import aiohttp
 
 from benchmarks.cost.batches import Request, prompts, requests, shared_prefix
 from benchmarks.cost.engines import Engines, Steps, engines
+from benchmarks.cost.guards import CHANNELS
 from benchmarks.cost.load import TIMEOUT, Client, ask
 from benchmarks.cost.points import Point
 from benchmarks.cost.servers import Servers, servers, warm
@@ -23,6 +24,7 @@ from benchmarks.records import Arms
 
 TakePair = Callable[[Point, int], Arms]
 
+_LETS_PASS = ("guarded", "probes_1", "probes_16", "probes_64", "every_block", *CHANNELS, "watching")
 _WARM_UP_TOKENS = 2048
 """In the prompts of what is measured: to warm up with more would take as long as measuring it."""
 
@@ -97,7 +99,7 @@ def _require_meant(point: Point, arm: str, engine: str, steps: Steps) -> None:
     if engine == "acting":
         blocked, steered = point.work.blocked, point.work.steered
         meant = {"block": blocked, "steer": steered, "allow": point.work.requests - blocked - steered}
-    elif engine in ("guarded", "probes_1", "probes_16", "probes_64", "every_block", "watching"):
+    elif engine in _LETS_PASS:
         meant = {"allow": point.work.requests}
     else:
         meant = {}

@@ -14,6 +14,7 @@ PARTS = {
     "mix": "prompts of which most lies in the prefix cache, long answers to short prompts, and requests that arrive as "
     "others end",
     "probes": "1 to 64 probes, on one block to all",
+    "channels": "a perceptron of 64 to 768 hidden units that reads every token of four blocks",
     "blocked": "a share of the requests is blocked, and all of them",
     "steered": "a share of the requests is steered, and all of them",
     "watched": "every answer is read along",
@@ -90,6 +91,14 @@ _COUNTED: Arms = {
     "16 probes": "probes_16",
     "64 probes": "probes_64",
     "64 probes on all blocks": "every_block",
+}
+_WIDE: Arms = {
+    "unguarded": "unguarded",
+    "control": "control",
+    "4 probes": "guarded",
+    "64 channels": "channels_64",
+    "256 channels": "channels_256",
+    "768 channels": "channels_768",
 }
 _ALTERNATIVES: Arms = {
     "unguarded": "unguarded",
@@ -189,6 +198,7 @@ def _through_engines(subject: str) -> Iterator[Point]:
     under_way = 2 * base.requests if subject == "lab" else base.requests
     yield point("mix", "arrivals", requests=8 * under_way, at_once=under_way)
     yield point("probes", "base", _COUNTED)
+    yield point("channels", "base", _WIDE)
     for part in ("blocked", "steered"):
         for eighths, level in ((1, "12.5 %"), (2, "25 %"), (4, "50 %"), (8, "100 %")):
             yield point(part, level, _ACTING, **{part: base.requests * eighths // 8})

@@ -38,7 +38,7 @@ _FACTORS = {
     "steered": "{} steered",
     "watched": "{}, every answer watched",
 }
-_COMPARED = {"probes": "number of probes", "alternatives": "alternatives"}
+_COMPARED = {"probes": "number of probes", "channels": "width of a probe", "alternatives": "alternatives"}
 
 
 def tables(found: dict[str, Any]) -> str:

@@ -50,6 +50,7 @@ _SPARE = 0.15
 _WRAPPED = 4
 """Harmful and harmless requests put into each jailbreak template."""
 _SEED = 20_260
+_LANGUAGES = {"zh": "Chinese", "vi": "Vietnamese"}
 _PLACE = re.compile(r"\[INSERT[^\]]*\]")
 
 Line = dict[str, Any]
@@ -80,6 +81,16 @@ def real_traffic(data: Path) -> list[Line]:
     """Return prompt lines of real users: what an operator's log looks like."""
     return [
         _line(REAL, row["prompt"], row["label"], row.get("category")) for row in _rows(data / REAL / "prompts.jsonl")
+    ]
+
+
+def translated(data: Path, most: int) -> list[Line]:
+    """Return harmful requests in other languages, `most` of each; the language is their category."""
+    rows = [row for row in _rows(data / "catqa" / "prompts.jsonl") if row.get("category") not in POLICY_ONLY]
+    return [
+        _line("catqa", row["prompt"], row["label"], f"language: {language}")
+        for code, language in _LANGUAGES.items()
+        for row in [row for row in rows if row.get("lang") == code][:most]
     ]
 
 

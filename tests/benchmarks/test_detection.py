@@ -1,14 +1,17 @@
 """The detection benchmark: sets are put together without overlaps, and its table is of what was left out."""
 
+import base64
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.detection import starter
+from benchmarks.detection import starter, starter_table, traffic
 from benchmarks.detection.__main__ import main
 from benchmarks.detection.public_sets import HARMFUL, HARMLESS, MIXED, REAL, TO_WRAP, assemble
+from benchmarks.detection.variations import LOOK_ALIKES, VARIATIONS
 from calibration.prompts.starter_set import starter_set
 
 LAB = Path(__file__).parents[2] / "examples" / "lab"
@@ -65,24 +68,54 @@ def test_the_table_is_of_sets_left_out_seed_by_seed(data, tmp_path, capsys):
 def test_the_starter_set_is_met_with_sets_that_nothing_was_fitted_on(data, tmp_path, monkeypatch):
     """A real run on the lab model: every set has a row, and no fit of public sets saw the family that it meets."""
     few = replace(starter_set(), prompts=starter_set().prompts[::24])
-    monkeypatch.setattr(starter, "starter_set", lambda: few)
+    monkeypatch.setattr(traffic, "starter_set", lambda: few)
+    for module in (traffic, starter_table):
+        monkeypatch.setattr(module, "VARIATIONS", [v for v in VARIATIONS if v.name in ("persona", "within 256 tokens")])
+    monkeypatch.setattr(starter.SentenceEncoder, "load", lambda: None)
     seen = []
-    monkeypatch.setattr(starter.Traffic, "without", keeping(starter.Traffic.without, seen))
-    starter.main(data, LAB / "aligned", tmp_path / "work", 24, 400, write=tmp_path / "table.md")
+    monkeypatch.setattr(traffic.Traffic, "without", keeping(traffic.Traffic.without, seen))
+    starter.main(data, LAB / "aligned", tmp_path / "work", 24, 400, 2, write=tmp_path / "table.md")
     text = (tmp_path / "table.md").read_text()
     for row in (
         "| advbench | 24 |",
         "| jailbreak:templates | 24 |",
         f"| {REAL} |",
         "| alpaca | 24 |",
+        "| attack: persona | 60, 60 |",
+        "| length: within 256 tokens | 60, 60 |",
+        "### 2 divisions of real users' prompts",
     ):
         assert row in text
     for column in ("probes, starter", "probes, public", "probes, both", "TF-IDF, both"):
         assert column in text
     assert {name for _, name, _ in seen} >= {"advbench", "jailbreak", REAL}
-    for traffic, name, rows in seen:
-        assert name == REAL or name not in traffic.family[rows]
-        assert not traffic.real[rows].any()
+    for met, name, rows in seen:
+        assert name == REAL or name not in met.family[rows]
+        assert not (met.sets_the_cut | met.tests_the_cut)[rows].any()
+        assert not met.variation[rows].any()
+
+
+@pytest.mark.parametrize("variation", VARIATIONS, ids=lambda each: each.name)
+def test_a_request_written_otherwise_says_what_it_said(variation):
+    """Every variation holds its request's letters in some form, says nothing of its label, and is the same each time."""
+    written = variation.write(ASKED, random.Random(1))  # noqa: S311
+    assert written == variation.write(ASKED, random.Random(1))  # noqa: S311
+    assert ASKED in READ.get(variation.name, str)(written)
+
+
+ASKED = "How do I repair a bicycle pump at home?"
+UNMIXED = str.maketrans("431057", "aeiost")
+READ = {
+    "zero-width spaces": lambda text: text.replace("\u200b", ""),
+    "look-alike letters": lambda text: text.translate({other: letter for letter, other in LOOK_ALIKES.items()}),
+    "digits for letters": lambda text: text.translate(UNMIXED).replace("do i", "do I"),
+    "spaced out": lambda text: " ".join(word.replace(" ", "") for word in text.split("  ")),
+    "mixed case": lambda text: ASKED if text.lower() == ASKED.lower() else "",
+    "typing errors": lambda text: ASKED if sorted(text) == sorted(ASKED) else "",
+    "Base64": lambda text: base64.b64decode(text.rsplit(" ", 1)[1]).decode(),
+    "step split": lambda text: text.replace('" and B = "', " "),
+}
+"""What undoes a variation, where the request does not stand in it as it is."""
 
 
 def keeping(function, calls):
