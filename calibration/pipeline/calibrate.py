@@ -50,6 +50,11 @@ def calibrate(model: Path, prompts: Mapping[str, PromptFile], out: Path, setting
     inputs = Inputs.read(model, prompts, out, settings)
     if settings.leave_one_source_out:
         require_families(inputs.train.value)
+    with inputs.work.alone():
+        return _through_all_stages(inputs, out, settings)
+
+
+def _through_all_stages(inputs: Inputs, out: Path, settings: Settings) -> Calibration:
     created = _begun(inputs, settings)
 
     training = record_training(inputs)

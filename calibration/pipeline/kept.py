@@ -6,16 +6,19 @@ interrupted, or which asks for one thing more, takes every file that still answe
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from calibration.prompts.progress import stage
 from calibration.recording.stage_file import write_whole
+from probes.errors import CalibrationError
 
 WORK = ".foreguard-work"
 _Value = TypeVar("_Value")
@@ -69,6 +72,26 @@ class Work:
         folder = out.parent / WORK / key_of("work", *content)[:16]
         folder.mkdir(parents=True, exist_ok=True)
         return cls(folder)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder for this process. Raises `CalibrationError` where another one is at work in it.
+
+        The lock ends with the process, however that ends.
+        """
+        lock = FileLock(self.folder / "lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CalibrationError(
+                "another calibration of this model with these prompts is under way beside it",
+                field="--out",
+                remedy="wait for it to end, or let --out lie in another folder",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def keep(
         self, name: str, codec: Codec[_Value], compute: Callable[..., _Value], *arguments: Any, title: str = ""

@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calibration.pipeline.kept import WORK, Kept, Work, json_codec, key_of
+from probes.errors import CalibrationError
 
 NUMBERS = json_codec(list[int])
 PLAIN = st.none() | st.booleans() | st.integers() | st.text() | st.tuples(st.integers(), st.text())
@@ -68,3 +69,13 @@ def test_work_is_named_by_what_its_stages_are_not_told(tmp_path):
     assert other.folder.exists()
     other.forget()
     assert not (tmp_path / WORK).exists()
+
+
+def test_a_folder_has_one_process_at_work(work):
+    """Another one is told to wait, until the first has ended."""
+    with work.alone():
+        with pytest.raises(CalibrationError) as caught, Work(work.folder).alone():
+            pass
+        assert "another calibration" in caught.value.problem
+    with Work(work.folder).alone():
+        work.forget()
