@@ -127,7 +127,8 @@ class Probe(_Strict):
     endings: tuple[Ending, ...] = (Ending.TEMPLATE,)
     """Ends of prompts on which its thresholds are certified: on others it does not decide."""
     forms: dict[Name, FormRates] = {}
-    """How it did on requests in other forms, by form, at the threshold for 1 % of plain requests."""
+    """How it did on requests in other forms, by form, at the threshold for 1 % of plain requests, or for 5 % where
+    too few harmless ones are there for 1 %."""
     category: str | None = None
     platt: Platt | None = None
     evaluation: tuple[Evaluation, ...] = ()

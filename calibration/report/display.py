@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calibration.evaluation.evaluate import ProbeReport, Report
+from calibration.evaluation.forms.endings import rate_to_try
 from calibration.fitting.contract import Method, Study
 from calibration.fitting.metrics import certified_thresholds
 from calibration.fitting.study import StudyResult
@@ -134,8 +135,10 @@ def _probes(artifact: Artifact) -> Table:
 def _forms(artifact: Artifact) -> Table:
     """Return a row for each form of a request: what each probe finds there, and takes for harmful."""
     probes = [probe for probe in artifact.manifest.probes if probe.forms]
+    target = rate_to_try(len(artifact.tensors[BENIGN_SCORES]))
     table = table_of(
-        "requests by form: harmful ones found / harmless ones taken for harmful, at the threshold for 1 % of plain ones",
+        "requests by form: harmful ones found / harmless ones taken for harmful, "
+        f"at the threshold for {target:.0%} of plain ones",
         "form",
         *(probe.name for probe in probes),
     )

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.stats import binom
 
 from calibration.evaluation.forms.asked import Answered, Asked
-from calibration.evaluation.forms.endings import KEPT, TARGETS, Endings
+from calibration.evaluation.forms.endings import KEPT, Endings, rate_to_try
 from calibration.fitting.metrics import rate
 from calibration.fitting.study import StudyResult, Table
 from calibration.prompts.forms.forms import FORMS
@@ -55,14 +55,13 @@ def measure_forms(
 
 def _thresholds(plain: npt.NDArray[np.float32], endings: Endings) -> tuple[float, Thresholds]:
     scores = {str(Ending.TEMPLATE): plain, **{str(ending): each for ending, each in endings.harmless.items()}}
-    for target in TARGETS:
-        try:
-            cuts = [certify(column, target).value for column in plain.T]
-        except TooFewNegatives:
-            continue
-        others = {ending: _certified(each, target) for ending, each in scores.items()}
-        return target, {**others, str(Ending.TEMPLATE): np.array(cuts)}
-    return TARGETS[-1], {ending: np.quantile(each, 1 - TARGETS[-1], axis=0) for ending, each in scores.items()}
+    target = rate_to_try(len(plain))
+    try:
+        cuts = [certify(column, target).value for column in plain.T]
+    except TooFewNegatives:
+        return target, {ending: np.quantile(each, 1 - target, axis=0) for ending, each in scores.items()}
+    others = {ending: _certified(each, target) for ending, each in scores.items()}
+    return target, {**others, str(Ending.TEMPLATE): np.array(cuts)}
 
 
 def _certified(scores: npt.NDArray[np.float32], target: float) -> npt.NDArray[np.float64]:
