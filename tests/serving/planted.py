@@ -1,6 +1,7 @@
 """An artifact made by hand from the lab model: one real direction, a probe of every kind, a vector of every operator."""
 
 import math
+from collections.abc import Collection
 from itertools import pairwise
 from pathlib import Path
 
@@ -31,7 +32,11 @@ def planted_artifact(reference: Reference, folder: Path, adapter: Path | None = 
     bias = -float(weight @ (harmful.mean(0) + harmless.mean(0)) / 2)
     tensors = {"probe.harm.weight": weight[None, None]}
     probes = [Probe(name="harm", method="planted", layers=(HARM_LAYER,), bias=bias)]
-    for probe, own in [*_readout_probes(reference), *_wide_probes(reference)]:
+    for probe, own in [
+        *_readout_probes(reference),
+        *_made(reference, _wide(reference), 1),
+        *_made(reference, _over_content(reference), 2),
+    ]:
         probes.append(probe)
         tensors |= {f"probe.{probe.name}.{key}": tensor for key, tensor in own.items()}
     scores = torch.zeros(len(harmless), len(probes))
@@ -113,11 +118,11 @@ def _readout_probes(reference: Reference) -> list[tuple[Probe, dict[str, torch.T
     ]
 
 
-def _wide_probes(reference: Reference) -> list[tuple[Probe, dict[str, torch.Tensor]]]:
-    """Return probes of several channels, on neurons, or with a head; each channel's numbers are about one in size."""
+def _wide(reference: Reference) -> dict[str, dict]:
+    """Return probes of several channels, on neurons, or with a head."""
     last, neurons = reference.num_layers - 1, reference.num_neurons
     on_neurons = {"site": "mlp_neurons", "width": neurons}
-    fields: dict[str, dict] = {
+    return {
         "r_softmax": {"layers": (1, 3), "readout": Readout(kind="softmax", temperature=0.5), "scale": 2.0},
         "r_attention": {"layers": (3, last), "channels": 6, "readout": Readout(kind="attention"), "scale": 4.0},
         "r_multimax": {"layers": (2,), "channels": 5, "readout": Readout(kind="max"), "bias": -2.0},
@@ -138,7 +143,17 @@ def _wide_probes(reference: Reference) -> list[tuple[Probe, dict[str, torch.Tens
             "scale": 0.5,
         },
     }
-    generator = torch.Generator().manual_seed(1)
+
+
+def _over_content(_: Reference) -> dict[str, dict]:
+    """Return a perceptron on the mean over the content of two blocks."""
+    readout = Readout(kind="mean", over="content")
+    return {"h_content": {"layers": (1, 3), "channels": 12, "head": "mlp", "readout": readout, "scale": 3.0}}
+
+
+def _made(reference: Reference, fields: dict[str, dict], seed: int) -> list[tuple[Probe, dict[str, torch.Tensor]]]:
+    """Return random probes of these kinds; each channel's numbers are about one in size."""
+    generator = torch.Generator().manual_seed(seed)
     made = []
     sample = [reference.read(reference.token_ids(messages)) for messages in of("train", "plain_harmless", 40)]
     for name, options in fields.items():
@@ -160,18 +175,24 @@ Read = dict[str, list[torch.Tensor]]
 """What a prompt's pass left at each site, block by block: `Reference.read`."""
 
 
-def naive_scores(artifact: Artifact, read: Read) -> dict[str, float]:
-    """Return every probe's score of one prompt, computed the slow and obvious way."""
-    return {probe.name: naive_score(artifact, read, probe.name) for probe in artifact.manifest.probes}
+def naive_scores(artifact: Artifact, read: Read, frame: Collection[int] = ()) -> dict[str, float]:
+    """Return every probe's score of one prompt, computed the slow and obvious way.
+
+    `frame` are the positions of the chat template's tokens, where the artifact knows the template.
+    """
+    return {probe.name: naive_score(artifact, read, probe.name, frame) for probe in artifact.manifest.probes}
 
 
-def naive_score(artifact: Artifact, read: Read, name: str) -> float:
+def naive_score(artifact: Artifact, read: Read, name: str, frame: Collection[int] = ()) -> float:
     """Return one probe's score of one prompt."""
     probe = next(probe for probe in artifact.manifest.probes if probe.name == name)
     prefix = f"probe.{name}."
     own = {key.removeprefix(prefix): t.double() for key, t in artifact.tensors.items() if key.startswith(prefix)}
     activations = [read[probe.site][layer].double() for layer in probe.layers]
     channels = sum(x @ weight.T for x, weight in zip(activations, own["weight"], strict=True)).T.tolist()
+    if probe.readout.over == "content":
+        content = [place for place in range(1, len(channels[0])) if place not in frame] or [-1]
+        channels = [[tokens[place] for place in content] for tokens in channels]
     if probe.readout.kind == "attention":
         values = [_weighted(q, v, 1.0) for q, v in zip(channels[::2], channels[1::2], strict=True)]
     else:

@@ -67,15 +67,14 @@ def formed(artifact, reference, limit, cache_root, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("formed")
     template = read_template(reference.tokenizer)
+    canary = canary_prompt(reference.model.config.vocab_size, template)
     endings = (Ending.TEMPLATE, Ending.PREFILL)
     manifest = artifact.manifest.model_copy(
         update={
             "template": template,
             "other_endings": (Ending.PREFILL, Ending.OPEN),
             "probes": tuple(probe.model_copy(update={"endings": endings}) for probe in artifact.manifest.probes),
-            "canary": naive_scores(
-                artifact, reference.read(canary_prompt(reference.model.config.vocab_size, template))
-            ),
+            "canary": naive_scores(artifact, reference.read(canary), template.turns(canary)[-1].frame),
         }
     )
     others = {
