@@ -2,7 +2,7 @@
 
 Fits that leave out different families have scores that cannot be compared. The share of real users' harmless prompts that
 score lower can: a prompt is flagged at a rate of 1 % where it is at least 99 %, and its mean over harmful prompts is their
-AUROC against real users' harmless ones.
+AUROC against real users' harmless ones. Above the highest of them it goes on by millionths, so that there is an order.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from guard.threshold import allowed_exceedances, minimum_negatives
 Scores = npt.NDArray[np.floating]
 
 TARGET = 0.01
+_BEYOND = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,5 +53,6 @@ def among_real_users(traffic: Traffic, scores: Mapping[tuple[str, str], Scores])
         met = (traffic.family == name) & ~traffic.fitted_on
         below, upto = (np.searchsorted(lower, each[met], side) for side in ("left", "right"))
         found = columns.setdefault(column, np.full(len(traffic.family), np.nan))
-        found[met] = (below + upto) / (2 * len(lower))
+        beyond = np.maximum(each[met] - lower[-1], 0) / lower.std()
+        found[met] = (below + upto) / (2 * len(lower)) + _BEYOND * beyond
     return Standing(traffic, columns)

@@ -67,7 +67,7 @@ def smollm2(model: Path, prompts: Path, examples: Path) -> Subject:
         prompts,
         {"train": 3, "validation": 2, "test": 6},
         400,
-        ("classifiers",),
+        ("classifiers", "rolling"),
         examples / "chat-policy.yaml",
         0,
         {

@@ -40,7 +40,7 @@ _LARGE = 1 << 24
 """Numbers in a feature matrix from which several threads help; below it they cost more than they save (30-fold at
 1,350 by 384 on two cores)."""
 
-
+_POOLED = "L2 logistic regression on the mean of the content"
 _BY_CHANCE = "blocks and positions were chosen by a random part of the training prompts: too few sources are named"
 
 
@@ -109,12 +109,18 @@ def fit_classifiers(training: TrainingSet) -> Fitted:
             _probe("logistic", "L2 logistic regression", logistic, _logistic(training, logistic)),
             _probe("lda", "shrinkage linear discriminant", lda, _lda(training, lda.layer, lda.where)),
             _stack(cross_validation, logistic),
-            _probe("pooled", "L2 logistic regression on the mean of the content", pooled, _logistic(training, pooled)),
+            _probe("pooled", _POOLED, pooled, _logistic(training, pooled)),
             _joint(training, "joint", 0, logistic.inverse_penalty),
             _joint(training, "joint_pooled", "content", pooled.inverse_penalty),
         ),
         notes=() if cross_validation.by_source else (_BY_CHANCE,),
     )
+
+
+def fit_pooled(training: TrainingSet) -> FittedProbe:
+    """Return probe `pooled` alone, as `fit_classifiers` does."""
+    choice = _logistic_choice(CrossValidation.of(training), ("content",))
+    return _probe("pooled", _POOLED, choice, _logistic(training, choice))
 
 
 def _everywhere(training: TrainingSet, places: Sequence[Where]) -> Iterator[tuple[int, Where]]:

@@ -13,11 +13,15 @@ from tiny import HIDDEN, make_model, make_prompts
 from calibration.fitting.fitted import Fitted, load_fitted, merge, save_fitted
 from calibration.methods.classifiers.discriminant import fit_lda
 from calibration.methods.classifiers.linear_classifiers import fit_classifiers, fit_logistic
+from calibration.methods.classifiers.rolling import fit_rolling
 from calibration.methods.directions.directions import difference_in_means, direction_probe
 from calibration.methods.directions.harmfulness_direction import fit_harmfulness_direction
 from calibration.methods.directions.refusal_direction import fit_refusal_direction
+from calibration.methods.tokens.token_level import score_rows
+from calibration.methods.tokens.token_streams import read_streams
 from calibration.model.chat_model import ChatModel
-from calibration.recording.places import place_of
+from calibration.prompts.template import read_template
+from calibration.recording.places import content_positions, place_of
 from probes.errors import CalibrationError
 
 
@@ -135,6 +139,24 @@ def test_classifiers_give_the_logits_that_they_fitted(planted_chat, tmp_path):
         )
         select, harmful = scores[training.select], training.harmful[training.select]
         assert select[harmful].min() > select[~harmful].max()
+
+
+def test_rolling_reads_the_weights_of_pooled_by_its_worst_stretch(planted_chat, tmp_path):
+    """Weights and bias are pooled's; the score is the highest mean of eight tokens of the content in a row."""
+    training = training_set(planted_chat, tmp_path, make_prompts(240, 0))
+    pooled = next(probe for probe in fit_classifiers(training).probes if probe.spec.name == "pooled")
+    (rolling,) = fit_rolling(training).probes
+    assert torch.equal(rolling.weight, pooled.weight)
+    assert (rolling.spec.bias, rolling.spec.layers) == (pooled.spec.bias, pooled.spec.layers)
+    prompts = training.prompts.subset(np.arange(12))
+    template = read_template(planted_chat.tokenizer)
+    tokens = read_streams(planted_chat, prompts, rolling.spec.layers).token_scores(rolling.weight)
+    for score, own, ids in zip(
+        score_rows(training, [rolling], np.arange(12))[:, 0], tokens, prompts.token_ids, strict=True
+    ):
+        content = own[list(content_positions(template, ids)), 0]
+        stretches = [content[start : start + 8].mean() for start in range(max(len(content) - 7, 1))]
+        assert score == pytest.approx(max(stretches) + rolling.spec.bias, abs=1e-4)
 
 
 def test_selection_prompts_are_apart_from_fitting_prompts(planted_chat, tmp_path):

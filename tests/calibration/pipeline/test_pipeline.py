@@ -37,6 +37,7 @@ NAMES = [
     "pooled",
     "joint",
     "joint_pooled",
+    "rolling",
     "svm",
     "mlp",
     "siren",
