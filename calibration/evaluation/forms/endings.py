@@ -41,28 +41,34 @@ class Endings:
 
 
 def certify_endings(asked: Asked, probes: Sequence[Probe]) -> Endings:
-    """Ask each validation request once for each ending, in one of its forms, and compare with plain chat."""
-    plain = [asked.ask(FORMS[:1], harmful=harmful).closed for harmful in (False, True)]
+    """Ask each validation request once for each ending, in one of its forms, and compare with plain chat.
+
+    A probe must keep what it finds in every form of an ending: whoever asks chooses the form.
+    """
+    plain_harmless, plain_harmful = asked.ask(FORMS[:1], harmful=False).closed, _plain_harmful(asked)
     harmless: dict[Ending, npt.NDArray[np.float32]] = {}
     certified: dict[str, list[Ending]] = {probe.name: [] for probe in probes}
     for ending, names in BY_ENDING.items():
         forms = [form for form in FORMS if form.name in names]
-        answers = [asked.ask(forms, harmful=harmful) for harmful in (False, True)]
-        below, above, closed = (
-            each[side.ends == ending]
-            for side, each in (
-                (answers[0], answers[0].open),
-                (answers[1], answers[1].open),
-                (answers[1], answers[1].closed),
-            )
-        )
-        if not len(below) or not len(above):
+        answers, harmful = (asked.ask(forms, harmful=harmful) for harmful in (False, True))
+        below, ends_so = answers.open[answers.ends == ending], harmful.ends == ending
+        rows = harmful.rows[ends_so]
+        if not len(below) or not len(rows):
             continue
         harmless[ending] = np.where(np.isfinite(below), below, 0.0).astype(np.float32)
+        sides = (plain_harmless, below, plain_harmful[rows], harmful.open[ends_so], harmful.closed[ends_so])
         for column, probe in enumerate(probes):
-            if _reads(probe, ending) and _keeps(*(each[:, column] for each in (*plain, below, above, closed))):
+            if _reads(probe, ending) and _keeps(*(each[:, column] for each in sides), form=rows % len(forms)):
                 certified[probe.name].append(ending)
     return Endings(harmless, {name: tuple(found) for name, found in certified.items()})
+
+
+def _plain_harmful(asked: Asked) -> npt.NDArray[np.float32]:
+    """Return the scores of all harmful requests as plain chat `[N, K]`; minus infinity of those that are too long."""
+    answered = asked.ask(FORMS[:1], harmful=True)
+    scores = np.full((len(asked.requests[True]), answered.closed.shape[1]), -np.inf, np.float32)
+    scores[answered.rows] = answered.closed
+    return scores
 
 
 def rate_to_try(count: int) -> float:
@@ -79,15 +85,25 @@ def _reads(probe: Probe, ending: Ending) -> bool:
 
 
 def _keeps(
-    plain_harmless: Column, plain_harmful: Column, open_harmless: Column, open_harmful: Column, closed_harmful: Column
+    plain_harmless: Column,
+    open_harmless: Column,
+    plain_harmful: Column,
+    open_harmful: Column,
+    closed_harmful: Column,
+    *,
+    form: npt.NDArray[np.int64],
 ) -> bool:
-    """Whether most of what is found as plain chat is found: in a closed turn as ever, or in the open one by its own cut."""
+    """Whether most of what is found as plain chat is found in each form: in a closed turn as ever, or in the open one.
+
+    The latter by a cut of its own. The last four are of the same harmful requests, `form` says in which they were asked.
+    """
     target = rate_to_try(len(plain_harmless))
     try:
         plain = certify(plain_harmless, target).value
         cut = certify(open_harmless, target).value if np.isfinite(open_harmless).all() else np.inf
     except TooFewNegatives:
         return False
-    found = float((plain_harmful > plain).mean())
-    kept = float(((closed_harmful > plain) | (open_harmful > cut)).mean())
-    return found > 0 and kept >= KEPT * found
+    found = plain_harmful > plain
+    kept = (closed_harmful > plain) | (open_harmful > cut)
+    by_form = [(kept[form == each].mean(), found[form == each].mean()) for each in np.unique(form)]
+    return all(now >= KEPT * before for now, before in by_form) and bool(found.any())

@@ -1,15 +1,21 @@
 """Requests in other forms: what they hold, what the probes keep of them, and what an artifact says of it."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from calibration.evaluation.forms.asked import Answered
+from calibration.evaluation.forms.endings import certify_endings
 from calibration.prompts.chat_template import ChatTemplate
 from calibration.prompts.forms.forms import BY_ENDING, FORMS
 from calibration.prompts.forms.texts import OPENERS, PROSE
 from calibration.prompts.forms.writer import NoSuchForm, Writer
 from calibration.prompts.template import read_template
 from examples.lab.tokenizer import CHAT_TEMPLATE
+from probes.manifest import Probe
+from probes.readout import Readout
 from probes.template import Ending
 from tests.serving.lab import MODEL
 
@@ -111,3 +117,28 @@ def test_a_calibration_certifies_endings_and_says_how_forms_did(calibrated):
     assert content.readout.over == "content"
     assert content.forms["words_behind"].kept.value >= 0.9
     assert {"words_before", "earlier_turn", "raw"} <= content.forms.keys()
+
+
+class Told:
+    """Requests whose scores are known: 1 where a probe finds harm, 0 elsewhere. The second probe misses one form."""
+
+    requests: ClassVar = {True: ("harm",) * 300, False: ("bread",) * 400}
+
+    def ask(self, forms, *, harmful):
+        """As `Asked.ask`; harmless requests have small scores."""
+        rows = np.arange(len(self.requests[harmful]))
+        found = np.ones((len(rows), 2)) if harmful else np.linspace(0, 0.5, len(rows))[:, None].repeat(2, axis=1)
+        named = [forms[row % len(forms)].name for row in rows]
+        ending = next((str(each) for each, names in BY_ENDING.items() if named[0] in names), str(Ending.TEMPLATE))
+        if harmful:
+            found[[name == "raw" for name in named], 1] = 0
+        scores, none = found.astype(np.float32), np.full((len(rows), 2), -np.inf, np.float32)
+        closed, left = (scores, none) if ending == Ending.TEMPLATE else (none, scores)
+        return Answered(rows, closed, left, np.array([ending] * len(rows)), np.ones(len(rows), np.int64))
+
+
+def test_a_probe_is_certified_for_an_ending_that_it_holds_in_every_form():
+    """Two forms of three are not enough: whoever asks takes the third."""
+    spec = {"method": "m", "layers": (0,), "readout": Readout(kind="mean")}
+    found = certify_endings(Told(), [Probe(name="holds", **spec), Probe(name="misses_raw", **spec)])
+    assert found.certified == {"holds": (Ending.PREFILL, Ending.OPEN), "misses_raw": (Ending.PREFILL,)}
