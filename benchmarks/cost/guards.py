@@ -123,7 +123,8 @@ def _write(print_: Fingerprint, probes: list[Probe], tensors: dict[str, torch.Te
         if probe.channels == 1
     )
     tensors |= {name: torch.ones(*shape) for watch in watches for name, shape in watch.shapes.items()}
-    tensors |= {name: torch.zeros(1, len(watches)) for name in (BENIGN_ANSWERS, HARMFUL_ANSWERS)}
+    if watches:
+        tensors |= {name: torch.zeros(1, len(watches)) for name in (BENIGN_ANSWERS, HARMFUL_ANSWERS)}
     steered = spread_out(print_.num_layers, TAPPED)[1]
     steering = SteeringVector(name="steer", method="random", layers=(steered,), norm=1.0, cos_refusal=0.0)
     manifest = Manifest(

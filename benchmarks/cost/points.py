@@ -198,7 +198,8 @@ def _through_engines(subject: str) -> Iterator[Point]:
     under_way = 2 * base.requests if subject == "lab" else base.requests
     yield point("mix", "arrivals", requests=8 * under_way, at_once=under_way)
     yield point("probes", "base", _COUNTED)
-    yield point("channels", "base", _WIDE)
+    wide = point("channels", "base", _WIDE)
+    yield replace(wide, budget_s=wide.budget_s / 2)
     for part in ("blocked", "steered"):
         for eighths, level in ((1, "12.5 %"), (2, "25 %"), (4, "50 %"), (8, "100 %")):
             yield point(part, level, _ACTING, **{part: base.requests * eighths // 8})
