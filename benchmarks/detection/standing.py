@@ -1,8 +1,9 @@
 """Standing: where a prompt's score lies among those of real users' harmless prompts.
 
-Fits that leave out different families have scores that cannot be compared. The share of real users' harmless prompts that
-score lower can: a prompt is flagged at a rate of 1 % where it is at least 99 %, and its mean over harmful prompts is their
-AUROC against real users' harmless ones. Above the highest of them it goes on by millionths, so that there is an order.
+Fits that leave out different families have scores that cannot be compared. The share of real users' harmless prompts
+that score lower can: a prompt is flagged at a rate of 1 % where that share is at least 99 %. The mean share of harmful
+prompts is their AUROC against real users' harmless ones. Above the highest of these a standing goes on by millionths,
+so that there is an order.
 """
 
 from collections.abc import Mapping

@@ -110,7 +110,10 @@ def traffic(chat: ChatModel, model: Path, data: Path, work: Path, most: int, mos
 
 
 def written_otherwise(lines: Sequence[Line]) -> Iterator[Line]:
-    """Yield short requests of plain sets in every variation, by turns from set to set; its name is the line's category."""
+    """Yield short requests of plain sets in every variation, by turns from set to set.
+
+    The variation's name is the line's category.
+    """
     for label in ("harmful", "harmless"):
         requests = _by_turns([line for line in lines if line["label"] == label and _is_plain(line)])
         for variation in VARIATIONS:

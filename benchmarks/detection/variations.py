@@ -1,7 +1,7 @@
 """The same requests written otherwise: with other letters, inside attacks, and within much other text.
 
-A variation takes a request and returns what a user would send instead. It knows no label: harmful and harmless requests are
-written alike, so that what a scorer makes of the writing itself shows on the harmless ones. The attacks follow the
+A variation takes a request and returns what a user would send instead. It knows no label: harmful and harmless requests
+are written alike, so that what a scorer makes of the writing itself shows on the harmless ones. The attacks follow the
 families of the papers; their words are this project's.
 """
 

@@ -21,7 +21,10 @@ _IDENTITY = Platt(slope=1.0, intercept=0.0)
 def fit_maps(
     scores: npt.NDArray[np.float32], harmful: npt.NDArray[np.bool_], judged: Sequence[Rows] | None = None
 ) -> list[Platt]:
-    """Return for each column of `scores` `[N, K]` Platt's map to probabilities, by the column's `judged` rows, or by all."""
+    """Return for each column of `scores` `[N, K]` Platt's map to probabilities.
+
+    It is fitted on the column's `judged` rows, or on all.
+    """
     rows = judged or [np.arange(len(scores))] * scores.shape[1]
     return [fit_platt(scores[own, column], harmful[own]) for column, own in enumerate(rows)]
 

@@ -1,8 +1,8 @@
 """Abliteration: whether a checkpoint's weights were made unable to write one direction (arXiv 2406.11717, section 4.1).
 
-Such a model does not refuse, whatever it is asked, and what its refusals would tell of a request is gone. It can be told
-from the weights alone: everything that writes to the residual stream has next to nothing along the same direction. In
-other checkpoints the direction that is written least still has a share that rounding cannot explain.
+Such a model does not refuse, whatever it is asked, and what its refusals would tell of a request is gone. The weights
+alone show it: everything that writes to the residual stream has next to nothing along the same direction. In other
+checkpoints even the direction that is written least has more than rounding leaves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,8 +14,8 @@ from torch import nn
 from calibration.model.chat_model import ChatModel
 
 _NOTHING = 1e-4
-"""Share of an average direction's energy. Rounding an ablated matrix to bfloat16 leaves about 1e-6; what the lab model
-and SmolLM2 write least, all writers together, has 0.03 and more."""
+"""Share of an average direction's energy. Rounding an ablated lab model to bfloat16 leaves at most 5e-6 in any
+matrix. Of the direction that they write least, every matrix of the lab's pair and of SmolLM2 has 0.1 or more."""
 _FEWEST = 0.5
 """Share of the writers that must lack the direction: one matrix alone may lack any."""
 

@@ -97,7 +97,7 @@ def test_the_starter_set_is_met_with_sets_that_nothing_was_fitted_on(data, tmp_p
 
 @pytest.mark.parametrize("variation", VARIATIONS, ids=lambda each: each.name)
 def test_a_request_written_otherwise_says_what_it_said(variation):
-    """Every variation holds its request's letters in some form, says nothing of its label, and is the same each time."""
+    """Every variation holds its request in some form, says nothing of its label, and is the same each time."""
     written = variation.write(ASKED, random.Random(1))  # noqa: S311
     assert written == variation.write(ASKED, random.Random(1))  # noqa: S311
     assert ASKED in READ.get(variation.name, str)(written)

@@ -1,8 +1,8 @@
 """Probes by kind of harm: one for each category that enough harmful training prompts name.
 
-Each is a logistic regression on the mean over the content, of its category's harmful prompts against all others, harmless
-or not, so that it says which harm it is and not only that there is some. All of them read the block whose categories
-are told apart best. A policy can then treat kinds of harm differently, each by a threshold of its own.
+Each is a logistic regression on the mean over the content, of its category's harmful prompts against all others,
+harmless or not, so that it says which harm it is and not only that there is some. All of them read the block that tells
+categories apart best. A policy can then treat kinds of harm differently, each by a threshold of its own.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Probe `rolling`: the regression of `pooled`, read by the highest mean of a few tokens in a row.
 
-A mean over a long turn drowns a short request in it: on long contexts production probes that pool by a mean missed 99 % of
-what they find elsewhere (arXiv 2601.11516). The same weights on a stretch of eight tokens still see the request, whatever
-stands before and behind it. Of a short request the mean over all of it knows more, so a policy asks both.
+A mean over a long turn drowns a short request in it: on long contexts a production probe that pools by a mean missed
+99 % of what it should find (arXiv 2601.11516). The same weights on a stretch of eight tokens still see the request,
+whatever stands before and behind it. Of a short request the mean over all of it knows more, so a policy asks both.
 """
 
 from dataclasses import replace

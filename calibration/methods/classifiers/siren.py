@@ -1,11 +1,11 @@
-"""Probe `siren`: a perceptron on the features of several blocks that L1 regressions single out (SIREN, arXiv 2604.18519).
+"""Probe `siren`: a perceptron on features of several blocks that L1 regressions single out (arXiv 2604.18519).
 
 Block by block, an L1 logistic regression on the mean over the content shows which features of the residual stream carry
-harm: the few that make up most of its weight are kept. Each block counts as much as its own regression finds on selection
-prompts. A perceptron with one hidden layer reads the kept features of all blocks together.
+harm: the few that make up most of its weight are kept. Each block is weighted by the F1 of its own regression on
+selection prompts. A perceptron with one hidden layer reads the kept features of all blocks together.
 
-Served, hidden units are channels of the tap: a mean is linear, so the inner layer is applied to each token, and what follows
-is done once a prompt. The paper reads a second model; this reads the one that answers.
+Served, hidden units are channels of the tap: a mean is linear, so the inner layer is applied to each token, and what
+follows is done once a prompt. The paper reads a second model; this reads the one that answers.
 """
 
 from collections.abc import Sequence

@@ -76,7 +76,7 @@ def fit_perceptron(
     penalty: float = _PENALTY,
     importance: npt.NDArray[np.float64] | float = 1.0,
 ) -> Perceptron:
-    """Return the perceptron, by Adam on standardised features, each of which is multiplied by its `importance` `[D]`."""
+    """Return the perceptron, by Adam on standardised features, each multiplied by its `importance` `[D]`."""
     exact, mean, scale = _standardised(features)
     exact, scale = exact * importance, scale / importance
     model = MLPClassifier(
