@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,21 +89,23 @@ class BoundPolicy:
         turns: Sequence[Sequence[float]] | Unscored,
         ending: Ending = Ending.TEMPLATE,
         *,
+        has_media: bool = False,
         tighten: bool = False,
         shadow: bool = False,
     ) -> Verdict:
         """Return the verdict on a prompt by the scores of its `turns` `[turns][K]`: that on its worst turn.
 
         Where the prompt does not end as the template does, the last turn is open: only some probes read it, and thresholds
-        for such an ending hold for it. Closed turns are judged as ever.
+        for such an ending hold for it. Closed turns are judged as ever. Where it has images, audio or video in it
+        (`has_media`), its text is judged as ever, and what no rule fires on is unscored.
         """
         began = time.perf_counter()
         unscored, finding = (turns, _NOTHING) if isinstance(turns, Unscored) else self._worst(turns, ending)
         decision = self.policy.on_unscored if unscored else finding.action
-        if not unscored and (unread := self._unread(ending)).severity > decision.severity:
-            instead = min(self.policy.off_template, unread, key=_severity)
-            if finding.rule is None or instead.severity > decision.severity:
-                unscored, decision = Unscored.OFF_TEMPLATE, instead
+        if not unscored:
+            for reason, most in self._unread(ending, has_media):
+                if most.severity > decision.severity or (finding.rule is None and not unscored):
+                    unscored, decision = reason, most
         rule = None if unscored else finding.rule
         return self.policy.verdict(
             decision.tightened if tighten else decision,
@@ -128,10 +130,13 @@ class BoundPolicy:
             findings.append(_Finding(self.others.get(ending, _NO_RULES).holding(left), left, is_closed=False))
         return None, max(reversed(findings), key=lambda each: (each.action.severity, each.is_closed))
 
-    def _unread(self, ending: Ending) -> Action:
-        if ending is Ending.TEMPLATE:
-            return Action.ALLOW
-        return self.others.get(ending, EndingRules.without(self.rules)).unread
+    def _unread(self, ending: Ending, has_media: bool) -> Iterator[tuple[Unscored, Action]]:
+        """Yield each reason why rules have no say on a prompt, with what is done for it: no more than they would do."""
+        none = EndingRules.without(self.rules)
+        if ending is not Ending.TEMPLATE and (lost := self.others.get(ending, none).unread) is not Action.ALLOW:
+            yield Unscored.OFF_TEMPLATE, min(self.policy.off_template, lost, key=_severity)
+        if has_media:
+            yield Unscored.MEDIA, min(self.policy.on_media, none.unread, key=_severity)
 
     def firing(self, columns: Columns) -> dict[str, npt.NDArray[np.bool_]]:
         """Return for each rule on which of N prompts it fires; `columns` as `score_columns` gives them."""

@@ -152,6 +152,8 @@ class Policy(_Strict):
     on_unscored: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
     off_template: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
     """What is done where a prompt does not end as the chat template does, and a rule's probes are not certified for that."""
+    on_media: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
+    """What is done where a prompt has images, audio or video in it: no probe is certified for what these say."""
     special_tokens: Literal["judge", "refuse"] = "judge"
     """What is done where a request's text holds one of the tokenizer's special tokens: they divide turns as the chat
     template's own do, and are judged so, or the request is refused."""

@@ -52,6 +52,8 @@ class Unscored(StrEnum):
     """Reading or reducing the token scores failed in the worker."""
     OFF_TEMPLATE = "off_template"
     """The prompt does not end as the chat template does, and a rule's probes are not certified for how it ends."""
+    MEDIA = "media"
+    """The prompt has images, audio or video in it, for which no probe is certified, and no rule fired on its text."""
     POLICY_ERROR = "policy_error"
     """The decision itself failed."""
     NO_VERDICT = "no_verdict"

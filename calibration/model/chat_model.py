@@ -43,13 +43,13 @@ class ChatModel:
         `dtype` is the precision of its weights: `auto` (the model's own) or torch's name of another. `arithmetic` is
         what passes compute in; without it, `calibration.model.arithmetic` chooses. It never rounds the weights further.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+            model = _loader_of(folder).from_pretrained(folder, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"{folder.name} cannot be loaded: {error}", field="model", remedy=_NAME_A_FOLDER
@@ -112,6 +112,21 @@ class ChatModel:
             output = self.model(input_ids=batch.input_ids, attention_mask=batch.mask, use_cache=False)
         logits: torch.Tensor = output.logits
         return logits.float()
+
+
+def _loader_of(folder: Path) -> Any:
+    """Return the Transformers class that loads the model in `folder`: of text, or of text with images and audio.
+
+    Raises `ModelError` for a model that answers with something else.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        return transformers.AutoModelForCausalLM
+    if type(config) in transformers.MODEL_FOR_MULTIMODAL_LM_MAPPING:
+        return transformers.AutoModelForMultimodalLM
+    raise ModelError(f"{folder.name} is a {config.model_type}, no language model", field="model", remedy=_NAME_A_FOLDER)
 
 
 def _neuron_readers(model: nn.Module, blocks: list[nn.Module], hidden_size: int) -> list[nn.Module] | ModelError:

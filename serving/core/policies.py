@@ -1,7 +1,7 @@
 """What the policies say of a request: that of the model, and those of its adapters.
 
-It touches, of `vllm/v1/request.py`: `Request` (`lora_request`, `sampling_params`); of `vllm/lora/request.py`:
-`lora_name`, `lora_path`.
+It touches, of `vllm/v1/request.py`: `Request` (`lora_request`, `mm_features`, `sampling_params`); of
+`vllm/lora/request.py`: `lora_name`, `lora_path`.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,13 @@ class Policies:
         tighten = bool(asked.get("tighten"))
         try:
             reading = Unscored(scores) if isinstance(scores, str) else scores
-            verdict = policy.judge_turns(reading, case.ending, tighten=tighten, shadow=self._may_shadow(asked))
+            verdict = policy.judge_turns(
+                reading,
+                case.ending,
+                has_media=bool(case.request.mm_features),
+                tighten=tighten,
+                shadow=self._may_shadow(asked),
+            )
         except Exception:
             # Whatever failed, the request is unscored, counted and treated as the policy says, and the engine lives on.
             logger.exception("the policy failed on a request; it is treated as unscored")

@@ -87,6 +87,33 @@ def test_a_rule_that_has_no_say_counts_as_fired_up_to_the_policy_s_limit(policy,
     assert (verdict.decision, verdict.unscored, verdict.scores) == (decision, Unscored.OFF_TEMPLATE, {})
 
 
+@pytest.mark.parametrize("ending", Ending)
+@pytest.mark.parametrize(
+    ("on_media", "action", "decision"),
+    [
+        ("block", "block", Action.BLOCK),
+        ("flag", "block", Action.FLAG),
+        ("allow", "block", Action.ALLOW),
+        ("block", "flag", Action.FLAG),
+        ("allow", "flag", Action.ALLOW),
+    ],
+)
+def test_media_count_as_the_severest_rule_up_to_the_policy_s_limit(policy, ending, on_media, action, decision):
+    """No probe is certified for what an image or a recording says, however the prompt ends."""
+    made = bound(policy, ("all", action, {"all": PROMISE}), off_template=Action.ALLOW, on_media=Action(on_media))
+    verdict = made.judge_turns([QUIET, QUIET], ending, has_media=True)
+    assert (verdict.decision, verdict.rule, verdict.scores) == (decision, None, {})
+    assert verdict.unscored in (Unscored.MEDIA, Unscored.OFF_TEMPLATE)
+    assert verdict.unscored is Unscored.MEDIA or ending is not Ending.TEMPLATE
+
+
+def test_the_text_around_media_is_judged_as_ever(policy):
+    """What fires on it stands, with its scores; a policy that would let the media pass loses nothing of that."""
+    made = bound(policy, ("all", "block", {"all": PROMISE}), on_media=Action.ALLOW)
+    verdict = made.judge_turns([(0.0, 9.0), QUIET], has_media=True)
+    assert (verdict.decision, verdict.rule, verdict.unscored) == (Action.BLOCK, "all", None)
+
+
 def test_a_rule_that_is_certified_decides_beside_one_that_is_not(policy):
     """What it finds stands, with its scores, where it calls for as much as the other could."""
     made = bound(policy, ("all", "block", {"all": PROMISE}), ("last", "block", {"last": PROMISE}))

@@ -5,14 +5,18 @@ import torch
 from tiny import HIDDEN, LAYERS, make_model
 from torch import nn
 from transformers import (
+    CLIPVisionConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     MixtralConfig,
     MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    ViTConfig,
 )
 
 from calibration.model.arithmetic import VARIABLE, float32_is_faster
@@ -78,6 +82,36 @@ def test_last_logits_are_those_of_the_whole_pass(chat):
     for row, ids in enumerate(token_ids):
         whole = chat.model(input_ids=torch.tensor([ids])).logits[0, -1]
         torch.testing.assert_close(logits[row], whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_takes_images_is_calibrated_on_its_text(tokenizer, tmp_path):
+    """Its language model's blocks are found, and a text's logits are those of that model alone."""
+    language = make_model(len(tokenizer))
+    tokenizer.save_pretrained(tmp_path)
+    config = LlavaConfig(
+        text_config=language.config,
+        vision_config=CLIPVisionConfig(
+            hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=8
+        ),
+        image_token_index=0,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    model.lm_head.load_state_dict(language.lm_head.state_dict())
+    model.save_pretrained(tmp_path)
+    seeing = ChatModel.load(tmp_path)
+    assert (seeing.num_layers, seeing.hidden_size) == (LAYERS, HIDDEN)
+    batch = make_batch([[3, 4, 5], [6, 7]], [0, 1], seeing.device)
+    torch.testing.assert_close(seeing.last_logits(batch), ChatModel.wrap(language, tokenizer).last_logits(batch))
+
+
+def test_a_model_of_another_kind_is_refused(tokenizer, tmp_path):
+    """The error says what it is, and not the hundreds of kinds that Transformers knows."""
+    tokenizer.save_pretrained(tmp_path)
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="is a vit, no language model") as refused:
+        ChatModel.load(tmp_path)
+    assert len(str(refused.value)) < 200
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):

@@ -47,6 +47,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     ),
     "serving/core/policies.py": (
         f"{_REQUEST}.lora_request",
+        f"{_REQUEST}.mm_features",
         f"{_REQUEST}.sampling_params",
         "vllm.lora.request LoRARequest.lora_name",
         "vllm.lora.request LoRARequest.lora_path",
