@@ -69,6 +69,17 @@ def at(positions: torch.Tensor, strength: float = 1.0) -> Strengths:
     return strengths
 
 
+def at_last(strength: float) -> Strengths:
+    """Return strengths that are `strength` at the last position of a pass over texts that are aligned at their end."""
+
+    def strengths(stream: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros(stream.shape[:2], device=stream.device)
+        found[:, -1] = strength
+        return found
+
+    return strengths
+
+
 def since(positions: torch.Tensor, strength: float, schedule: Sequence[float] = ()) -> Strengths:
     """Return strengths as the server sets them: from each prompt's last position `[B]` on, along the schedule if any."""
     factors = torch.tensor(list(schedule) or [1.0])

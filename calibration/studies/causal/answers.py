@@ -7,8 +7,6 @@ as a refusal when it opens as the model's own refusals do, by its first tokens: 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
-import torch
-
 from calibration.fitting.contract import Study
 from calibration.fitting.fitted import NO_REFUSAL_VECTOR, Fitted, FittedSteering
 from calibration.fitting.metrics import rate
@@ -16,12 +14,12 @@ from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.chat_model import ChatModel
 from calibration.model.generation import Tokens, generate
-from calibration.model.hooks import on_output
-from calibration.model.intervention import ablated, added
+from calibration.model.intervention import ablated, added, at_last, steered
 from calibration.model.openings import opens_as, refusal_openings
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
 from probes.manifest import Rate
+from probes.steering import moves_of
 
 _MOST = 64
 """Prompts per class: an interval of about 12 points either way."""
@@ -62,26 +60,17 @@ def _ways(chat: ChatModel, steering: FittedSteering) -> dict[str, tuple[bool, _W
     """Return each way to run the model: whether on harmful prompts, and what is done to it."""
     vector, [layer] = steering.vector[0], steering.spec.layers
     shift = steering.spec.evidence["strength"] * vector
-    served = steering.spec.evidence.get("served_strength", steering.spec.evidence["strength"]) * vector
+    served = steering.spec.evidence.get("served_strength", steering.spec.evidence["strength"])
+    moves = moves_of(steering.spec, steering.tensors)
     return {
         "harmful, untouched": (True, nullcontext),
         "harmful, direction ablated": (True, lambda: ablated(chat, vector)),
         "harmless, untouched": (False, nullcontext),
         "harmless, direction ablated": (False, lambda: ablated(chat, vector)),
         "harmless, added at every position": (False, lambda: added(chat, layer, shift)),
-        "harmless, added as served": (False, lambda: _added_from_last(chat, layer, served)),
+        # Where each token of the answer is predicted, as a steered request has it.
+        "harmless, added as served": (False, lambda: steered(chat, moves, at_last(served))),
     }
-
-
-def _added_from_last(chat: ChatModel, layer: int, vector: torch.Tensor) -> AbstractContextManager[None]:
-    """Within the block, `vector` is added where each token of the answer is predicted, as a steered request has it."""
-
-    def add(stream: torch.Tensor) -> torch.Tensor:
-        edited = stream.clone()
-        edited[:, -1] = (stream[:, -1].float() + vector.to(stream.device)).to(stream.dtype)
-        return edited
-
-    return on_output(chat.blocks[layer], add)
 
 
 def _study(
