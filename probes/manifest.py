@@ -107,7 +107,8 @@ class Probe(_Strict):
 
     Tensor `probe.<name>.weight` is float32 `[len(layers), channels, W]`, W being `hidden_size` at `resid_post` and
     `width` at `mlp_neurons`. A token's score in channel c is `sum_l x_l . weight_l,c`; the request's score is
-    `scale * head(readout(channels)) + bias`. Tensors `probe.<name>.head_*` are the head's (`probes.head`).
+    `scale * head(readout(channels)) + bias`, or `scale * readout(head(channels)) + bias` where the head reads tokens.
+    Tensors `probe.<name>.head_*` are the head's (`probes.head`).
     """
 
     name: Name
@@ -121,6 +122,9 @@ class Probe(_Strict):
     channels: int = Field(1, ge=1)
     readout: Readout = Readout()
     head: HeadKind = "sum"
+    head_reads: Literal["request", "token"] = "request"
+    """What the head makes one number of: the readout's values of a request, or a token's channels, before the readout pools
+    these numbers of its tokens."""
     scale: float = Field(1.0, gt=0)
     """With `bias`, the last step: positive, so that every order of scores stays what it was."""
     bias: float = 0.0
@@ -137,8 +141,8 @@ class Probe(_Strict):
 
     @property
     def num_values(self) -> int:
-        """Values that its readout gives to its head."""
-        return self.readout.num_values(self.channels)
+        """Values that its head takes."""
+        return self.channels if self.head_reads == "token" else self.readout.num_values(self.channels)
 
     def shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
         """Return the names and shapes of its tensors, in a model of `hidden_size`."""
@@ -162,6 +166,10 @@ class Probe(_Strict):
     def _attention_has_pairs(self) -> Self:
         if self.readout.kind == "attention" and self.channels % 2:
             raise ValueError("readout 'attention' takes channels in pairs: query logits, then values")
+        if self.readout.kind == "attention" and self.head_reads == "token":
+            raise ValueError(
+                "readout 'attention' takes channels in pairs, and a head that reads tokens leaves one number"
+            )
         return self
 
 

@@ -182,8 +182,7 @@ class ProbeBank:
             wanted, channel = probe.readout.positions(turn), self.plan.firsts[index]
             row = bisect_left(positions, wanted[0])
             rows = slice(row, row + len(wanted)) if isinstance(wanted, range) else np.searchsorted(positions, wanted)
-            own = scores[rows, channel : channel + probe.channels]
-            found.append(float(HEADS[probe.head].outputs(probe.readout.reduce(own), self.heads[index])))
+            found.append(_output(probe, scores[rows, channel : channel + probe.channels], self.heads[index]))
         return found
 
 
@@ -243,8 +242,17 @@ class _Plan:
         )
 
 
+def _output(probe: Probe, scores: Scores, tensors: HeadTensors) -> float:
+    """Return what head and readout make of a turn's token scores `[P, C]`."""
+    head, readout = HEADS[probe.head], probe.readout
+    if probe.head_reads == "token":
+        each = head.outputs(scores.astype(np.float64), tensors)
+        return float(readout.reduce(each[:, None].astype(np.float32))[0])
+    return float(head.outputs(readout.reduce(scores), tensors))
+
+
 def score_of(probe: Probe, values: npt.NDArray[np.float64], head: HeadTensors) -> npt.NDArray[np.float64]:
-    """Return the scores `[...]` that a probe gives to the values `[..., V]` of its readout."""
+    """Return the scores `[...]` that a probe, whose head reads requests, gives to the values `[..., V]` of its readout."""
     return probe.scale * HEADS[probe.head].outputs(values, head) + probe.bias
 
 

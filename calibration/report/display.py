@@ -39,7 +39,8 @@ def _reliability(report: Report) -> list[Table]:
         "probabilities", "probe", "for a share of harm of", "Brier (95 %)", "ECE (95 %)", "a perfect map's ECE"
     )
     for name, probe in report.probes.items():
-        for each in probe.reliability:
+        # Where test prompts have the share of harm that the map was fitted at, both lines would say the same.
+        for each in {round(each.prevalence, 2): each for each in probe.reliability}.values():
             brier = f"{each.brier.value:.4f} ({each.brier.low:.4f}–{each.brier.high:.4f})"
             ece = f"{each.ece.value:.3f} ({each.ece.low:.3f}–{each.ece.high:.3f})"
             table.add_row(name, f"{each.prevalence:.1%}", brier, ece, f"below {each.ece_by_chance:.3f}")

@@ -56,6 +56,7 @@ def probe_lists(draw):
                 readout=readout,
                 channels=draw(st.integers(1, 3)) * (2 if readout.kind == "attention" else 1),
                 head=draw(st.sampled_from(["sum", "mlp", "mahalanobis"])),
+                head_reads="request" if readout.kind == "attention" else draw(st.sampled_from(["request", "token"])),
                 scale=draw(st.floats(0.1, 4)),
                 bias=draw(st.floats(-3, 3)),
             )
@@ -121,8 +122,13 @@ def test_turn_scores_are_each_probe_s_readout_and_head(artifact, num_tokens, see
         own = scores[list(probe.readout.positions(whole(num_tokens))), first : first + probe.channels]
         prefix = f"probe.{probe.name}."
         head = {key.removeprefix(prefix): t.numpy() for key, t in artifact.tensors.items() if key.startswith(prefix)}
-        value = probe.scale * HEADS[probe.head].outputs(probe.readout.reduce(own), head) + probe.bias
-        assert found[column] == np.float32(value)
+        if probe.head_reads == "token":
+            each = [HEADS[probe.head].outputs(token.astype(np.float64), head) for token in own]
+            [output] = probe.readout.reduce(np.array(each, dtype=np.float32)[:, None])
+        else:
+            output = HEADS[probe.head].outputs(probe.readout.reduce(own), head)
+        value = probe.scale * output + probe.bias
+        assert found[column] == pytest.approx(value, rel=1e-5, abs=1e-4)
         first += probe.channels
 
 
@@ -226,6 +232,8 @@ def test_an_artifact_without_probes_cannot_score(make):
         {"scale": 0.0},
         {"scale": -1.0},
         {"head": "tree"},
+        {"head_reads": "sentence"},
+        {"channels": 2, "head": "mlp", "head_reads": "token", "readout": Readout(kind="attention")},
     ],
 )
 def test_probes_that_mean_nothing_are_refused(fields):

@@ -146,9 +146,10 @@ def _wide(reference: Reference) -> dict[str, dict]:
 
 
 def _over_content(_: Reference) -> dict[str, dict]:
-    """Return a perceptron on the mean over the content of two blocks."""
-    readout = Readout(kind="mean", over="content")
-    return {"h_content": {"layers": (1, 3), "channels": 12, "head": "mlp", "readout": readout, "scale": 3.0}}
+    """Return perceptrons on the content of two blocks: on its mean, and on each token of it."""
+    mean, window = Readout(kind="mean", over="content"), Readout(kind="swim", window=8, over="content")
+    each = {"layers": (1, 3), "channels": 12, "head": "mlp", "scale": 3.0}
+    return {"h_content": {**each, "readout": mean}, "h_tokens": {**each, "readout": window, "head_reads": "token"}}
 
 
 def _made(reference: Reference, fields: dict[str, dict], seed: int) -> list[tuple[Probe, dict[str, torch.Tensor]]]:
@@ -193,6 +194,10 @@ def naive_score(artifact: Artifact, read: Read, name: str, frame: Collection[int
     if probe.readout.over == "content":
         content = [place for place in range(1, len(channels[0])) if place not in frame] or [-1]
         channels = [[tokens[place] for place in content] for tokens in channels]
+    if probe.head_reads == "token":
+        tokens = torch.tensor(channels, dtype=torch.float64).T
+        each = [_naive_head(probe.head, token, own) for token in tokens]
+        return probe.scale * _naive_readout(probe.readout, each) + probe.bias
     if probe.readout.kind == "attention":
         values = [_weighted(q, v, 1.0) for q, v in zip(channels[::2], channels[1::2], strict=True)]
     else:

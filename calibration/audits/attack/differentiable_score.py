@@ -41,7 +41,7 @@ def probe_score(
     ).sum(dim=0)
     head = {name: tensor.to(device) for name, tensor in probe.head.items()}
     numbers = [
-        HEADS[probe.spec.head].graph(_values(probe, scores, _last_turn(template, ids[:length])), head)
+        _output(probe, scores, _last_turn(template, ids[:length]), head)
         for scores, ids, length in zip(tokens, batch.input_ids.tolist(), batch.lengths.tolist(), strict=True)
     ]
     return probe.spec.scale * torch.stack(numbers) + probe.spec.bias
@@ -51,7 +51,10 @@ def _last_turn(template: Template | None, token_ids: list[int]) -> Turn:
     return template.turns(token_ids)[-1] if template else whole(len(token_ids))
 
 
-def _values(probe: FittedProbe, scores: torch.Tensor, turn: Turn) -> torch.Tensor:
-    """Return the values `[V]` of one turn, from its prompt's token scores `[T, C]`."""
-    readout = probe.spec.readout
-    return readout.graph(scores[list(readout.positions(turn))])
+def _output(probe: FittedProbe, scores: torch.Tensor, turn: Turn, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return what head and readout make of one turn `[]`, from its prompt's token scores `[T, C]`."""
+    head, readout = HEADS[probe.spec.head], probe.spec.readout
+    own = scores[list(readout.positions(turn))]
+    if probe.spec.head_reads == "token":
+        return readout.graph(torch.stack([head.graph(token, tensors) for token in own])[:, None])[0]
+    return head.graph(readout.graph(own), tensors)

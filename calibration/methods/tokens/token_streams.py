@@ -15,6 +15,9 @@ from calibration.recording.activations import read_blocks
 from probes.readout import Readout
 from probes.template import whole
 
+Scores = Sequence[npt.NDArray[np.float32]]
+"""Per prompt `[T, C]`."""
+
 _DEPTHS = (0.25, 0.85)
 _MOST_LAYERS = 8
 _MOST_BYTES = 2 << 30
@@ -54,12 +57,15 @@ def affordable_tokens(chat: ChatModel) -> int:
     return _MOST_BYTES // (chat.hidden_size * next(chat.model.parameters()).element_size())
 
 
-def choose_layers(chat: ChatModel, num_tokens: int) -> tuple[int, ...]:
-    """Return blocks between a quarter and 85 % of the depth, evenly spread: as many as can be held of `num_tokens`."""
+def choose_layers(chat: ChatModel, num_tokens: int, most: int | None = None) -> tuple[int, ...]:
+    """Return blocks between a quarter and 85 % of the depth, evenly spread: as many as can be held of `num_tokens`.
+
+    No more than `most` of them.
+    """
     low, high = (share * chat.num_layers for share in _DEPTHS)
     middle = [layer for layer in range(chat.num_layers) if low <= layer + 1 <= high] or [chat.num_layers - 1]
-    most = max(min(len(middle), _MOST_LAYERS, affordable_tokens(chat) // num_tokens), 1)
-    keep = np.unique(np.linspace(0, len(middle) - 1, most).round().astype(int))
+    held = max(min(len(middle), most or _MOST_LAYERS, affordable_tokens(chat) // num_tokens), 1)
+    keep = np.unique(np.linspace(0, len(middle) - 1, held).round().astype(int))
     return tuple(middle[index] for index in keep)
 
 
@@ -74,6 +80,6 @@ def read_streams(chat: ChatModel, prompts: EncodedPrompts, layers: Sequence[int]
     return TokenStreams(tuple(streams), prompts.harmful)
 
 
-def request_values(scores: Sequence[npt.NDArray[np.float32]], readout: Readout) -> npt.NDArray[np.float64]:
+def request_values(scores: Scores, readout: Readout) -> npt.NDArray[np.float64]:
     """Return for each prompt's token scores `[T, C]` the sum of the readout's values, as serving computes it, `[N]`."""
     return np.array([readout.reduce(each[readout.positions(whole(len(each)))]).sum() for each in scores])

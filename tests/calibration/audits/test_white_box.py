@@ -95,6 +95,7 @@ KINDS = [
     {"readout": {"kind": "attention"}, "channels": 4},
     {"channels": 5, "head": "mlp"},
     {"channels": 3, "head": "mahalanobis", "layers": (1,)},
+    {"channels": 4, "head": "mlp", "head_reads": "token", "readout": {"kind": "swim", "window": 3}},
     {"site": "mlp_neurons", "width": 48, "readout": {"kind": "mean"}},
 ]
 
