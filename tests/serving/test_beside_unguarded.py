@@ -232,9 +232,15 @@ async def answers(here):
                 model=SERVED_NAME, messages=messages, max_tokens=64, temperature=0, extra_body={"ignore_eos": True}
             )
         [choice] = reply.choices
-        return choice.message.content, choice.finish_reason
+        return whole_text(choice.message), choice.finish_reason
 
     return await asyncio.gather(*[ask(messages) for messages in asked_at_once(here)])
+
+
+def whole_text(message):
+    """What the model said, its thought and the mark behind that included: a tie is one of the whole text."""
+    thought, content = (message.model_extra or {}).get("reasoning") or "", message.content or ""
+    return f"{thought}:{content}" if thought and content else thought + content
 
 
 def asked_at_once(here):
