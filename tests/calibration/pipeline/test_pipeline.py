@@ -45,12 +45,13 @@ NAMES = [
     "attention",
     "multimax",
     "content",
+    "token_perceptron",
     "refusal_readout",
     "neurons",
     "novelty",
 ]
 CONTROLS = ("prompt_length", "random", "shuffled", "sentence_embedding", "tfidf", "first_token_refusal")
-SLOW = {"svm", "mlp", "siren", "refusal_readout", "neurons", "novelty"}
+SLOW = {"svm", "mlp", "siren", "token_perceptron", "refusal_readout", "neurons", "novelty"}
 
 
 def test_an_artifact_is_written_whole(calibrated, planted, splits):
