@@ -218,13 +218,13 @@ def test_the_event_id_is_in_the_log(refusing, harmful):
 @contextlib.contextmanager
 def busy(server):
     """Keep the server's only place taken, so that others wait, until the function that this yields is called."""
-    # Some ten seconds: an API server that lacks a CPU may be seconds behind its engine.
+    # Half a minute, if nobody hangs up: an API server that lacks a CPU may be ten seconds behind its engine.
     long = {
         "model": SERVED_NAME,
         "messages": BENIGN[0],
         "max_tokens": 600,
         "ignore_eos": True,
-        "n": 16,
+        "n": 48,
         "temperature": 1,
         "stream": True,
     }
