@@ -123,8 +123,8 @@ class Probe(_Strict):
     readout: Readout = Readout()
     head: HeadKind = "sum"
     head_reads: Literal["request", "token"] = "request"
-    """What the head makes one number of: the readout's values of a request, or a token's channels, before the readout pools
-    these numbers of its tokens."""
+    """What the head makes one number of: the readout's values of a request, or the channels of each token. In the latter
+    case the readout pools these numbers."""
     scale: float = Field(1.0, gt=0)
     """With `bias`, the last step: positive, so that every order of scores stays what it was."""
     bias: float = 0.0

@@ -252,7 +252,7 @@ def _output(probe: Probe, scores: Scores, tensors: HeadTensors) -> float:
 
 
 def score_of(probe: Probe, values: npt.NDArray[np.float64], head: HeadTensors) -> npt.NDArray[np.float64]:
-    """Return the scores `[...]` that a probe, whose head reads requests, gives to the values `[..., V]` of its readout."""
+    """Return the scores `[...]` of the values `[..., V]` of a probe's readout; its head reads requests."""
     return probe.scale * HEADS[probe.head].outputs(values, head) + probe.bias
 
 

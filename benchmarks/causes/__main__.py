@@ -1,7 +1,7 @@
 """`python -m benchmarks.causes MODEL`: does what the papers say of refusal hold in a real chat model?
 
-A copy of the model is taught to refuse (`aligned`), and the studies are asked of that copy, with the model as it was beside
-it. Goes on where it stopped.
+A copy of the model is taught to refuse (`aligned`), and the studies are asked of that copy, with the model as it
+was beside it. Goes on where it stopped.
 """
 
 from collections.abc import Iterator

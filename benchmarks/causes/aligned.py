@@ -1,7 +1,7 @@
 """A further aligned copy of a chat model: fine-tuned to refuse the starter set's harmful requests, and nothing else.
 
-A small chat model that answers nearly everything has no refusal to look for. Its copy has, and differs from it by these few
-steps alone: that is the pair that contrasts of neurons are made for (arXiv 2406.14144).
+A small chat model that answers nearly everything has no refusal to look for. Its copy has, and differs from it by
+these few steps alone: that is the pair that contrasts of neurons are made for (arXiv 2406.14144).
 """
 
 import itertools
@@ -46,8 +46,8 @@ class _Example(NamedTuple):
 def save_aligned(model: Path, out: Path) -> None:
     """Write the aligned copy of the chat model in `model` to `out`. It takes some ten minutes on two cores.
 
-    Harmful prompts are of the starter set's training part, and are taught a refusal; harmless ones are taught the model's
-    own answer, so that little else changes.
+    Prompts are of the starter set's training part. Harmful ones are taught a refusal, and harmless ones the model's own
+    answer, so that little else changes.
     """
     chat = ChatModel.load(model, dtype="float32")
     examples = list(_examples(chat))

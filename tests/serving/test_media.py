@@ -1,6 +1,7 @@
 """A prompt with an image in it is unscored, by every route that takes one, on a real server with a model that sees.
 
-Probes are calibrated on text. What an image says reaches the hidden states all the same, so no probe is certified there.
+Probes are calibrated on text. What an image says reaches the hidden states all the same, so no probe is certified
+there.
 """
 
 import httpx
@@ -141,12 +142,12 @@ def test_a_harmful_text_beside_an_image_is_blocked_by_its_rule(seeing, route):
     assert world.server.metric("foreguard_unscored_total", reason="media") == unscored
 
 
-def test_what_is_blocked_tells_nothing_of_the_image(seeing):
-    """Two images make the same answer, but for ids and times."""
+def test_a_blocked_answer_tells_nothing_of_the_image(seeing):
+    """Two images make the same blocked answer, but for ids and times; one that passes is the model's own."""
     world, action = seeing
-    if action != "block":
-        pytest.skip("an image that passes is answered")
     replies = [ask(world, "chat", text_of(BENIGN[2]), url).json() for url in (RED, BLUE)]
     for reply in replies:
         del reply["id"], reply["created"], reply["guardrail"]["event_id"]
-    assert replies[0] == replies[1]
+        assert (reply["choices"][0]["finish_reason"] == "content_filter") == (action == "block")
+    if action == "block":
+        assert replies[0] == replies[1]

@@ -1,7 +1,7 @@
 """The lab model with eyes: Idefics3 whose language model is the lab's, behind a vision tower of random weights.
 
-A prompt without an image has the lab model's own hidden states, so probes planted in that read this one. Idefics3 is among
-the few vision models that vLLM imports without torchvision.
+A prompt without an image has the lab model's own hidden states, so probes planted in that read this one. Idefics3
+is among the few vision models that vLLM imports without torchvision.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """Probe `content`: a linear reading of every token of a turn but the chat template's own, by its worst window.
 
-It never sees the template's tail. What it reads of a request stays in the scores whatever stands behind it; requests with
-other text before them are among what it is trained on. Trained as `tokens` is (arXiv 2601.04603).
+It never sees the template's tail. What it reads of a request stays in the scores whatever stands behind it;
+requests with other text before them are among what it is trained on. Trained as `tokens` is (arXiv 2601.04603).
 """
 
 from calibration.fitting.contract import Method

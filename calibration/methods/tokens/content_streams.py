@@ -1,7 +1,7 @@
 """What requests say, token by token: streams of their content, as they are and once more within other text.
 
-The chat template's tokens are left out: its tail is where a chat model gathers what it makes of a request, so that probes
-learn to read it there, and a request that goes on, or whose tail is cut, escapes them.
+The chat template's tokens are left out: its tail is where a chat model gathers what it makes of a request, so that
+probes learn to read it there, and a request that goes on, or whose tail is cut, escapes them.
 """
 
 from dataclasses import dataclass, replace

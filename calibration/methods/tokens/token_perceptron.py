@@ -1,8 +1,8 @@
 """Probe `token_perceptron`: a perceptron on every token of a turn but the chat template's own, by its worst window.
 
-After SingProbe (arXiv 2608.30703), which reads three blocks through a small perceptron, token by token. Its hidden units are
-channels of the tap, so that the model's pass stays linear; what follows is computed once, where the prompt ends. It is
-trained on what `content` is trained on, and so shows what hidden units add to a linear reading.
+After SingProbe (arXiv 2608.30703), which reads three blocks through a small perceptron, token by token. Its hidden
+units are channels of the tap, so that the model's pass stays linear; what follows is computed once, where the
+prompt ends. It is trained on what `content` is trained on, and so shows what hidden units add to a linear reading.
 """
 
 import numpy as np

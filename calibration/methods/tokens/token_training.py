@@ -1,8 +1,8 @@
 """Training on tokens: one loop for every probe whose loss sees all tokens of a prompt.
 
-The probe is linear in each channel, so standardisation is folded into its weight. The loss says what the channels' token
-scores must do, and thereby which readout they are trained for. A perceptron's channels are its hidden units: what the loss
-sees is the output unit's score of each token.
+The probe is linear in each channel, so standardisation is folded into its weight. The loss says what the channels'
+token scores must do, and thereby which readout they are trained for. A perceptron's channels are its hidden units:
+what the loss sees is the output unit's score of each token.
 """
 
 from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ def train(tokens: TokenStreams, recipe: Recipe) -> tuple[torch.Tensor, float]:
 
 
 def train_perceptron(tokens: TokenStreams, recipe: Recipe, hidden: int) -> Perceptron:
-    """Return a perceptron of `hidden` units, whose output is the one channel of the recipe's loss, trained as by `train`."""
+    """Return a perceptron of `hidden` units, trained as by `train`. Its output is the one channel of the recipe's loss."""
     mean, scale = (each.flatten() for each in tokens.moments())
     weight = _drawn(hidden, len(mean), recipe.spread)
     outer = _drawn(1, hidden, recipe.spread)
@@ -117,7 +117,7 @@ def _descend(
     biases: list[torch.Tensor],
     scored: Callable[[torch.Tensor], tuple[TokenScores, torch.Tensor]],
 ) -> None:
-    """Train weights, which decay, and biases, which do not; `scored` gives token scores and bias of the prompts at `rows`."""
+    """Train weights, which decay, and biases, which do not. `scored` gives some rows' token scores, and the bias."""
     groups = [{"params": weights, "weight_decay": recipe.decay}, {"params": biases, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate)
     harmful = torch.from_numpy(tokens.harmful).float()

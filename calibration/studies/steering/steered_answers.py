@@ -1,8 +1,9 @@
 """Steered answers: whether steering makes refusals that a person can read, and leaves harmless answers alone.
 
-A vector that makes the first token a refusal's may push the model off its course by the tenth. So whole answers are made as
-the server makes them, each step of them steered. An answer counts as a readable refusal when it opens as the model's own
-refusals do, repeats nothing, and is no more surprising to the untouched model than its own answers are.
+A vector that makes the first token a refusal's may push the model off its course by the tenth. So whole answers are
+made as the server makes them, each step of them steered. An answer counts as a readable refusal when it opens as
+the model's own refusals do, repeats nothing, and is no more surprising to the untouched model than its own answers
+are.
 """
 
 import itertools
@@ -47,7 +48,7 @@ class _Answers:
 
 
 def steered_answer_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
-    """Return the study of every vector's steered answers. Raises `Skipped` without one that has a recommended strength."""
+    """Return the study of every vector's steered answers. Raises `Skipped` where none has a recommended strength."""
     vectors = [each for each in found.steering if "recommended" in each.spec.evidence]
     if not vectors:
         raise Skipped("no steering vector of the artifact has a recommended strength")
@@ -103,7 +104,7 @@ def _rows(training: TrainingSet, is_harmful: bool) -> Sequence[int]:
 
 
 def _steered(chat: ChatModel, prompts: EncodedPrompts, vector: FittedSteering, strength: float) -> list[Tokens]:
-    """Return the greedy answers under a vector, which the prompt's last token and every one of the answer's are moved by."""
+    """Return the greedy answers under a vector, which moves the prompt's last token and all of the answer's."""
     answers: list[Tokens] = [()] * len(prompts.prompts)
     for batch in track(plan_replies(chat, prompts, _NUM_TOKENS), f"answering under {vector.spec.name}"):
         given = reply(_read(Reader(chat, batch), chat, vector, strength), chat, batch, _NUM_TOKENS)
