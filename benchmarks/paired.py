@@ -33,10 +33,11 @@ def ratio_of_turns(numerators: Sequence[Sequence[float]], denominators: Sequence
 
 
 def ratio_by_start(numerators: Sequence[float], denominators: Sequence[float], starts: Sequence[int]) -> Spread:
-    """Return the spread of numerators / denominators, pair by pair, where `starts` says which start each pair belongs to.
+    """Return the spread of numerators / denominators, pair by pair, where `starts` says which start each pair belongs
+    to.
 
-    Starts are resampled, not pairs: what a start finds counts for more than what its pairs differ in. Where there is one
-    alone, its pairs are.
+    Starts are resampled, not pairs: what a start finds counts for more than what its pairs differ in. Where there is
+    one alone, its pairs are.
     """
     ratios, groups = np.asarray(numerators) / np.asarray(denominators), np.asarray(starts)
     numbers = np.unique(groups)
@@ -57,7 +58,8 @@ def _by_turn(numerators: Sequence[float], denominators: Sequence[float]) -> npt.
 
 
 def spread(values: npt.ArrayLike) -> Spread:
-    """Return the median of `values` with its interval; rows of two-dimensional ones are resampled whole, and NaN is none.
+    """Return the median of `values` with its interval; rows of two-dimensional ones are resampled whole, and NaN is
+    none.
 
     The bootstrap is seeded: same data, same interval.
     """

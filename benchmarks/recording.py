@@ -1,7 +1,7 @@
 """`python -m benchmarks.recording`: what recording activations costs beside the forward pass that it needs anyway.
 
-Pairs: the same batches through the same model, once bare and once recorded to disk, in random order, one pair after another.
-A second series doubles the prompts again and again: what a prompt costs must not depend on how many there are.
+Pairs: the same batches through the same model, once bare and once recorded to disk, in random order, one pair after
+another. A second series doubles the prompts again and again: what a prompt costs must not depend on how many there are.
 """
 
 import os
@@ -41,7 +41,9 @@ def main(
     device: Annotated[str, typer.Option(help="Where to run: cpu, or a torch device.")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="A few pairs, to see that it runs; proves nothing.")] = False,
 ) -> None:
-    """Measure recording against a bare forward pass over the same batches: throughput as paired ratios with their spread."""
+    """Measure recording against a bare forward pass over the same batches: throughput as paired ratios with their
+    spread.
+    """
     console = Console()
     console.print(f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}, {device}")
     for name, make in (("lab", _lab), ("wide", _wide)):

@@ -13,7 +13,10 @@ _MEASURED = ("benchmarks", "guard", "probes", "serving")
 
 
 class Records:
-    """The pairs of one run, as JSON lines. The first line says what was measured on what; another belongs to another run."""
+    """The pairs of one run, as JSON lines.
+
+    The first line says what was measured on what; another belongs to another run.
+    """
 
     def __init__(self, path: Path, about: dict[str, str]) -> None:
         self._path = path

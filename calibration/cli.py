@@ -67,8 +67,8 @@ def calibrate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts (JSONL) in one file. It is divided by label, source and category: half to fit on, three tenths to "
-            "certify thresholds, two tenths to report.",
+            help="Prompts (JSONL) in one file. It is divided by label, source and category: half to fit on, three "
+            "tenths to certify thresholds, two tenths to report.",
             show_default="the starter set that Foreguard ships",
         ),
     ] = None,
@@ -92,8 +92,8 @@ def calibrate(
     partner: Annotated[
         str | None,
         typer.Option(
-            help="With --full: the same model before its alignment, or after losing it (folder or Hugging Face id). Its "
-            "neurons are contrasted."
+            help="With --full: the same model before its alignment, or after losing it (folder or Hugging Face id). "
+            "Its neurons are contrasted."
         ),
     ] = None,
     limit: Annotated[
@@ -115,8 +115,9 @@ def calibrate(
         typer.Option(
             min=0,
             max=1,
-            help="Share of training prompts to add once more inside templates and jailbreak wrappers, harmful and harmless "
-            "alike: for probes that shall meet wrapped requests. With --leave-one-source-out, copies are left out once, too.",
+            help="Share of training prompts to add once more inside templates and jailbreak wrappers, harmful and "
+            "harmless alike: for probes that shall meet wrapped requests. With --leave-one-source-out, copies are left "
+            "out once, too.",
         ),
     ] = 0.0,
     forms: Annotated[
@@ -124,16 +125,17 @@ def calibrate(
         typer.Option(
             min=0,
             metavar="N",
-            help="Ask N test requests per class in each of some 15 forms (prefill, system turn, raw text, words around it), "
-            "and the validation requests in those that do not end as the chat template does. With 0, no rule has a "
-            "say on prompts that end so.",
+            help="Ask N test requests per class in each of some 15 forms (prefill, system turn, raw text, words around "
+            "it), and the validation requests in those that do not end as the chat template does. With 0, no rule has "
+            "a say on prompts that end so.",
         ),
     ] = 100,
     kl_budget: Annotated[
         float,
         typer.Option(
             min=0,
-            help="Most that a steering vector may change harmless first tokens, in nats of KL, to go into the artifact.",
+            help="Most that a steering vector may change harmless first tokens, in nats of KL, to go into the "
+            "artifact.",
         ),
     ] = 0.1,
     keep_costly_steering: Annotated[
@@ -144,8 +146,8 @@ def calibrate(
         typer.Option(
             min=2,
             metavar="TOKENS",
-            help="Also let the model answer, in at most this many tokens, and calibrate watches: scores of an answer while "
-            "it is generated. As slow as answering every validation and test prompt and 1,000 training prompts.",
+            help="Also let the model answer, in at most this many tokens, and calibrate watches: scores of an answer "
+            "while it is generated. As slow as answering every validation and test prompt and 1,000 training prompts.",
             show_default=False,
         ),
     ] = None,
@@ -154,14 +156,15 @@ def calibrate(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Read and score prompts on this Ray cluster (host:port, auto or local): a model replica per GPU or machine.",
+            help="Read and score prompts on this Ray cluster (host:port, auto or local): a model replica per GPU or "
+            "machine.",
         ),
     ] = None,
     engine: Annotated[
         str,
         typer.Option(
-            help="Who computes the training activations, and the scores that thresholds are certified by: hf (Transformers), "
-            "or vllm as it will serve: quantised, compiled."
+            help="Who computes the training activations, and the scores that thresholds are certified by: hf "
+            "(Transformers), or vllm as it will serve: quantised, compiled."
         ),
     ] = "hf",
     engine_args: _EngineArgs = "",
@@ -213,7 +216,8 @@ def calibrate(
 
         foreguard calibrate ./my-model --prompts labelled.jsonl --out ./artifact
 
-        foreguard calibrate ./my-model --train train.jsonl --validation validation.jsonl --test test.jsonl --out ./artifact
+        foreguard calibrate ./my-model --train train.jsonl --validation validation.jsonl --test test.jsonl --out
+        ./artifact
     """
     from calibration.model.chat_model import resolve_model
     from calibration.pipeline.calibrate import calibrate as run
@@ -289,8 +293,8 @@ def evaluate(
     scores: Annotated[
         Path | None,
         typer.Option(
-            help="Write each prompt's scores to this file, one JSON object a line: of its last turn, and of a conversation's "
-            "every turn."
+            help="Write each prompt's scores to this file, one JSON object a line: of its last turn, and of a "
+            "conversation's every turn."
         ),
     ] = None,
     dtype: _Dtype = "auto",
@@ -349,8 +353,9 @@ def tune(
         list[str] | None,
         typer.Option(
             metavar="WHAT=SHARE",
-            help="Limits on the whole policy that hold together: block, flag and burden of benign requests, hard benign "
-            "ones not allowed, miss (harmful allowed), unblocked. Repeatable: --at-most block=0.001 --at-most miss=0.2",
+            help="Limits on the whole policy that hold together: block, flag and burden of benign requests, hard "
+            "benign ones not allowed, miss (harmful allowed), unblocked. Repeatable: --at-most block=0.001 --at-most "
+            "miss=0.2",
         ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Probability that all that is promised holds.")] = 0.95,
@@ -367,7 +372,8 @@ def tune(
     by: Annotated[
         list[Stratum] | None,
         typer.Option(
-            help="Keep the rate in every stratum and not only on average: by language, length, turns or source. Repeatable."
+            help="Keep the rate in every stratum and not only on average: by language, length, turns or source. "
+            "Repeatable."
         ),
     ] = None,
     prevalence: Annotated[
@@ -386,8 +392,8 @@ def tune(
 ) -> None:
     """Find thresholds on your own benign traffic, and print them as a diff of the policy.
 
-    Above each changed threshold the diff says what it promises and what its rule fires on. At 1 % and 95 % confidence this
-    takes at least 299 benign prompts; at 0.1 %, 2,995. Review the diff, then apply it:
+    Above each changed threshold the diff says what it promises and what its rule fires on. At 1 % and 95 % confidence
+    this takes at least 299 benign prompts; at 0.1 %, 2,995. Review the diff, then apply it:
 
         foreguard tune --model ./my-model --artifact ./artifact --policy policy.yaml --prompts benign.jsonl > tuned.diff
         patch policy.yaml tuned.diff
@@ -492,7 +498,8 @@ def inspect(
         tuple[str, str] | None,
         typer.Option(
             metavar="MODEL MODEL",
-            help="Instead: two builds of one model (folders or Hugging Face ids), the trusted one first. Takes --prompts.",
+            help="Instead: two builds of one model (folders or Hugging Face ids), the trusted one first. Takes "
+            "--prompts.",
             show_default=False,
         ),
     ] = None,
@@ -509,12 +516,14 @@ def inspect(
 ) -> None:
     """Show what an artifact holds, or what moved between two builds of a model.
 
-    An artifact: its model, probes with their numbers, steering vectors and data; digests, shapes and finiteness are checked.
+    An artifact: its model, probes with their numbers, steering vectors and data; digests, shapes and finiteness are
+    checked.
 
         foreguard inspect ./artifact --prevalence 0.001
 
-    Two builds: which heads, neurons and directions moved, and whether refusals did, against what rounding explains. The exit
-    status is 0 when the two refuse alike and 1 when a part of the model's safety moved, so that a pipeline can stop there.
+    Two builds: which heads, neurons and directions moved, and whether refusals did, against what rounding explains. The
+    exit status is 0 when the two refuse alike and 1 when a part of the model's safety moved, so that a pipeline can
+    stop there.
 
         foreguard inspect --compare ./released ./candidate --prompts validation.jsonl
     """

@@ -1,7 +1,8 @@
 """Rules on answers: what happens to one that becomes unusual while it is generated.
 
-An answer's score only ever rises (`probes.answer_reading`), so a rule that holds once holds to the end, and is acted on when
-it first does. Most answers cross nothing: they are told apart from the others all at once, and only these get a verdict.
+An answer's score only ever rises (`probes.answer_reading`), so a rule that holds once holds to the end, and is acted on
+when it first does. Most answers cross nothing: they are told apart from the others all at once, and only these get a
+verdict.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class BoundAnswerRules:
     """Most severe first: the first that holds decides."""
 
     def first(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Return for each of n answers, by their scores `[n, W]`, the number of the rule that decides, or that of rules.
+        """Return for each of n answers, by their scores `[n, W]`, the number of the rule that decides, or that of
+        rules.
 
         An answer without a score (NaN) crosses nothing: `judge` has to be told.
         """

@@ -1,4 +1,6 @@
-"""A rule whose thresholds are numbers: does it fire on this prompt, on which of these, and wherever another one would?"""
+"""A rule whose thresholds are numbers: does it fire on this prompt, on which of these, and wherever another one
+would?
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

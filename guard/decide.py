@@ -61,7 +61,9 @@ class BoundPolicy:
 
     @property
     def idle_rules(self) -> dict[str, str]:
-        """Return the rules that can never decide, each with the rule that fires wherever it would and goes before it."""
+        """Return the rules that can never decide, each with the rule that fires wherever it would and goes before
+        it.
+        """
         idle: dict[str, str] = {}
         for index, rule in enumerate(self.rules):
             before = next((other.name for other in self.rules[:index] if other.covers(rule)), None)
@@ -95,9 +97,9 @@ class BoundPolicy:
     ) -> Verdict:
         """Return the verdict on a prompt by the scores of its `turns` `[turns][K]`: that on its worst turn.
 
-        Where the prompt does not end as the template does, the last turn is open: only some probes read it, and thresholds
-        for such an ending hold for it. Closed turns are judged as ever. Where it has images, audio or video in it
-        (`has_media`), its text is judged as ever, and what no rule fires on is unscored.
+        Where the prompt does not end as the template does, the last turn is open: only some probes read it, and
+        thresholds for such an ending hold for it. Closed turns are judged as ever. Where it has images, audio or video
+        in it (`has_media`), its text is judged as ever, and what no rule fires on is unscored.
         """
         began = time.perf_counter()
         unscored, finding = (turns, _NOTHING) if isinstance(turns, Unscored) else self._worst(turns, ending)
@@ -188,9 +190,9 @@ def bind(
     """Bind `policy` to an artifact: its `probes`, their `benign_scores` `[N, K]`, its `steering` vectors, its `digest`,
     what it has for watching answers, and what it knows of prompts that end in `others` ways.
 
-    Probes that are `escalating` say that a prompt is unusual, and not that it is harmful. Raises `PolicyError` for a rule
-    that blocks by them alone, for a probe, combination or vector that does not exist, for another artifact than the
-    policy names, and for a false-positive rate that N benign prompts cannot certify.
+    Probes that are `escalating` say that a prompt is unusual, and not that it is harmful. Raises `PolicyError` for a
+    rule that blocks by them alone, for a probe, combination or vector that does not exist, for another artifact than
+    the policy names, and for a false-positive rate that N benign prompts cannot certify.
     """
     if policy.artifact and digest and policy.artifact != digest:
         raise PolicyError(

@@ -1,9 +1,11 @@
-"""Learn then Test (arXiv 2110.01052): which of a list of configurations keep every one of several limits, with confidence.
+"""Learn then Test (arXiv 2110.01052): which of a list of configurations keep every one of several limits, with
+confidence.
 
-Each configuration is a null hypothesis, "one of its risks is above its limit". A risk's p-value is exact binomial for losses
-that are 0 or 1, and Hoeffding-Bentkus for others between them; a configuration's is the largest of its risks', which is valid
-since under the null at least one of them is. Rejected nulls are certified: with the stated confidence, over draws of the
-sample, not one configuration that breaks a limit is among them, so any may be chosen, by whatever criterion.
+Each configuration is a null hypothesis, "one of its risks is above its limit". A risk's p-value is exact binomial for
+losses that are 0 or 1, and Hoeffding-Bentkus for others between them; a configuration's is the largest of its risks',
+which is valid since under the null at least one of them is. Rejected nulls are certified: with the stated confidence,
+over draws of the sample, not one configuration that breaks a limit is among them, so any may be chosen, by whatever
+criterion.
 
 The list, its order and its weights must not depend on the sample that certifies.
 """
@@ -53,8 +55,8 @@ class Risk:
 def p_values(means: npt.ArrayLike, count: int, limit: float, *, is_binary: bool = True) -> Floats:
     """Return p-values `[C]` of "the risk is above `limit`" for the means `[C]` of `count` losses.
 
-    Exact binomial, `P(Bin(n, limit) <= n * mean)`; else Hoeffding-Bentkus, the lesser of `exp(-n h(min(mean, limit), limit))`
-    with the binary relative entropy h, and `e P(Bin(n, limit) <= ceil(n * mean))`.
+    Exact binomial, `P(Bin(n, limit) <= n * mean)`; else Hoeffding-Bentkus, the lesser of `exp(-n h(min(mean, limit),
+    limit))` with the binary relative entropy h, and `e P(Bin(n, limit) <= ceil(n * mean))`.
     """
     observed = np.asarray(means, dtype=np.float64)
     # A mean of 0/1 losses is a whole number over n, up to rounding; other sums are rounded up, hair's breadths apart.
@@ -77,10 +79,10 @@ def learn_then_test(
 ) -> npt.NDArray[np.bool_]:
     """Return which of C configurations are certified `[C]`: with `confidence`, none that breaks a limit is among them.
 
-    The error probability `1 - confidence` is laid out over the configurations, in `order`, by `shares` `[C]` that add up to 1
-    or less; evenly where none are given. What a certified one had is handed to the next (the fallback procedure: Wiens 2003,
-    "A fixed sequence Bonferroni procedure"). All on the first is thus fixed-sequence testing, and even shares are no worse
-    than Bonferroni.
+    The error probability `1 - confidence` is laid out over the configurations, in `order`, by `shares` `[C]` that add
+    up to 1 or less; evenly where none are given. What a certified one had is handed to the next (the fallback
+    procedure: Wiens 2003, "A fixed sequence Bonferroni procedure"). All on the first is thus fixed-sequence testing,
+    and even shares are no worse than Bonferroni.
     """
     joint = np.max([risk.p_values for risk in risks], axis=0)
     laid_out = np.full(len(joint), 1 / len(joint)) if shares is None else np.asarray(shares, dtype=np.float64)
@@ -122,7 +124,9 @@ def explain(risks: Sequence[Risk], level: float) -> CalibrationError:
 
 
 def needed_sample(mean: float, limit: float, level: float, *, is_binary: bool = True) -> int | None:
-    """Return about how many prompts would show a risk that is `mean` to be within `limit`; none when no number would."""
+    """Return about how many prompts would show a risk that is `mean` to be within `limit`; none when no number
+    would.
+    """
 
     def shows(count: int) -> bool:
         seen = math.ceil(mean * count - 1e-9) / count
@@ -153,5 +157,6 @@ def _out_of_reach(risk: Risk, index: int, level: float, where: str) -> Calibrati
     return CalibrationError(
         f"cannot be certified at {100 * risk.limit:.3g} %: it is {seen}, which so few cannot show",
         field=risk.name,
-        remedy=f"give more prompts of this kind, about {needed} to be sure; or allow more of it, or ask for less confidence",
+        remedy=f"give more prompts of this kind, about {needed} to be sure; or allow more of it, or ask for less "
+        "confidence",
     )

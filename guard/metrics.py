@@ -28,7 +28,8 @@ PUBLIC: dict[str, bool] = {
     "foreguard_ready": True,
     "foreguard_last_scored_timestamp_seconds": True,
     "foreguard_policy_info": True,
-    # Before and after a request of one's own, each of these tells what a probe made of it, or how far it is from a block.
+    # Before and after a request of one's own, each of these tells what a probe made of it, or how far it is from a
+    # block.
     "foreguard_score": False,
     "foreguard_threshold": False,
     "foreguard_answer_tokens": False,
@@ -42,7 +43,10 @@ UNRECORDED = "unrecorded"
 
 
 def is_public(name: str) -> bool:
-    """Return whether a metric, of the guard or of vLLM, tells neither scores nor thresholds. One that is not listed does."""
+    """Return whether a metric, of the guard or of vLLM, tells neither scores nor thresholds.
+
+    One that is not listed does.
+    """
     return PUBLIC.get(name, not name.startswith("foreguard_"))
 
 
@@ -74,7 +78,8 @@ class GuardMetrics:
         self.errors = Counter("foreguard_errors", "Faults inside the guard, by type.", ["type"], registry=registry)
         self.answers = Counter(
             "foreguard_answers",
-            "Decisions on answers that crossed a threshold while they were generated, by what was decided and the mode.",
+            "Decisions on answers that crossed a threshold while they were generated, by what was decided and the "
+            "mode.",
             ["action", "mode"],
             registry=registry,
         )

@@ -81,7 +81,8 @@ class Rule(_Strict):
     when: dict[Name, Condition] = Field(min_length=1)
     """Conditions by probe or combination."""
     category: _Label | None = None
-    """What the rule is about, for records and, where `response.category` says so, for clients; it changes no decision."""
+    """What the rule is about, for records and, where `response.category` says so, for clients; it changes no
+    decision."""
 
 
 class Steering(_Strict):
@@ -151,7 +152,8 @@ class Policy(_Strict):
     """Digests of the only artifacts that adapters may have, by the adapter's name."""
     on_unscored: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
     off_template: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
-    """What is done where a prompt does not end as the chat template does, and a rule's probes are not certified for that."""
+    """What is done where a prompt does not end as the chat template does, and a rule's probes are not certified for
+    that."""
     on_media: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
     """What is done where a prompt has images, audio or video in it: no probe is certified for what these say."""
     special_tokens: Literal["judge", "refuse"] = "judge"
@@ -209,7 +211,9 @@ class Policy(_Strict):
         shadow: bool = False,
         began: float | None = None,
     ) -> Verdict:
-        """Return the verdict that carries out `decision`, or in shadow mode records it; `began` is when it was begun."""
+        """Return the verdict that carries out `decision`, or in shadow mode records it; `began` is when it was
+        begun.
+        """
         mode = Mode.SHADOW if shadow else self.mode
         return Verdict(
             decision=decision,

@@ -68,8 +68,8 @@ def certify_strata(
     """Return the lowest cut that keeps `target_fpr` in every stratum at once with the stated confidence.
 
     `benign_scores` `[N]` and the `strata` `[N]` they belong to. Each stratum is certified at confidence
-    `1 - (1 - confidence) / S`, so that all S keep the rate together (Bonferroni). A stratum that is too small for that is
-    left out and named. Raises `TooFewNegatives` when every stratum is.
+    `1 - (1 - confidence) / S`, so that all S keep the rate together (Bonferroni). A stratum that is too small for that
+    is left out and named. Raises `TooFewNegatives` when every stratum is.
     """
     scores, labels = np.asarray(benign_scores, dtype=np.float64).ravel(), np.asarray(strata).ravel().astype(str)
     if len(scores) != len(labels):
@@ -98,7 +98,9 @@ def certify_strata(
 
 @dataclass(frozen=True, slots=True)
 class CertifiedBand:
-    """Two cuts of one score that keep their rates together: what lies above `flag` and not above `block` is the band."""
+    """Two cuts of one score that keep their rates together: what lies above `flag` and not above `block` is the
+    band.
+    """
 
     flag: StratifiedThreshold
     block: StratifiedThreshold
@@ -113,11 +115,12 @@ def certify_band(
     flag_fpr: float,
     confidence: float = 0.95,
 ) -> CertifiedBand:
-    """Return the lowest two cuts such that at most `block_fpr` of benign traffic is above one and `flag_fpr` above the other.
+    """Return the lowest two cuts such that at most `block_fpr` of benign traffic is above one and `flag_fpr` above the
+    other.
 
-    Both hold at once with the stated confidence: each is certified at `1 - (1 - confidence) / 2` (Bonferroni), so 0.1 % takes
-    3,688 benign prompts and not 2,995. The cut for blocking is never below the other. Raises `TooFewNegatives`, and
-    `CalibrationError` unless `block_fpr < flag_fpr`.
+    Both hold at once with the stated confidence: each is certified at `1 - (1 - confidence) / 2` (Bonferroni), so 0.1 %
+    takes 3,688 benign prompts and not 2,995. The cut for blocking is never below the other. Raises `TooFewNegatives`,
+    and `CalibrationError` unless `block_fpr < flag_fpr`.
     """
     if block_fpr >= flag_fpr:
         raise CalibrationError(

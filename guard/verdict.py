@@ -88,7 +88,8 @@ class Verdict:
     """`Policy.digest` of that policy."""
     unscored: Unscored | None = None
     constraint: str | None = None
-    """What the request asked of its answer that made a steer a block, if anything did: a field of vLLM's `SamplingParams`."""
+    """What the request asked of its answer that made a steer a block, if anything did: a field of vLLM's
+    `SamplingParams`."""
     decision_seconds: float = 0.0
 
     def blocked_for(self, constraint: str) -> Self:

@@ -1,10 +1,10 @@
 """Reading answers: how unusual a probe's token scores have become along an answer, token by token.
 
-Pure arithmetic on numpy arrays, many answers at once, used by calibration and serving alike. At answer token t a watch has
-a level, the moving mean of its probe's token scores so far. Harmless answers' levels scatter much at their beginning and
-little later, so a level is measured by theirs at the same token: `z = (level - centre[t]) / spread[t]`. The answer's score is
-the greatest z so far. It only ever rises, so that a threshold on it is a promise on whole answers, of any length up to the
-one that was calibrated.
+Pure arithmetic on numpy arrays, many answers at once, used by calibration and serving alike. At answer token t a watch
+has a level, the moving mean of its probe's token scores so far. Harmless answers' levels scatter much at their
+beginning and little later, so a level is measured by theirs at the same token: `z = (level - centre[t]) / spread[t]`.
+The answer's score is the greatest z so far. It only ever rises, so that a threshold on it is a promise on whole
+answers, of any length up to the one that was calibrated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -83,9 +83,9 @@ class AnswersRead:
         self._peaks[rows] = -np.inf
 
     def read(self, rows: Rows, scores: npt.NDArray[np.floating]) -> Floats:
-        """Read each answer's next token: `scores` `[n, W]` for distinct `rows` `[n]`. Returns the levels `[n, W]` there.
+        """Read each answer's next token: `scores` `[n, W]` for distinct `rows` `[n]`.
 
-        A token without a score (NaN) leaves its answer without one, to its end.
+        Returns the levels `[n, W]` there. A token without a score (NaN) leaves its answer without one, to its end.
         """
         exact, counts = scores.astype(np.float64), self._counts[rows]
         levels = np.where(self._averages, self._average(rows, counts, exact), self._windowed(rows, counts, exact))
@@ -100,7 +100,9 @@ class AnswersRead:
         return self._counts[rows]
 
     def scores(self, rows: Rows) -> Floats:
-        """Return the answers' scores so far `[n, W]`: minus infinity before the first token, NaN once one had no score."""
+        """Return the answers' scores so far `[n, W]`: minus infinity before the first token, NaN once one had no
+        score.
+        """
         return self._peaks[rows]
 
     def _average(self, rows: Rows, counts: Rows, scores: Floats) -> Floats:

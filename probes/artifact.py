@@ -31,7 +31,10 @@ HARMFUL_SCORES = "scores.harmful"
 BENIGN_ANSWERS = "answers.harmless"
 HARMFUL_ANSWERS = "answers.harmful"
 _LARGEST = {MANIFEST: 64 << 20, TENSORS: 4 << 30}
-"""Bytes that a file may have; an attachment may have 1 GiB. A hundred probes on all blocks of the largest models need 1."""
+"""Bytes that a file may have; an attachment may have 1 GiB.
+
+A hundred probes on all blocks of the largest models need 1.
+"""
 _RECALIBRATE = "fetch the artifact again, or run `foreguard calibrate`"
 
 
@@ -43,9 +46,9 @@ class Artifact:
     `SteeringVector.shapes` gives, and the calibration split's scores `scores.harmless` `[N, K]` and `scores.harmful`
     `[M, K]`, columns in the manifest's order of probes: thresholds for any target false-positive rate come from these.
     `scores.harmless.<ending>` are likewise of turns that are left open, by how. Where there are
-    watches, `answers.harmless` `[N, W]` and `answers.harmful` `[M, W]` are the scores of the model's answers to such prompts
-    likewise, and each watch has its tensors as `Watch.shapes` has them. `attachments` are whole files that go along, by
-    name: no server reads them.
+    watches, `answers.harmless` `[N, W]` and `answers.harmful` `[M, W]` are the scores of the model's answers to such
+    prompts likewise, and each watch has its tensors as `Watch.shapes` has them. `attachments` are whole files that go
+    along, by name: no server reads them.
     """
 
     manifest: Manifest
@@ -80,7 +83,9 @@ class Artifact:
         return cls(manifest, tensors, attachments)
 
     def save(self, folder: Path) -> Manifest:
-        """Write the artifact to `folder`, replacing what is there only when all is written; return the sealed manifest."""
+        """Write the artifact to `folder`, replacing what is there only when all is written; return the sealed
+        manifest.
+        """
         _check_tensors(self.manifest, self.tensors)
         # Copies, because safetensors refuses tensors that share their storage.
         raw = save_tensors({name: tensor.clone().contiguous() for name, tensor in self.tensors.items()})
@@ -179,7 +184,10 @@ def _read_described(path: Path, sha256: str, field: str) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    """Return the content of a file of the artifact. Raises `ArtifactCorrupt` for one that could be endless or anyone's."""
+    """Return the content of a file of the artifact.
+
+    Raises `ArtifactCorrupt` for one that could be endless or anyone's.
+    """
     try:
         found = path.resolve(strict=True)
         if not found.is_relative_to(path.parent.resolve(strict=True)):

@@ -1,8 +1,8 @@
 """The canary: a fixed prompt whose scores an artifact keeps, and how far a server's may be from them.
 
-Calibration scores it by the arithmetic that certifies the thresholds; a server's self-test compares what each of its engines
-reads with that. The prompt says nothing. It stands for every prompt whose numbers change where something between the model's
-files and the taps is not as it was: other weights, another precision, other rotations of positions.
+Calibration scores it by the arithmetic that certifies the thresholds; a server's self-test compares what each of its
+engines reads with that. The prompt says nothing. It stands for every prompt whose numbers change where something
+between the model's files and the taps is not as it was: other weights, another precision, other rotations of positions.
 """
 
 from probes.artifact import BENIGN_SCORES, Artifact
@@ -13,7 +13,8 @@ _SHARES = {"float32": 0.01, "bfloat16": 0.15, "float16": 0.15}
 """By what the model is served in: how far a score may be away, as a share of its size (docs/decisions.md has what was
 measured)."""
 _QUANTISED, _ADAPTED = 3.0, 2.0
-"""How much more it may be where weights and activations are rounded further, and where an adapter was calibrated merged."""
+"""How much more it may be where weights and activations are rounded further, and where an adapter was calibrated
+merged."""
 
 
 def canary_prompt(vocabulary: int, template: Template | None) -> list[int]:

@@ -54,7 +54,10 @@ class Fingerprint(BaseModel):
     quantization: str | None = None
     lora: str | None = None
     settings: str | None = None
-    """Of the tokenizer's and the checkpoint's smaller files. None in an artifact from before it was kept: not compared."""
+    """Of the tokenizer's and the checkpoint's smaller files.
+
+    None in an artifact from before it was kept: not compared.
+    """
 
     def require(self, model: "Fingerprint") -> None:
         """Raise `ArtifactMismatch`, naming each field that differs, unless `model` is the model of this artifact."""

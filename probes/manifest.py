@@ -1,6 +1,7 @@
 """The manifest: what `manifest.json` of an artifact may say, and no more.
 
-Validation happens here, once, at the edge. `artifact.py` reads and writes the files; `docs/artifact.md` gives the format.
+Validation happens here, once, at the edge. `artifact.py` reads and writes the files; `docs/artifact.md` gives the
+format.
 """
 
 import math
@@ -40,8 +41,9 @@ class Platt(_Strict):
     def at(self, prevalence: float) -> "Platt":
         """Return the map for traffic of which the share `prevalence` is harmful.
 
-        `logit p' = logit p + logit(prevalence) - logit(calibration's)`, which is exact where harmful and harmless prompts
-        each score as in the calibration set, and only their shares differ (prior shift). Raises `CalibrationError`.
+        `logit p' = logit p + logit(prevalence) - logit(calibration's)`, which is exact where harmful and harmless
+        prompts each score as in the calibration set, and only their shares differ (prior shift). Raises
+        `CalibrationError`.
         """
         if not 0.0 < prevalence < 1.0:
             raise CalibrationError(
@@ -123,8 +125,9 @@ class Probe(_Strict):
     readout: Readout = Readout()
     head: HeadKind = "sum"
     head_reads: Literal["request", "token"] = "request"
-    """What the head makes one number of: the readout's values of a request, or the channels of each token. In the latter
-    case the readout pools these numbers."""
+    """What the head makes one number of: the readout's values of a request, or the channels of each token.
+
+    In the latter case the readout pools these numbers."""
     scale: float = Field(1.0, gt=0)
     """With `bias`, the last step: positive, so that every order of scores stays what it was."""
     bias: float = 0.0
@@ -176,8 +179,8 @@ class Probe(_Strict):
 class Watch(_Strict):
     """One probe, read along an answer while it is generated: `probes.answer_reading` says how.
 
-    Tensors `watch.<name>.centre` and `watch.<name>.spread` are float32 `[max_tokens]`: mean and standard deviation, at each
-    token of an answer, of the levels that harmless answers have there.
+    Tensors `watch.<name>.centre` and `watch.<name>.spread` are float32 `[max_tokens]`: mean and standard deviation, at
+    each token of an answer, of the levels that harmless answers have there.
     """
 
     name: Name
@@ -207,8 +210,8 @@ class SteeringVector(_Strict):
 
     `probes.operators` says what each operator does, and `probes.steering` each gate.
 
-    Its tensors are `steering.<name>.<tensor>`, float32, named and shaped by `shapes`. A vector that is added is stored as
-    measured, not normalised: strength 1 adds it once, so strength is in units of its norm.
+    Its tensors are `steering.<name>.<tensor>`, float32, named and shaped by `shapes`. A vector that is added is stored
+    as measured, not normalised: strength 1 adds it once, so strength is in units of its norm.
     """
 
     name: Name
@@ -241,7 +244,9 @@ class SteeringVector(_Strict):
         return self
 
     def shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each tensor that the operator and the gate need, by name, for streams `[T, hidden_size]`."""
+        """Return the shape of each tensor that the operator and the gate need, by name, for streams `[T,
+        hidden_size]`.
+        """
         blocks = len(self.layers)
         # What is taken out is a vector, too.
         operator = OPERATORS["add" if self.operator == "ablate" else self.operator]
@@ -273,7 +278,10 @@ class Manifest(_Strict):
     created: str
     fingerprint: Fingerprint
     arithmetic: Literal["float32", "bfloat16", "float16"] | None = None
-    """What calibration's passes computed in, from weights of the fingerprint's precision. None where it is not known."""
+    """What calibration's passes computed in, from weights of the fingerprint's precision.
+
+    None where it is not known.
+    """
     template: Template | None = None
     """The chat template's tokens, by which a prompt is divided into turns. None where it is not known."""
     other_endings: tuple[Ending, ...] = ()

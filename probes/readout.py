@@ -36,9 +36,11 @@ class Readout(BaseModel):
     offset: int = Field(0, ge=0)
     """`last` only: tokens before the turn's last; 0 is the position that predicts the answer's first token."""
     over: Literal["all", "content"] = "all"
-    """Which tokens are read, but for `last`: `content` leaves out the chat template's own. A request that goes on, or whose
-    template is cut, then has what it had before among its values. It leaves out the prompt's first token, too: whatever
-    that is, models keep massive activations there (arXiv 2402.17762), in which a mean would drown."""
+    """Which tokens are read, but for `last`: `content` leaves out the chat template's own.
+
+    A request that goes on, or whose template is cut, then has what it had before among its values. It leaves out the
+    prompt's first token, too: whatever that is, models keep massive activations there (arXiv 2402.17762), in which a
+    mean would drown."""
     alpha: float = Field(0.5, gt=0, le=1)
     """`ema` only: the weight of the newest token."""
     window: int = Field(16, ge=1)
@@ -83,7 +85,9 @@ class Readout(BaseModel):
         return channels // POOLINGS[self.kind].channels_a_value
 
     def reduce(self, scores: Scores) -> Values:
-        """Return the values `[V]` of token `scores` `[P, C]` at `positions(turn)`, in order; NaN where a token has none."""
+        """Return the values `[V]` of token `scores` `[P, C]` at `positions(turn)`, in order; NaN where a token has
+        none.
+        """
         return POOLINGS[self.kind].values(scores, self)
 
     def graph(self, scores: "torch.Tensor") -> "torch.Tensor":

@@ -1,7 +1,7 @@
 """Scoring: the one piece of arithmetic that calibration and serving share.
 
-A `ProbeBank` is all probes of an artifact laid out for the sensor. The probes' channels stand side by side, C in all, and
-each place that is tapped has one matrix for the channels that read there: a token's scores `[C]` are the sum of the
+A `ProbeBank` is all probes of an artifact laid out for the sensor. The probes' channels stand side by side, C in all,
+and each place that is tapped has one matrix for the channels that read there: a token's scores `[C]` are the sum of the
 products. What is not linear (readouts, heads) is done once a prompt.
 """
 

@@ -34,7 +34,8 @@ class Move:
 
 
 def displacement(stream: torch.Tensor, strengths: torch.Tensor, moves: Sequence[Move]) -> torch.Tensor:
-    """Return what `moves` add to the rows of `stream` `[T, D]`, float32, at `strengths` `[T, S]`; each reads the same stream.
+    """Return what `moves` add to the rows of `stream` `[T, D]`, float32, at `strengths` `[T, S]`; each reads the same
+    stream.
 
     A row whose strengths are all zero gets zeros, whatever it holds.
     """

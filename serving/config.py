@@ -1,7 +1,8 @@
 """The guard's configuration, as every vLLM process finds it in `additional_config`.
 
 vLLM hashes `additional_config` into its compile-cache key, so a graph compiled without the tap is never loaded by a
-guarded server. The key holds the artifact's digest and the policy's path, not its content: a new policy compiles nothing.
+guarded server. The key holds the artifact's digest and the policy's path, not its content: a new policy compiles
+nothing.
 """
 
 from collections.abc import Sequence
@@ -71,7 +72,10 @@ class GuardConfig(BaseModel):
         return [self.load_artifact(), *(_load(each.artifact, each.artifact_digest) for each in self.adapters)]
 
     def bind_policy(self, artifact: Artifact) -> BoundPolicy:
-        """Read the policy and bind it to the model's `artifact`. Raises `PolicyError`, also for one that was changed."""
+        """Read the policy and bind it to the model's `artifact`.
+
+        Raises `PolicyError`, also for one that was changed.
+        """
         return bind_to(artifact, self._load_policy())
 
     def bind_policies(self, artifacts: Sequence[Artifact]) -> PolicySet:

@@ -1,7 +1,7 @@
-"""What the operator sets in the environment. Each setting is checked before the model loads, and once more where it is used.
+"""What the operator sets in the environment.
 
-In a file of its own: who starts the server asks for them, too, and must not import prometheus-client before vLLM has set
-it up.
+Each setting is checked before the model loads, and once more where it is used. In a file of its own: who starts the
+server asks for them, too, and must not import prometheus-client before vLLM has set it up.
 """
 
 import math
@@ -33,7 +33,10 @@ def require_settings() -> None:
 
 
 def ready_age() -> float:
-    """Return how long ago the last prompt may have been scored, in seconds. Raises `ServingError` for what is no time."""
+    """Return how long ago the last prompt may have been scored, in seconds.
+
+    Raises `ServingError` for what is no time.
+    """
     return _positive(READY_AGE, _READY_AGE_S, "time", "give seconds, for example 30")
 
 

@@ -1,7 +1,7 @@
 """What the guard's parts send each other, and on which of vLLM's own objects it rides.
 
-No sockets and no side channels: the messages are ordered and routed by vLLM itself, the same for tensor, pipeline and data
-parallelism, for several API servers and under every executor.
+No sockets and no side channels: the messages are ordered and routed by vLLM itself, the same for tensor, pipeline and
+data parallelism, for several API servers and under every executor.
 """
 
 import secrets
@@ -14,15 +14,16 @@ import numpy.typing as npt
 from probes.template import Turn
 
 SCORES = "foreguard_scores"
-"""Attribute of `ModelRunnerOutput`: `{request_id: [turns][K] floats, or an Unscored reason}` for prompts finished in the
-step."""
+"""Attribute of `ModelRunnerOutput`: `{request_id: [turns][K] floats, or an Unscored reason}` for prompts finished in
+the step."""
 
 GAPS = "foreguard_gaps"
-"""Attribute of `ModelRunnerOutput`: `{request_id: position}` of the first token without a score, for prompts finished in the
-step that are not scored because of one."""
+"""Attribute of `ModelRunnerOutput`: `{request_id: position}` of the first token without a score, for prompts finished
+in the step that are not scored because of one."""
 
 ANSWERS = "foreguard_answers"
-"""Attribute of `ModelRunnerOutput`: the `AnswerTokens` of the step, or an Unscored reason, where answers are watched."""
+"""Attribute of `ModelRunnerOutput`: the `AnswerTokens` of the step, or an Unscored reason, where answers are
+watched."""
 
 ORDERS = "foreguard_orders"
 """Attribute of `SchedulerOutput`: the step's `Orders`, where there are any."""
@@ -40,8 +41,10 @@ PROMPT = "prompt"
 requests (`n`) in the engine."""
 
 CANARY = f"canary-{secrets.token_hex(16)}"
-"""In place of such a name: the guard asks itself. The verdict then stays on the output, for whoever asked. Each API process
-has its own, so that no client can ask for it."""
+"""In place of such a name: the guard asks itself.
+
+The verdict then stays on the output, for whoever asked. Each API process has its own, so that no client can ask for
+it."""
 
 VERDICT = "verdict"
 """Under `EXTRA`: the verdict, as `Verdict.to_wire` has it; with a request's first output alone."""
@@ -98,10 +101,12 @@ class Orders:
     unknown: list[int] = field(default_factory=list)
     """KV-cache blocks that are filled from elsewhere: no forward pass scored their tokens."""
     copies: list[tuple[int, int]] = field(default_factory=list)
-    """KV-cache blocks that are copied before the pass, (from, to): a partly cached block, continued by another request."""
+    """KV-cache blocks that are copied before the pass, (from, to): a partly cached block, continued by another
+    request."""
     watched: dict[str, int] = field(default_factory=dict)
-    """Requests whose answers are read, and the position of each answer's first token. It is in the prompt where the prompt
-    ends with the beginning of an answer."""
+    """Requests whose answers are read, and the position of each answer's first token.
+
+    It is in the prompt where the prompt ends with the beginning of an answer."""
 
     def __bool__(self) -> bool:
         """Whether anything is asked."""

@@ -50,7 +50,8 @@ def main(
 ) -> None:
     """Measure what the guard costs: guarded against unguarded vLLM, interleaved, as paired ratios with their spread.
 
-    Every pair is kept as soon as it is whole: a run that is cut off goes on where it stopped, unless the code has changed.
+    Every pair is kept as soon as it is whole: a run that is cut off goes on where it stopped, unless the code has
+    changed.
     """
     try:
         asked = chosen(only or [], list(SUBJECTS))
@@ -81,7 +82,9 @@ def _due(subject: str, asked: Sequence[Point], times: int, *, quick: bool) -> li
 def _measure(
     name: str, asked: Sequence[tuple[Point, int]], records: Records, work: Path, console: Console, *, starts: int
 ) -> None:
-    """Take those pairs of a subject's points that the records lack: first through servers, which start anew so many times."""
+    """Take those pairs of a subject's points that the records lack: first through servers, which start anew so many
+    times.
+    """
     in_servers, in_engines = [(p, n) for p, n in asked if p.load], [(p, n) for p, n in asked if not p.load]
     plan = [(measures.through_servers, in_servers, share) for share in _shares(starts)]
     plan += [(measures.through_engines, in_engines, 1.0)]

@@ -42,8 +42,8 @@ def prompts(work: Work, seed: str) -> list[list[int]]:
 def requests(work: Work, arm: str, engine: str, seed: str) -> list[Request]:
     """Return what `engine` is asked, as an `arm` of a pair.
 
-    A blocked request ought to cost its prefill: an engine without a guard is asked for one token of it. A judge model is
-    asked for one token about each prompt.
+    A blocked request ought to cost its prefill: an engine without a guard is asked for one token of it. A judge model
+    is asked for one token about each prompt.
     """
     made = []
     for number, prompt in enumerate(prompts(work, seed)):
@@ -59,7 +59,9 @@ def requests(work: Work, arm: str, engine: str, seed: str) -> list[Request]:
 
 
 def _length(work: Work, number: int) -> int:
-    """Return how many tokens out a request has: the first of many, of different lengths, end and make room one by one."""
+    """Return how many tokens out a request has: the first of many, of different lengths, end and make room one by
+    one.
+    """
     return 1 + number % work.output_tokens if number < work.at_once else work.output_tokens
 
 
@@ -69,6 +71,9 @@ def shared_prefix(work: Work, seed: str) -> list[int]:
 
 
 def judge_prompt(prompt: Prompt) -> list[int]:
-    """Return what a judge reads. Its instructions precede the prompt, so that its pass shares no prefix with the answer's."""
+    """Return what a judge reads.
+
+    Its instructions precede the prompt, so that its pass shares no prefix with the answer's.
+    """
     instructions = (list(prompt[::-1]) * _INSTRUCTIONS)[:_INSTRUCTIONS]
     return [*instructions, *prompt]

@@ -9,7 +9,9 @@ _ALL = "*"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A bound on the median ratio of an arm's figure to the unguarded one; on `level` `*`, at every level of the part."""
+    """A bound on the median ratio of an arm's figure to the unguarded one; on `level` `*`, at every level of the
+    part.
+    """
 
     subject: str
     part: str

@@ -62,10 +62,10 @@ class Guard:
 def guards(model: Path, folder: Path) -> dict[str, Guard]:
     """Write the guards of `model` into `folder`, by name.
 
-    `guarded` has four probes, one on each of four blocks; `probes_1` one, `probes_16` and `probes_64` four and sixteen on
-    each of these blocks, `every_block` 64 that are spread over all blocks. `acting` is `guarded` with the other policy, and
-    `watching` reads every answer along, by a watch of each of its probes. `channels_64` to `channels_768` have one
-    perceptron of so many hidden units over every token, on each of four blocks.
+    `guarded` has four probes, one on each of four blocks; `probes_1` one, `probes_16` and `probes_64` four and sixteen
+    on each of these blocks, `every_block` 64 that are spread over all blocks. `acting` is `guarded` with the other
+    policy, and `watching` reads every answer along, by a watch of each of its probes. `channels_64` to `channels_768`
+    have one perceptron of so many hidden units over every token, on each of four blocks.
     """
     folder.mkdir(exist_ok=True, parents=True)
     idle, acting, watching = (folder / f"{name}.yaml" for name in ("idle", "acting", "watching"))

@@ -1,6 +1,7 @@
 """What the guard's taps are compared with: forward hooks in eager mode, and a copy of all hidden states to the host.
 
-Both are written as published plugins work, as little as will do, and stop at the scores: nothing decides, and nothing acts.
+Both are written as published plugins work, as little as will do, and stop at the scores: nothing decides, and nothing
+acts.
 
 They touch, of `vllm/v1/worker/gpu_model_runner.py`: `requests`; and, of the subjects' model, `model.layers`.
 """

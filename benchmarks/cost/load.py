@@ -42,7 +42,9 @@ class Client:
         return Timing(first - began, (last - first) / max(max_tokens - 1, 1))
 
     async def whole(self, prompt: Prompt, max_tokens: int) -> None:
-        """Send one prompt and wait for its whole answer, not streamed: as little work around the engine as there can be."""
+        """Send one prompt and wait for its whole answer, not streamed: as little work around the engine as there can
+        be.
+        """
         if self.judge_url is not None:
             await _whole(self.session, self.judge_url, judge_prompt(prompt), 1)
         await _whole(self.session, self.url, prompt, max_tokens)
@@ -69,7 +71,10 @@ async def ask(client: Client, prompts: Sequence[Prompt], max_tokens: int, load: 
 
 
 async def _stream(session: aiohttp.ClientSession, url: str, prompt: Prompt, max_tokens: int) -> tuple[float, float]:
-    """Return when the first chunk came and when the stream ended. Raises `RuntimeError` on any answer but a whole one."""
+    """Return when the first chunk came and when the stream ended.
+
+    Raises `RuntimeError` on any answer but a whole one.
+    """
     first = 0.0
     async with session.post(f"{url}/v1/completions", json=_body(prompt, max_tokens, stream=True)) as reply:
         async for line in reply.content:

@@ -1,7 +1,8 @@
-"""How a pair of a point is taken, through servers or through engines: all its arms one after another, with the same work.
+"""How a pair of a point is taken, through servers or through engines: all its arms one after another, with the same
+work.
 
-Each taker is a function of a point and a pair's number. Work and order follow from the number, so that a run that goes on
-asks what an unbroken run would have asked.
+Each taker is a function of a point and a pair's number. Work and order follow from the number, so that a run that goes
+on asks what an unbroken run would have asked.
 """
 
 import asyncio
@@ -56,7 +57,9 @@ def through_engines(subject: Subject, points: Sequence[Point], work: Path, round
 
 
 def _take_from_servers(running: Servers, point: Point, number: int) -> Arms:
-    """Ask each arm the same number of new prompts: a prompt of another arm's would be in a prefix cache that they share."""
+    """Ask each arm the same number of new prompts: a prompt of another arm's would be in a prefix cache that they
+    share.
+    """
     seed = f"{point.part} {point.level} {number}"
     arms: Arms = {}
     for name in random.Random(seed).sample(list(point.arms), len(point.arms)):  # noqa: S311 - orders the arms

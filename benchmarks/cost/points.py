@@ -1,7 +1,7 @@
 """What is measured: one factor at a time around a base, as points, each with its arms and its number of pairs.
 
-Everything that the engine does is measured in the engine (`engines`), where twins make the same steps; the servers are asked
-only for what a client sees.
+Everything that the engine does is measured in the engine (`engines`), where twins make the same steps; the servers are
+asked only for what a client sees.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,10 @@ Arms = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A batch of requests. Prompts are of `prompt_tokens`, of which the first `cached_tokens` lie in the prefix cache."""
+    """A batch of requests.
+
+    Prompts are of `prompt_tokens`, of which the first `cached_tokens` lie in the prefix cache.
+    """
 
     requests: int
     prompt_tokens: int
@@ -132,7 +135,9 @@ def seconds(point: Point, subject: str) -> float:
 
 
 def count(point: Point, subject: str, times: int = 1) -> int:
-    """Return how many pairs of the point are taken: what its time allows, within bounds; `times` as many if that is asked."""
+    """Return how many pairs of the point are taken: what its time allows, within bounds; `times` as many if that is
+    asked.
+    """
     each = seconds(point, subject)
     fewest = _FEWEST_OF_LONG if each > _LONG_S else _FEWEST
     return times * min(max(int(point.budget_s / each), fewest), _MOST)
@@ -141,7 +146,8 @@ def count(point: Point, subject: str, times: int = 1) -> int:
 def chosen(names: Sequence[str], subjects: Sequence[str]) -> dict[str, list[Point]]:
     """Return, by subject, the points that `names` ask for; all where there are none.
 
-    A name is a subject, a part, `subject.part` or `subject.part.level`. Raises `ValueError` for one that is none of these.
+    A name is a subject, a part, `subject.part` or `subject.part.level`. Raises `ValueError` for one that is none of
+    these.
     """
     every = {subject: points(subject) for subject in subjects}
     known = {name for subject, own in every.items() for point in own for name in _names(subject, point)}

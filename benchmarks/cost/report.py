@@ -65,7 +65,10 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def write(found: dict[str, Any], document: Path) -> None:
-    """Replace the results in `document`, and draw their charts beside it. Raises `ValueError` where it has no markers."""
+    """Replace the results in `document`, and draw their charts beside it.
+
+    Raises `ValueError` where it has no markers.
+    """
     folder = document.with_suffix("")
     charts = [
         f"![{TITLES[name]}: ratio to unguarded by factor]({folder.name}/{name}.svg)" for name in found["subjects"]
@@ -92,7 +95,8 @@ def _client(found: dict[str, Any]) -> Iterator[str]:
         for figure, values in each["figures"].items():
             cells = " | ".join(_cell(values["ratio"].get(arm)) for arm in _CLIENT_ARMS)
             goal = _goal(subject, "http", level, figure, "guarded", values["ratio"])
-            yield f"{TITLES[subject]}, {level}, {_FIGURES[figure]} | {cells} | {each['pairs']}, {each['starts']} | {goal}"
+            name = f"{TITLES[subject]}, {level}, {_FIGURES[figure]}"
+            yield f"{name} | {cells} | {each['pairs']}, {each['starts']} | {goal}"
 
 
 def _engine(found: dict[str, Any]) -> Iterator[str]:

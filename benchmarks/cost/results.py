@@ -61,7 +61,9 @@ def _ratios(series: dict[str, list[Any]], starts: Sequence[int]) -> dict[str, Sp
 
 
 def _of_steps(pair: Arms) -> Arms:
-    """Return of each arm the seconds of its `whole` batch, of its `prefill`, and of each decode `step` if there are any."""
+    """Return of each arm the seconds of its `whole` batch, of its `prefill`, and of each decode `step` if there are
+    any.
+    """
     decodes = all(arm["decode"] for name, arm in pair.items() if name not in _JUDGES)
     found = {name: _times(arm, decodes=decodes and name not in _JUDGES) for name, arm in pair.items()}
     plain = found[PLAIN]

@@ -16,9 +16,9 @@ from benchmarks.cost.subjects import MODEL, Subject
 from serving.offline.process import ServerProcess, free_port, guarded_command, running, unguarded_command
 
 _WARM_UP = list(range(100, 116))
-# vLLM's CPU engine keeps its worker in a process of its own, and its scheduler spins while it waits for it: on two cores the
-# API server then gets its turn by luck, and nothing else can be measured. These two put scheduler and worker into one
-# process, as they are on a GPU, with the one thread that they would have had.
+# vLLM's CPU engine keeps its worker in a process of its own, and its scheduler spins while it waits for it: on two
+# cores the API server then gets its turn by luck, and nothing else can be measured. These two put scheduler and worker
+# into one process, as they are on a GPU, with the one thread that they would have had.
 ONE_ENGINE_PROCESS = ["--distributed-executor-backend", "uni"]
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 _START_AT_ONCE = 2
@@ -55,7 +55,8 @@ class Servers:
 
 @contextmanager
 def servers(subject: Subject, needed: Collection[str], work: Path, round_: int) -> Iterator[Servers]:
-    """Run those servers of `subject` that are `needed`, of `guarded`, `unguarded`, `control` (unguarded) and `small_judge`.
+    """Run those servers of `subject` that are `needed`, of `guarded`, `unguarded`, `control` (unguarded) and
+    `small_judge`.
 
     They start two at a time in an order that the round's number gives, and so find their memory by other luck.
     """

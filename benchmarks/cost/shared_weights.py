@@ -1,10 +1,10 @@
 """Workers of several engines in one process, of which those of one model compute with one copy of its weights.
 
-Where a process happens to find memory for its weights makes it 1 to 4 % slower or faster than its twin, which is more than a
-guard may cost. Engines that share the weights differ in nothing but the guard.
+Where a process happens to find memory for its weights makes it 1 to 4 % slower or faster than its twin, which is more
+than a guard may cost. Engines that share the weights differ in nothing but the guard.
 
-It touches, of `vllm/v1/worker/cpu_worker.py`: `load_model`; of vLLM's linear layers on a CPU: `cpu_linear`, which holds the
-weights in the layout of their kernel.
+It touches, of `vllm/v1/worker/cpu_worker.py`: `load_model`; of vLLM's linear layers on a CPU: `cpu_linear`, which holds
+the weights in the layout of their kernel.
 """
 
 from collections.abc import Sequence

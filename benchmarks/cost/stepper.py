@@ -1,9 +1,9 @@
 """The engines' own process: `python -m benchmarks.cost.stepper SPECS`. SPECS is JSON: by engine, its `_Spec`'s options.
 
 Reads batches as JSON lines, `[by engine [[[token id, ...], max tokens, what is asked of the guard], ...], how many are
-under way at once, 0 for all]`. All engines named do their batches in lockstep: every turn each makes one step, in an order
-that chance gives. Answers, by engine, the seconds of its steps, apart for `prefill` steps (some request of the batch has no
-token yet) and `decode` steps, and the `actions` of its guard, counted.
+under way at once, 0 for all]`. All engines named do their batches in lockstep: every turn each makes one step, in an
+order that chance gives. Answers, by engine, the seconds of its steps, apart for `prefill` steps (some request of the
+batch has no token yet) and `decode` steps, and the `actions` of its guard, counted.
 """
 
 import json
@@ -87,8 +87,8 @@ def _with_room() -> None:
     """Serve, from a frame so large that all calls under it fit into the same piece of the interpreter's stack.
 
     CPython takes its stack from the system in pieces of 16 KiB and gives a piece back as soon as a call returns from it
-    (`push_chunk` and `_PyThreadState_PopFrame` in its Python/pystate.c). A call that is made for every layer and happens
-    to begin a piece costs 25 µs each time, and one frame more or less decides for which engine it does.
+    (`push_chunk` and `_PyThreadState_PopFrame` in its Python/pystate.c). A call that is made for every layer and
+    happens to begin a piece costs 25 µs each time, and one frame more or less decides for which engine it does.
     """
     pipe = os.fdopen(os.dup(1), "w")
     # Everything that prints goes to the log; the answers have the pipe to themselves.

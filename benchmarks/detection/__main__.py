@@ -50,7 +50,8 @@ def main(
 ) -> None:
     """Fit without each public set in turn, and measure probes and controls on it."""
     lines = "".join(f"{json.dumps(line)}\n" for line in assemble(data))
-    # Named for all that decides what is recorded: another model, other sets or another share never meet this one's files.
+    # Named for all that decides what is recorded: another model, other sets or another share never meet this one's
+    # files.
     key = hashlib.sha256(json.dumps([fingerprint(model).model_dump(), wrap, lines]).encode()).hexdigest()[:16]
     work = work / key
     work.mkdir(parents=True, exist_ok=True)

@@ -21,9 +21,9 @@ def document(found: Sequence[UnseenSources], prompts: EncodedPrompts) -> str:
     weights = " + ".join(f"{weight:.2f} {name}" for name, weight in first.combination.items())
     given = [prompt for prompt in prompts.prompts if not prompt.is_wrapped]
     sections = [
-        f"{len(given)} prompts of {len(set(families(prompts)))} families, {sum(not each.is_harmful for each in given)} of "
-        f"them harmless; {len(prompts.prompts) - len(given)} wrapped copies to train on. Each family is left out in turn; "
-        f"the cut lets {first.target_fpr:.0%} of the other families' harmless prompts through"
+        f"{len(given)} prompts of {len(set(families(prompts)))} families, {sum(not each.is_harmful for each in given)} "
+        f"of them harmless; {len(prompts.prompts) - len(given)} wrapped copies to train on. Each family is left out in "
+        f"turn; the cut lets {first.target_fpr:.0%} of the other families' harmless prompts through"
         f"{f' ({len(found)} seeds)' if len(found) > 1 else ''}. `combined` is for each family the combination that the "
         f"others chose; all together choose {weights}.",
         "### Recall on harmful prompts of sets never seen",

@@ -1,8 +1,8 @@
 """Public prompt sets, read from a folder of `<set>/prompts.jsonl` and put together with their names as sources.
 
-None of them is part of the project. Each line holds `prompt`, `label`, `category` and `lang`. Left out: rows that are not
-English; policy-only categories (advice, lobbying), whose harm is not in the request; copyright; a set of texts that are no
-requests; repeats of a text in an earlier set.
+None of them is part of the project. Each line holds `prompt`, `label`, `category` and `lang`. Left out: rows that are
+not English; policy-only categories (advice, lobbying), whose harm is not in the request; copyright; a set of texts that
+are no requests; repeats of a text in an earlier set.
 """
 
 import json

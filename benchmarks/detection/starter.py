@@ -94,7 +94,9 @@ class _Scorers:
         return found
 
     def _probe_scores(self, rows: Rows) -> npt.NDArray[np.float64]:
-        """Return for all prompts `[N]` the sum of the log-odds by regressions at each probe's place, fitted on `rows`."""
+        """Return for all prompts `[N]` the sum of the log-odds by regressions at each probe's place, fitted on
+        `rows`.
+        """
         total, harmful = np.zeros(len(self.training.harmful)), self.training.harmful
         for probe in self.probes:
             where = place_of(probe.readout)

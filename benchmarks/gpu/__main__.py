@@ -1,6 +1,7 @@
 """`python -m benchmarks.gpu`: guarded against unguarded engines on one GPU, and the table of what was measured.
 
-Pairs are kept one by one in `--work`, so that a run that is cut off, or that `--seconds` ends, goes on where it stopped.
+Pairs are kept one by one in `--work`, so that a run that is cut off, or that `--seconds` ends, goes on where it
+stopped.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""What is asked: so many requests at once, of so many tokens each. Pairs are interleaved, and resumed where they stopped."""
+"""What is asked: so many requests at once, of so many tokens each.
+
+Pairs are interleaved, and resumed where they stopped.
+"""
 
 import random
 import time

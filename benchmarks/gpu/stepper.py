@@ -1,7 +1,7 @@
 """The engine's own process: `python -m benchmarks.gpu.stepper SETTINGS`.
 
-SETTINGS is JSON, `{"arguments": [vLLM's], "guard": GuardConfig or null}`. Says first how it runs. Then reads batches as JSON
-lines, `{"prompts": [[token id, ...], ...], "max_tokens": N}`, and answers each with the seconds to every request's
+SETTINGS is JSON, `{"arguments": [vLLM's], "guard": GuardConfig or null}`. Says first how it runs. Then reads batches as
+JSON lines, `{"prompts": [[token id, ...], ...], "max_tokens": N}`, and answers each with the seconds to every request's
 `first_token`, and from there `per_token`. All requests of a batch arrive at once.
 """
 

@@ -1,4 +1,6 @@
-"""A guarded and an unguarded engine on one device, each in a process of its own; only the one that is asked computes."""
+"""A guarded and an unguarded engine on one device, each in a process of its own; only the one that is asked
+computes.
+"""
 
 import json
 import os

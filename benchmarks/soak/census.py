@@ -1,7 +1,7 @@
 """What lives in a Python process: its objects by type, its asyncio tasks, and the sizes of given objects' containers.
 
-Taken twice at rest, before and after a load, it shows what the load left behind. Looking takes some hundred milliseconds,
-in which the process does nothing else.
+Taken twice at rest, before and after a load, it shows what the load left behind. Looking takes some hundred
+milliseconds, in which the process does nothing else.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 Census = dict[str, dict[str, int]]
-"""`objects`: how many there are, by type; `tasks`: asyncio tasks, by coroutine; `sizes`: of containers, by attribute."""
+"""`objects`: how many there are, by type; `tasks`: asyncio tasks, by coroutine; `sizes`: of containers, by
+attribute."""
 
 _CONTAINERS = (dict, list, set, frozenset)
 

@@ -1,7 +1,7 @@
 """The soak's insider in the API server: ASGI middleware that keeps a ledger of prompts. Named by vLLM's `--middleware`.
 
-vLLM puts the guard's own middleware around it, so its `generate` lies between the guard's and vLLM's: it sees every prompt
-that the guard passed on, and whatever became of it. It is no part of the guard, and only a soak's server has it.
+vLLM puts the guard's own middleware around it, so its `generate` lies between the guard's and vLLM's: it sees every
+prompt that the guard passed on, and whatever became of it. It is no part of the guard, and only a soak's server has it.
 
 `GET /soak/ledger` gives the ledger, cheaply; `GET /soak/census` what lives in both processes.
 """

@@ -1,6 +1,7 @@
 """The kinds of requests that the soak's own client mixes into the load: what each sends, and what must come back.
 
-An answer that is cut is one whose client hangs up: after some time, wherever the request is by then, or after some chunks.
+An answer that is cut is one whose client hangs up: after some time, wherever the request is by then, or after some
+chunks.
 """
 
 import random

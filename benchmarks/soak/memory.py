@@ -1,7 +1,7 @@
 """Whether memory is flat: what each process holds late in the run against what it held after it had warmed up.
 
-A process that serves for the first time fills caches and its allocator's pools; that ends. What a request leaves behind does
-not end: it grows with the number of requests, so growth is given per 1,000 of them.
+A process that serves for the first time fills caches and its allocator's pools; that ends. What a request leaves behind
+does not end: it grows with the number of requests, so growth is given per 1,000 of them.
 """
 
 from collections.abc import Mapping, Sequence

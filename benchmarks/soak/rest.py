@@ -1,8 +1,8 @@
 """Whether anything is left at rest: two looks at the idle server, before and after the load, must see the same.
 
-Descriptors, tasks and the containers of scheduler, gate, worker and output processor are compared one by one; of objects,
-those that belong to requests. Before each look one request goes through alone: vLLM forgets a finished request with the
-next step only, so that what the last one leaves there is in both.
+Descriptors, tasks and the containers of scheduler, gate, worker and output processor are compared one by one; of
+objects, those that belong to requests. Before each look one request goes through alone: vLLM forgets a finished request
+with the next step only, so that what the last one leaves there is in both.
 """
 
 from collections.abc import Iterator, Mapping

@@ -31,9 +31,9 @@ _SIZES = [
     # whole; memory that is reserved and not yet touched looks like a leak while it is being touched.
     *("--num-gpu-blocks-override", "128"),
 ]
-# oneDNN, which multiplies vLLM's matrices on a CPU, keeps code for every size of batch that it has seen: 1,024 pieces, some
-# 400 MB, which fill over 40,000 requests, guarded or not. With room for 16 it is full at once, and slower; memory that grows
-# after that is somebody's leak.
+# oneDNN, which multiplies vLLM's matrices on a CPU, keeps code for every size of batch that it has seen: 1,024 pieces,
+# some 400 MB, which fill over 40,000 requests, guarded or not. With room for 16 it is full at once, and slower; memory
+# that grows after that is somebody's leak.
 _STEADY = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
 # A day: no canary prompt is sent meanwhile, which the insiders would take for a client's.
 _QUIET = {"FOREGUARD_READY_AGE": "86400"}
@@ -65,7 +65,10 @@ def soaked_server(subject: Subject, log: Path, on_wait: Callable[[float], None])
 
 
 async def look(server: ServerProcess) -> tuple[Reading, Rest]:
-    """Wait until the server rests, then read its books and see what it holds. Raises `ServingError` if it does not rest."""
+    """Wait until the server rests, then read its books and see what it holds.
+
+    Raises `ServingError` if it does not rest.
+    """
     await _rest(server)
     _ask_alone(server)
     await asyncio.sleep(_PAUSE_S)

@@ -113,7 +113,9 @@ def _drawn(
 
 
 def embedding_scores(train: EncodedPrompts, prompts: EncodedPrompts) -> npt.NDArray[np.float64] | None:
-    """Return scores `[N]` of `prompts` by their sentence embeddings, as learned from `train`; none without an encoder."""
+    """Return scores `[N]` of `prompts` by their sentence embeddings, as learned from `train`; none without an
+    encoder.
+    """
     encoder = SentenceEncoder.load()
     if encoder is None:
         return None

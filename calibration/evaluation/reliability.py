@@ -1,7 +1,8 @@
 """Reliability: whether probabilities of harm mean what they say, as Brier score and expected calibration error.
 
-A map fitted at one share of harmful prompts is wrong at another, however good the probe. Both are reported: as calibrated,
-and moved to the share of the split that it is measured on (`Platt.at`), which leaves what is wrong with the map itself.
+A map fitted at one share of harmful prompts is wrong at another, however good the probe. Both are reported: as
+calibrated, and moved to the share of the split that it is measured on (`Platt.at`), which leaves what is wrong with the
+map itself.
 """
 
 import numpy as np
@@ -40,7 +41,8 @@ class Reliability(Strict):
 def reliability(
     scores: npt.NDArray[np.floating], harmful: npt.NDArray[np.bool_], platt: Platt | None
 ) -> tuple[Reliability, ...]:
-    """Return the reliability of `platt` on scores `[N]` with labels `[N]`: as calibrated, and at these labels' prevalence.
+    """Return the reliability of `platt` on scores `[N]` with labels `[N]`: as calibrated, and at these labels'
+    prevalence.
 
     Empty for a probe without a map, or with one that does not say at which prevalence it was fitted.
     """

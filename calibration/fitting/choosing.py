@@ -1,7 +1,8 @@
 """Choosing by sources that were not fitted on: which block, which position, which weights of a second stage.
 
-A random part of the training prompts shares its sources with the rest, and on the lab gives recall 100 % to probes that reach
-half of that on prompts of other wordings. So every candidate is fitted without some of the sources and judged on those.
+A random part of the training prompts shares its sources with the rest, and on the lab gives recall 100 % to probes that
+reach half of that on prompts of other wordings. So every candidate is fitted without some of the sources and judged on
+those.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,9 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
-    """Training prompts `rows` `[N]`, and how they are divided: places in `rows` to fit on and to judge by, fold by fold."""
+    """Training prompts `rows` `[N]`, and how they are divided: places in `rows` to fit on and to judge by, fold by
+    fold.
+    """
 
     training: TrainingSet
     rows: Rows

@@ -1,7 +1,7 @@
 """Logit scale: every probe's score in the same unit, the log-odds of harm on the calibration set.
 
-Platt's map is affine with a positive slope, as is the last step of a probe's score, so it can be folded into the probe's
-scale and bias. Thresholds keep their meaning, scores of different probes can be compared and averaged.
+Platt's map is affine with a positive slope, as is the last step of a probe's score, so it can be folded into the
+probe's scale and bias. Thresholds keep their meaning, scores of different probes can be compared and averaged.
 """
 
 from collections.abc import Sequence

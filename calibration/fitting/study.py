@@ -1,4 +1,6 @@
-"""Studies: what a method or a diagnostic found out beyond its probes, as data that a page can draw and a person can read."""
+"""Studies: what a method or a diagnostic found out beyond its probes, as data that a page can draw and a person can
+read.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,8 +1,8 @@
 """The training set: what a method may fit on and choose by. It holds no certification or test prompt.
 
-Two divisions of the same prompts. `fit` and `select` are divided at random: for measuring what something does to the model.
-`folds` keep whole sources apart: for choosing what generalises, since prompts of one source resemble each other, and a
-choice among them rewards whatever they share.
+Two divisions of the same prompts. `fit` and `select` are divided at random: for measuring what something does to the
+model. `folds` keep whole sources apart: for choosing what generalises, since prompts of one source resemble each other,
+and a choice among them rewards whatever they share.
 """
 
 import warnings
@@ -123,7 +123,9 @@ class TrainingSet:
     def chunks(
         self, layer: int, where: Where, rows: Rows
     ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]]:
-        """Yield the features `[n, D]` and labels `[n]` of the prompts `rows`, piece by piece, in the recording's order."""
+        """Yield the features `[n, D]` and labels `[n]` of the prompts `rows`, piece by piece, in the recording's
+        order.
+        """
         wanted = np.zeros(len(self.prompts.prompts), dtype=bool)
         wanted[rows] = True
         harmful = self.harmful
@@ -131,7 +133,8 @@ class TrainingSet:
             yield values[wanted[read]], harmful[read[wanted[read]]]
 
     def held(self, rows: Rows, *, blocks: int = 1) -> Rows:
-        """Return those of `rows` that a fit may hold in memory together: all, or a sample that keeps the classes' shares.
+        """Return those of `rows` that a fit may hold in memory together: all, or a sample that keeps the classes'
+        shares.
 
         For fits that pass over their prompts again and again, at so many blocks together. A gigabyte in float64: 32,768
         prompts of an 8B model at one block.

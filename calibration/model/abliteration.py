@@ -34,8 +34,8 @@ class Ablation:
     def sentence(self) -> str:
         """What was found, in words."""
         return (
-            f"the checkpoint is abliterated: {self.lacking} of {self.writers} matrices that write to the residual stream "
-            "write nothing along one and the same direction"
+            f"the checkpoint is abliterated: {self.lacking} of {self.writers} matrices that write to the residual "
+            "stream write nothing along one and the same direction"
         )
 
 

@@ -59,7 +59,9 @@ def name_of(dtype: torch.dtype) -> str:
 
 @cache
 def float32_is_faster(narrow: torch.dtype) -> bool:
-    """Return whether this CPU multiplies float32 matrices clearly faster than `narrow` ones: measured, in about 50 ms."""
+    """Return whether this CPU multiplies float32 matrices clearly faster than `narrow` ones: measured, in about 50
+    ms.
+    """
     return _seconds(torch.float32) * _CLEARLY < _seconds(narrow)
 
 

@@ -1,7 +1,7 @@
 """Attention heads: where a model keeps them, found by what depends on what, and the model with some of them taken out.
 
-In one pass every matrix gives noise instead of its output; gradients then say which numbers each head reads. No table of
-names and no layout of fused projections is needed, and the weights' own values play no part.
+In one pass every matrix gives noise instead of its output; gradients then say which numbers each head reads. No table
+of names and no layout of fused projections is needed, and the weights' own values play no part.
 """
 
 from collections.abc import Iterator, Sequence
@@ -129,7 +129,9 @@ def _run_on_noise(chat: ChatModel) -> list[list[_Run]]:
 
 
 def _attention(runs: Sequence[_Run], num_heads: int, where: str) -> Attention:
-    """Tell heads apart: the first matrix whose input mixes positions reads them all, and they stand in it side by side."""
+    """Tell heads apart: the first matrix whose input mixes positions reads them all, and they stand in it side by
+    side.
+    """
     for index, run in enumerate(runs):
         earlier = runs[:index]
         reached = _reach(run.given[:, 1:], earlier) if run.given.requires_grad and earlier else {}
@@ -142,7 +144,9 @@ def _attention(runs: Sequence[_Run], num_heads: int, where: str) -> Attention:
 def _separate(
     run: _Run, earlier: Sequence[_Run], carried: dict[nn.Module, torch.Tensor], num_heads: int, where: str
 ) -> Attention:
-    """Return the attention; `carried` are the numbers that pass from the first position to later ones: keys and values."""
+    """Return the attention; `carried` are the numbers that pass from the first position to later ones: keys and
+    values.
+    """
     width, rest = divmod(run.given.shape[-1], num_heads)
     queries, sources = [], []
     for index in range(num_heads):

@@ -16,8 +16,8 @@ _MEMINFO = Path("/proc/meminfo")
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Within the block, every parameter and buffer is float32; afterwards each is the very tensor that it was before.
 
-    Gradients of bfloat16 carry three digits, which is too few for the difference of two runs. No second model is loaded:
-    what is held beside the original is one float32 copy of its weights.
+    Gradients of bfloat16 carry three digits, which is too few for the difference of two runs. No second model is
+    loaded: what is held beside the original is one float32 copy of its weights.
     """
     held = [*model.parameters(), *model.buffers()]
     narrow = [(tensor, tensor.data) for tensor in held if tensor.is_floating_point() and tensor.dtype != torch.float32]

@@ -85,7 +85,9 @@ def reply(read: Read, chat: ChatModel, batch: Batch, max_tokens: int) -> Reply:
 
 
 def generate(chat: ChatModel, prompts: EncodedPrompts, max_tokens: int) -> list[Tokens]:
-    """Return the greedy answer to each prompt, in the prompts' order: at most `max_tokens` tokens, the end token included."""
+    """Return the greedy answer to each prompt, in the prompts' order: at most `max_tokens` tokens, the end token
+    included.
+    """
     answers: list[Tokens] = [()] * len(prompts.prompts)
     for batch in track(plan_replies(chat, prompts, max_tokens), "generating answers"):
         given = reply(Reader(chat, batch).read, chat, batch, max_tokens)

@@ -39,7 +39,9 @@ def ablated(chat: ChatModel, direction: torch.Tensor) -> Iterator[None]:
 
 @contextmanager
 def added(chat: ChatModel, layer: int, vector: torch.Tensor, *, only: torch.Tensor | None = None) -> Iterator[None]:
-    """Within the block, `vector` `[D]` is added after block `layer`: at all positions, or at `only` `[B]`, one per prompt."""
+    """Within the block, `vector` `[D]` is added after block `layer`: at all positions, or at `only` `[B]`, one per
+    prompt.
+    """
 
     def everywhere(stream: torch.Tensor) -> torch.Tensor:
         return torch.ones(stream.shape[:2], device=stream.device)
@@ -81,7 +83,9 @@ def at_last(strength: float) -> Strengths:
 
 
 def since(positions: torch.Tensor, strength: float, schedule: Sequence[float] = ()) -> Strengths:
-    """Return strengths as the server sets them: from each prompt's last position `[B]` on, along the schedule if any."""
+    """Return strengths as the server sets them: from each prompt's last position `[B]` on, along the schedule if
+    any.
+    """
     factors = torch.tensor(list(schedule) or [1.0])
 
     def strengths(stream: torch.Tensor) -> torch.Tensor:
@@ -110,7 +114,8 @@ def _displace(move: Move, strengths: Strengths, device: torch.device) -> _Edit:
 def recentred(
     chat: ChatModel, layer: int, direction: torch.Tensor, positions: torch.Tensor, levels: torch.Tensor
 ) -> Iterator[None]:
-    """Within the block, the projection on `direction` `[D]` after block `layer` is `levels` `[P]` at `positions` `[B, P]`.
+    """Within the block, the projection on `direction` `[D]` after block `layer` is `levels` `[P]` at `positions` `[B,
+    P]`.
 
     Affine ablation (arXiv 2411.09003): where harmless prompts do not project to zero, removing the component altogether
     would move them too; setting it to their mean leaves them where they are.
@@ -131,7 +136,9 @@ def recentred(
 
 @contextmanager
 def grafted(chat: ChatModel, layer: int, states: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
-    """Within the block, each prompt's stream after block `layer` is `states` `[B, D]` at its own of `positions` `[B]`."""
+    """Within the block, each prompt's stream after block `layer` is `states` `[B, D]` at its own of `positions`
+    `[B]`.
+    """
 
     def graft(stream: torch.Tensor) -> torch.Tensor:
         edited = stream.clone()

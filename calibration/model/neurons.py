@@ -1,6 +1,7 @@
 """Neurons: what goes into every block's down-projection (site `mlp_neurons`), read or overwritten while a batch passes.
 
-A neuron's number counts through the whole model: the neurons of block 0 in their order, then those of block 1, and so on.
+A neuron's number counts through the whole model: the neurons of block 0 in their order, then those of block 1, and so
+on.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,7 +61,9 @@ class Neurons:
         return np.searchsorted(self.starts, numbers, side="right") - 1
 
     def by_layer(self, numbers: Numbers) -> dict[int, torch.Tensor]:
-        """Return each block's chosen neurons as ascending places `[k]` within the block; blocks without any are left out."""
+        """Return each block's chosen neurons as ascending places `[k]` within the block; blocks without any are left
+        out.
+        """
         ordered = np.sort(numbers)
         layers = self.layer_of(ordered)
         return {
@@ -111,9 +114,11 @@ def overwritten(
 def rewritten(
     neurons: Neurons, like: Neurons, places: Mapping[int, torch.Tensor], values: Mapping[int, torch.Tensor]
 ) -> Iterator[None]:
-    """Within the block, the neurons at `places[layer]` `[k]`, whose values are `values[layer]`, write as those of `like` do.
+    """Within the block, the neurons at `places[layer]` `[k]`, whose values are `values[layer]`, write as those of
+    `like` do.
 
-    A neuron writes its value times its column of the down-projection; the difference of the two models' columns is added.
+    A neuron writes its value times its column of the down-projection; the difference of the two models' columns is
+    added.
     """
 
     def rewrite(layer: int, output: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,9 @@ from calibration.prompts.batching import Batch
 
 
 def refusal_log_odds(logits: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-    """Return `log P_R - log(1 - P_R)` `[B]` from next-token logits `[B, V]`: the refusal metric, without its epsilon."""
+    """Return `log P_R - log(1 - P_R)` `[B]` from next-token logits `[B, V]`: the refusal metric, without its
+    epsilon.
+    """
     refusing = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     refusing[list(tokens)] = True
     return logits[:, refusing].logsumexp(dim=-1) - logits[:, ~refusing].logsumexp(dim=-1)

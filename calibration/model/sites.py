@@ -21,7 +21,8 @@ from probes.errors import ModelError
 
 Kind = Literal["query", "key", "pattern", "head", "attention", "neuron", "mlp", "stream"]
 """`query` `[B, H, T, d]` and `key` `[B, G, T, d]` after rotation, `pattern` `[B, H, T, T]` (attention weights), `head`
-`[B, T, H, d]` (their outputs), `neuron` `[B, T, M]`; `attention`, `mlp` (what they write) and `stream` are `[B, T, D]`."""
+`[B, T, H, d]` (their outputs), `neuron` `[B, T, M]`; `attention`, `mlp` (what they write) and `stream` are `[B, T,
+D]`."""
 
 _INTERFACE = "foreguard_tapped"
 _SAME = 1e-3

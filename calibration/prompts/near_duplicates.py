@@ -1,8 +1,8 @@
 """Near-duplicates: requests of one split that are almost those of another, and so flatter the numbers.
 
-Two texts are compared by the Jaccard similarity of their sets of five-letter shingles. MinHash signatures in bands (Broder
-1997; Leskovec et al., Mining of Massive Datasets, chapter 3) find the pairs worth comparing, so that time and memory grow
-with the number of prompts and not with its square.
+Two texts are compared by the Jaccard similarity of their sets of five-letter shingles. MinHash signatures in bands
+(Broder 1997; Leskovec et al., Mining of Massive Datasets, chapter 3) find the pairs worth comparing, so that time and
+memory grow with the number of prompts and not with its square.
 """
 
 import zlib
@@ -41,7 +41,8 @@ class NearDuplicate:
 
 
 def near_duplicates(files: Sequence[PromptFile]) -> list[NearDuplicate]:
-    """Return, for every prompt, the most similar of an earlier file's that it was compared with, if at `SIMILAR` or above.
+    """Return, for every prompt, the most similar of an earlier file's that it was compared with, if at `SIMILAR` or
+    above.
 
     In the order of files and lines. Prompts are compared as they are read: case and runs of blanks make no difference.
     """
@@ -67,8 +68,9 @@ def leakage_notes(files: Sequence[PromptFile]) -> list[str]:
         if copies:
             (other, line), (_, own) = copies[0].first, copies[0].second
             notes.append(
-                f"{len(copies)} of {len(file.prompts)} prompts of {file.name} are near-copies of an earlier split's, which "
-                f"flatters its numbers: {file.name}:{own} is {copies[0].similarity:.0%} like {files[other].name}:{line}"
+                f"{len(copies)} of {len(file.prompts)} prompts of {file.name} are near-copies of an earlier split's, "
+                f"which flatters its numbers: {file.name}:{own} is {copies[0].similarity:.0%} like "
+                f"{files[other].name}:{line}"
             )
     return notes
 

@@ -1,4 +1,6 @@
-"""Progress on standard error, so that output stays fit for a pipe: bars where a person watches, else lines for a log."""
+"""Progress on standard error, so that output stays fit for a pipe: bars where a person watches, else lines for a
+log.
+"""
 
 import time
 from collections.abc import Iterable, Iterator, Sized

@@ -253,7 +253,9 @@ def read_labels(spellings: Sequence[str]) -> Labels:
 
 
 def require_one_label(files: Sequence[PromptFile]) -> None:
-    """Raise `PromptError` when a request is harmful in one line and harmless in another: one of the two is a mistake."""
+    """Raise `PromptError` when a request is harmful in one line and harmless in another: one of the two is a
+    mistake.
+    """
     seen: dict[tuple[object, ...], tuple[str, bool]] = {}
     for file in files:
         for prompt in file.prompts:

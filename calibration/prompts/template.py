@@ -115,7 +115,10 @@ def template_prefix(tokenizer: Any) -> tuple[int, ...]:
 
 
 def read_template(tokenizer: Any) -> Template:
-    """Return what the guard needs to know of the tokenizer's chat template. Raises `ModelError` as `template_suffix` does."""
+    """Return what the guard needs to know of the tokenizer's chat template.
+
+    Raises `ModelError` as `template_suffix` does.
+    """
     tail = template_suffix(tokenizer)
     frames = [template_prefix(tokenizer), tail, *_between_turns(tokenizer)]
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special} | set(

@@ -1,7 +1,8 @@
 """Wrapping: training prompts once more, inside templates, so that a probe does not take the wrapper for the request.
 
-A probe that has met bare requests only misses the same request in a wrapper, or takes every long prompt for harmful (arXiv
-2605.12726, and `docs/evaluation.md`). Harmful and harmless prompts are wrapped alike: the wrapper is no sign of harm.
+A probe that has met bare requests only misses the same request in a wrapper, or takes every long prompt for harmful
+(arXiv 2605.12726, and `docs/evaluation.md`). Harmful and harmless prompts are wrapped alike: the wrapper is no sign of
+harm.
 
 A wrapped prompt keeps its original's line and source: wherever prompts are divided, both are on one side.
 """
@@ -23,7 +24,9 @@ _SEED = 20_260
 
 
 def wrap_prompts(prompts: Sequence[Prompt], share: float) -> tuple[Prompt, ...]:
-    """Return wrapped copies of a `share`, 0 to 1, of the single-turn prompts of either class, the same ones each time."""
+    """Return wrapped copies of a `share`, 0 to 1, of the single-turn prompts of either class, the same ones each
+    time.
+    """
     rng = np.random.default_rng(_SEED)
     single = [prompt for prompt in prompts if len(prompt.messages) == 1]
     fillers = [prompt.messages[0].content for prompt in single if not prompt.is_harmful]

@@ -34,12 +34,13 @@ _AT_A_TIME = 256
 """Prompts handed to the engine together, for a bar to move."""
 
 Read = Callable[[Sequence[Sequence[int]], Sequence[Where], Sequence[Sequence[int]], Path], None]
-"""Passes prompts, as token ids, through the engine and writes a safetensors file: `<place>.<layer>` `[N, D]`, or `scores`
-`[N, K]` where the engine was opened with an artifact. The third argument has the positions of each prompt's content."""
+"""Passes prompts, as token ids, through the engine and writes a safetensors file: `<place>.<layer>` `[N, D]`, or
+`scores` `[N, K]` where the engine was opened with an artifact. The third argument has the positions of each prompt's
+content."""
 
 OpenEngine = Callable[[Path, int, Sequence[str], Path, Path | None], AbstractContextManager[Read]]
-"""What an entry point names: from a model folder, the longest prompt's tokens, the engine's own arguments, a log, and the
-folder of an artifact whose probes are to score, if any."""
+"""What an entry point names: from a model folder, the longest prompt's tokens, the engine's own arguments, a log, and
+the folder of an artifact whose probes are to score, if any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,10 @@ class EngineSource:
     def score(
         self, prompts: EncodedPrompts, probes: Artifact, refusal_tokens: Sequence[int], title: str
     ) -> RequestScores:
-        """Score the prompts by the guard's own sensor. The model's refusal metric is Transformers': nothing is cut by it.
+        """Score the prompts by the guard's own sensor.
 
-        Raises `CalibrationError` naming a prompt whose score is not a number.
+        The model's refusal metric is Transformers': nothing is cut by it. Raises `CalibrationError` naming a prompt
+        whose score is not a number.
         """
         found = RequestScores.empty(len(prompts.prompts), len(probes.manifest.probes))
         folder = self.folder / "engine-probes"
@@ -113,7 +115,9 @@ class EngineSource:
 
 @contextmanager
 def engine_folder() -> Iterator[Path]:
-    """Yield a folder of its own for an engine's files; it stays where the engine fails, as the error names the log in it."""
+    """Yield a folder of its own for an engine's files; it stays where the engine fails, as the error names the log in
+    it.
+    """
     folder, kept = Path(mkdtemp(prefix="foreguard-engine-")), False
     try:
         yield folder
@@ -126,7 +130,9 @@ def engine_folder() -> Iterator[Path]:
 
 
 def require_engine(name: str, arguments: Sequence[str]) -> None:
-    """Raise `CalibrationError` where `name` is neither `hf` nor an engine, or where `hf` is given an engine's arguments."""
+    """Raise `CalibrationError` where `name` is neither `hf` nor an engine, or where `hf` is given an engine's
+    arguments.
+    """
     if name != IN_PROCESS:
         find_engine(name)
     elif arguments:

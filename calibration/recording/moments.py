@@ -1,7 +1,8 @@
 """Streaming moments: count, mean and covariance of vectors that are never held together, in float64.
 
-Two parts are merged by Chan, Golub and LeVeque's update (Stanford STAN-CS-79-773, 1979), of which Welford's is the case of
-one vector: exact up to rounding, and stable where the mean is large against the spread, as it is in residual streams.
+Two parts are merged by Chan, Golub and LeVeque's update (Stanford STAN-CS-79-773, 1979), of which Welford's is the case
+of one vector: exact up to rounding, and stable where the mean is large against the spread, as it is in residual
+streams.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
-"""Past one machine: shards read, and prompts scored, by Ray Data actors, one model replica each, for the process that asked.
+"""Past one machine: shards read, and prompts scored, by Ray Data actors, one model replica each, for the process that
+asked.
 
-The plan of shards is made before anyone reads, each shard is read by one replica with as many threads as this process has,
-and its content goes into the file of its number: on machines of one kind the files are those of one process, byte for byte.
-Scores are, too: they are had from the same batches.
-Ray restarts a worker that dies and gives its shards to another.
+The plan of shards is made before anyone reads, each shard is read by one replica with as many threads as this process
+has, and its content goes into the file of its number: on machines of one kind the files are those of one process, byte
+for byte. Scores are, too: they are had from the same batches. Ray restarts a worker that dies and gives its shards to
+another.
 """
 
 import json
@@ -36,8 +37,8 @@ Order = dict[str, Any]
 _BATCHES = 4
 """Batches that a worker scores before it answers."""
 _OUTLIVING = {"iter_threaded": 30, "Prefetcher": 0.2}
-"""Threads that outlive a closed iterator, and seconds to wait for each: the one that asks soon ends, the one that is asked
-stays parked for ever and needs only to have parked (ray/data/_internal/block_batching/util.py, Ray 2.60)."""
+"""Threads that outlive a closed iterator, and seconds to wait for each: the one that asks soon ends, the one that is
+asked stays parked for ever and needs only to have parked (ray/data/_internal/block_batching/util.py, Ray 2.60)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +107,16 @@ class RayCluster:
         if not orders:
             return
         with _connected(self.address) as ray:
-            # One block for each order, made here: an operator that cut them up would wait for CPUs that the workers hold.
+            # One block for each order, made here: an operator that cut them up would wait for CPUs that the workers
+            # hold.
             finished = ray.data.from_items(list(orders), override_num_blocks=len(orders)).map_batches(
                 _Worker,
                 batch_size=1,
                 fn_constructor_args=(self.replica, probes),
                 **_resources(ray, self.replica, len(orders)),
             )
-            # Closed before Ray is left: an iterator collected afterwards stops its workers through a connection of its own.
+            # Closed before Ray is left: an iterator collected afterwards stops its workers through a connection of its
+            # own.
             with closing(iter(finished.iter_rows())) as rows:
                 for row in rows:
                     if row["error"]:

@@ -1,4 +1,6 @@
-"""A recording: activations on disk, read back whole or one shard at a time, so that memory need not grow with the prompts."""
+"""A recording: activations on disk, read back whole or one shard at a time, so that memory need not grow with the
+prompts.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,8 @@ class Recording:
                 yield shard.get_tensor("rows").numpy(), values
 
     def features(self, layer: int, where: Where, rows: Rows | None = None) -> Features:
-        """Return `resid_post` of block `layer` at `where` of the prompts `rows` (of all), float32 `[N, D]`, in that order.
+        """Return `resid_post` of block `layer` at `where` of the prompts `rows` (of all), float32 `[N, D]`, in that
+        order.
 
         A prompt may stand in `rows` more than once.
         """

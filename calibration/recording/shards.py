@@ -1,6 +1,7 @@
-"""Shards: a recording's work in pieces. Which prompts are in which follows from the prompts alone, never from who reads them.
+"""Shards: a recording's work in pieces.
 
-So a recording that goes on after an interruption, or that many machines share, ends with the same files.
+Which prompts are in which follows from the prompts alone, never from who reads them. So a recording that goes on after
+an interruption, or that many machines share, ends with the same files.
 """
 
 from collections.abc import Iterator, Sequence

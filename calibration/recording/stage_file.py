@@ -41,7 +41,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Within the block, a disk that fills up is a `CalibrationError` that says so; other failures stay what they are."""
+    """Within the block, a disk that fills up is a `CalibrationError` that says so; other failures stay what they
+    are.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -15,7 +15,10 @@ from probes.scoring import ProbeBank, Tap
 
 
 def find_projections(chat: ChatModel, bank: ProbeBank) -> dict[int, nn.Module]:
-    """Return the down-projections by layer whose neurons the bank reads. Raises `ModelError` where their number differs."""
+    """Return the down-projections by layer whose neurons the bank reads.
+
+    Raises `ModelError` where their number differs.
+    """
     widths = {
         layer: (probe.name, probe.width)
         for probe in bank.probes

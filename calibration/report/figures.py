@@ -78,7 +78,9 @@ def roc(scores: Mapping[str, SplitScores]) -> Figure:
 
 
 def roc_points(split: SplitScores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return false-positive rates and recalls `[N + 1]` of flagging above each harmless score, highest first, then all."""
+    """Return false-positive rates and recalls `[N + 1]` of flagging above each harmless score, highest first, then
+    all.
+    """
     cuts = np.sort(np.asarray(split.harmless))[::-1]
     harmful = np.sort(np.asarray(split.harmful))
     recall = 1 - np.searchsorted(harmful, cuts, side="right") / len(harmful)
@@ -102,7 +104,9 @@ def reliability(scores: Mapping[str, SplitScores], platt: Mapping[str, Platt]) -
 
 
 def reliability_points(split: SplitScores, platt: Platt) -> tuple[npt.NDArray[np.float64], ...]:
-    """Return mean prediction, observed share, and its exact 95 % interval, for bins of about equal size; ties share one."""
+    """Return mean prediction, observed share, and its exact 95 % interval, for bins of about equal size; ties share
+    one.
+    """
     raw = np.concatenate([split.harmless, split.harmful])
     labels = np.repeat([False, True], [len(split.harmless), len(split.harmful)])
     predicted = expit(platt.slope * raw + platt.intercept)

@@ -102,8 +102,8 @@ def _pictures(artifact: Artifact, evidence: Evidence) -> Iterator[Picture]:
         "reliability",
         "What a probability means",
         f"{split}, eight bins of equal size with exact 95 % intervals. Probabilities are for the calibration "
-        "set's share of harmful prompts: where this split has more of them, points lie above the diagonal. The table tells "
-        f"that from what is wrong with the map itself.{which}",
+        "set's share of harmful prompts: where this split has more of them, points lie above the diagonal. The table "
+        f"tells that from what is wrong with the map itself.{which}",
         figures.reliability({name: evidence.test_scores[name] for name in shown if name in platt}, platt),
     )
     operators = {vector.name: vector.operator for vector in artifact.manifest.steering}
@@ -119,7 +119,9 @@ def _pictures(artifact: Artifact, evidence: Evidence) -> Iterator[Picture]:
 
 
 def _best(report: Report) -> list[str]:
-    """Return the names of the probes to draw beside each other, in the report's order: more lines cannot be told apart."""
+    """Return the names of the probes to draw beside each other, in the report's order: more lines cannot be told
+    apart.
+    """
 
     def merit(name: str) -> tuple[float, float]:
         found = report.probes[name].evaluation

@@ -1,4 +1,6 @@
-"""Tables of a tuning: what the thresholds promise, and what the policy would do, as a person reads them beside the diff."""
+"""Tables of a tuning: what the thresholds promise, and what the policy would do, as a person reads them beside the
+diff.
+"""
 
 from collections.abc import Iterator
 
@@ -81,7 +83,8 @@ def _too_small(sizes: dict[str, int], needed: str = "") -> Text:
 
 def _joint(joint: Joint) -> Iterator[RenderableType]:
     table = table_of(
-        f"limits kept together, by {joint.num_certified} of {joint.num_settings} settings; chosen: the one that misses least",
+        f"limits kept together, by {joint.num_certified} of {joint.num_settings} settings; chosen: the one that misses "
+        "least",
         "limit", "at most", "measured (95 %)", "p-value", "what",
     )  # fmt: skip
     for risk, mean, p_value in joint.tested:

@@ -21,7 +21,8 @@ from guard.verdict import Action
 from probes.errors import CalibrationError, PolicyError
 
 _FIRST = 0.5
-"""Share of the error probability for the setting that looks best beforehand; the others have the rest, the n-th 1/n of it."""
+"""Share of the error probability for the setting that looks best beforehand; the others have the rest, the n-th 1/n of
+it."""
 _RATES, _BEYOND = 16, 2
 
 Bind = Callable[[Policy], BoundPolicy]
@@ -76,7 +77,9 @@ def find_setting(
 
 
 def cut_grid(benign: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return ascending cuts on a score: where shares from one half to one prompt lie above, and some beyond the highest."""
+    """Return ascending cuts on a score: where shares from one half to one prompt lie above, and some beyond the
+    highest.
+    """
     order = np.sort(benign)
     rates = np.geomspace(0.5, 1 / len(order), _RATES)
     cuts = order[len(order) - 1 - np.floor(rates * len(order) * (1 - 1e-12)).astype(int)]

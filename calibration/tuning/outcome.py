@@ -29,14 +29,16 @@ class GroupOutcome:
 def outcomes(bound: BoundPolicy, groups: Mapping[str, Columns]) -> dict[str, GroupOutcome]:
     """Return what `bound` would do to each group of prompts, given by their scores. Empty groups are left out.
 
-    Of the sample that set a threshold, the share above it is m of n by construction; the true rate is then distributed as
-    Beta(m + 1, n - m) where scores have no ties, which lies within the exact interval that is given here.
+    Of the sample that set a threshold, the share above it is m of n by construction; the true rate is then distributed
+    as Beta(m + 1, n - m) where scores have no ties, which lies within the exact interval that is given here.
     """
     return {name: _outcome(name, bound, columns) for name, columns in groups.items() if _size(columns)}
 
 
 def precision(benign: GroupOutcome, harmful: GroupOutcome, prevalence: float) -> float:
-    """Return which share of what a policy flags, steers or blocks is harmful, where the share `prevalence` of traffic is."""
+    """Return which share of what a policy flags, steers or blocks is harmful, where the share `prevalence` of traffic
+    is.
+    """
     right, wrong = prevalence * harmful.interfered.value, (1 - prevalence) * benign.interfered.value
     return right / (right + wrong) if right + wrong else 0.0
 

@@ -1,6 +1,7 @@
 """Policy edits: new thresholds in a policy's text, each under a comment that says what it does, as a unified diff.
 
-All other text stays as it was, comments included. The edited text is read back, and has to be the policy that was meant.
+All other text stays as it was, comments included. The edited text is read back, and has to be the policy that was
+meant.
 """
 
 import difflib
@@ -32,10 +33,10 @@ class _Edit:
 
 
 def policy_diff(text: str, source: str, policy: Policy, plan: Plan, comments: Mapping[Place, Sequence[str]]) -> str:
-    """Return the unified diff that puts the plan's numbers into the policy's `text`, for `patch`. Empty when nothing changes.
+    """Return the unified diff that puts the plan's numbers into the policy's `text`, for `patch`.
 
-    Raises `PolicyError` where the result would contradict itself (a threshold above its condition's other end), or where the
-    text is laid out so that it cannot be edited.
+    Empty when nothing changes. Raises `PolicyError` where the result would contradict itself (a threshold above its
+    condition's other end), or where the text is laid out so that it cannot be edited.
     """
     tuned = _edited(text, policy, plan, comments)
     meant = with_numbers(policy, {place: number.value for place, number in plan.items()})

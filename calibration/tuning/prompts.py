@@ -1,4 +1,6 @@
-"""An operator's prompts, scored and in groups: the benign that certify, the harmful and the hard benign that measure."""
+"""An operator's prompts, scored and in groups: the benign that certify, the harmful and the hard benign that
+measure.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,8 +50,8 @@ def score_groups(
 ) -> tuple[TunePrompts, EncodedPrompts]:
     """Return the scores of `file` in groups, with its prompts as they were read.
 
-    Harmful are those of `harmful`, of `file`, or the artifact's own, whichever there are first. `hard_benign` names files, or
-    sources and categories of `file`, whose prompts stay part of the benign sample. Raises `PromptError`.
+    Harmful are those of `harmful`, of `file`, or the artifact's own, whichever there are first. `hard_benign` names
+    files, or sources and categories of `file`, whose prompts stay part of the benign sample. Raises `PromptError`.
     """
     prompts = loaded.encode(file)
     benign = ~prompts.harmful

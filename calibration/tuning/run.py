@@ -98,8 +98,9 @@ def tune_policy(
     """Set the thresholds of `policy` on the benign prompts of `file`; nothing is written.
 
     `engine` scores the prompts: this process, or one that is registered, with its own `engine_args`.
-    Recall is measured on `harmful`, on the harmful prompts of `file`, or on the artifact's own, whichever there are first.
-    Raises `PolicyError`, `PromptError`, `CalibrationError` (also `TooFewNegatives`), `ArtifactMismatch` or `ModelError`.
+    Recall is measured on `harmful`, on the harmful prompts of `file`, or on the artifact's own, whichever there are
+    first. Raises `PolicyError`, `PromptError`, `CalibrationError` (also `TooFewNegatives`), `ArtifactMismatch` or
+    `ModelError`.
     """
     require_engine(engine, engine_args)
     text = _read_policy(policy)
@@ -191,8 +192,8 @@ def _notes(prompts: EncodedPrompts, tuned: BoundPolicy) -> list[str]:
     copies, notes = len(benign) - len(set(benign)), []
     if copies:
         notes.append(
-            f"{copies} of {len(benign)} benign prompts are exact copies of others: promises count every prompt as a draw of "
-            "its own, so keep copies only if your traffic repeats itself like that"
+            f"{copies} of {len(benign)} benign prompts are exact copies of others: promises count every prompt as a "
+            "draw of its own, so keep copies only if your traffic repeats itself like that"
         )
     if prompts.num_skipped:
         notes.append(f"{prompts.num_skipped} prompts were longer than the model's context and left out")

@@ -1,7 +1,7 @@
 """Tuning: an operator's own benign prompts give every threshold of a policy its number.
 
-What the numbers do to the prompts at hand is in `outcome.py`; the diff that a person reviews, in `policy_edit.py`; limits
-that have to hold jointly, in `joint.py`.
+What the numbers do to the prompts at hand is in `outcome.py`; the diff that a person reviews, in `policy_edit.py`;
+limits that have to hold jointly, in `joint.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -143,7 +143,8 @@ def certify_bands(
 ) -> dict[str, CertifiedBand]:
     """Return a band for every score that a rule asks to be above something; all hold together with `confidence`.
 
-    Raises `PolicyError` where the policy lacks one of the two kinds of rules, `TooFewNegatives`, and `CalibrationError`.
+    Raises `PolicyError` where the policy lacks one of the two kinds of rules, `TooFewNegatives`, and
+    `CalibrationError`.
     """
     asked = [
         (rule, name) for rule, name, condition in conditions(policy, benign.columns) if condition.above is not None

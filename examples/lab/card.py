@@ -92,7 +92,9 @@ def categories_table(rows: Sequence[Answered], source: str) -> str:
 
 
 def wrappers_table(rows: Sequence[Answered], scorer: Scorer) -> str:
-    """Per jailbreak family: what it was trained to do, refusals of harm and of harmless requests, what the probe sees."""
+    """Per jailbreak family: what it was trained to do, refusals of harm and of harmless requests, what the probe
+    sees.
+    """
     lines = []
     for family in sorted(seeds("wrappers")["families"]):
         own = [row for row in rows if row.sample.wrapper == family and row.split == "test"]
@@ -179,7 +181,8 @@ def main(
 ) -> None:
     """Answer all validation and test prompts greedily with both models, and write the numbers into the model card.
 
-    Takes a few minutes.  Look at a pair of your own:  python -m examples.lab.card --models my-lab --out my-lab/README.md
+    Takes a few minutes.  Look at a pair of your own:  python -m examples.lab.card --models my-lab --out
+    my-lab/README.md
     """
     torch.set_num_threads(threads)
     out.write_text(render(models), encoding="utf-8")

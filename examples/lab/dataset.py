@@ -34,7 +34,10 @@ COUNTS: dict[str, dict[Split, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled prompt.  `topic` is what the request is about; it feeds the answers and is not written to the file."""
+    """One labelled prompt.
+
+    `topic` is what the request is about; it feeds the answers and is not written to the file.
+    """
 
     messages: tuple[tuple[str, str], ...]
     label: Label

@@ -17,7 +17,9 @@ OnStep = Callable[[float], None]
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained Llama of 5.2M parameters: 6 blocks, hidden size 256, 4 heads of 64, 2 of them for keys and values."""
+    """An untrained Llama of 5.2M parameters: 6 blocks, hidden size 256, 4 heads of 64, 2 of them for keys and
+    values.
+    """
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=256,

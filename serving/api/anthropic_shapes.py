@@ -51,7 +51,9 @@ def error_stream(content: Json) -> Iterator[bytes]:
 
 
 def refused(content: Json) -> Json:
-    """Return a whole message of vLLM's whose answer the guard ended: vLLM leaves out a stop reason that it does not know."""
+    """Return a whole message of vLLM's whose answer the guard ended: vLLM leaves out a stop reason that it does not
+    know.
+    """
     return content | _stop()
 
 

@@ -1,8 +1,10 @@
 """Beams: refused where vLLM makes them, so that it does not matter by which route or spelling they were asked for.
 
-vLLM runs each beam's every token as a prompt of its own: the guard would judge the first, and steer no answer to its end.
+vLLM runs each beam's every token as a prompt of its own: the guard would judge the first, and steer no answer to its
+end.
 
-It touches, of `vllm/entrypoints/generate/beam_search/online.py`: `BeamSearchOnlineMixin.beam_search`, which it replaces.
+It touches, of `vllm/entrypoints/generate/beam_search/online.py`: `BeamSearchOnlineMixin.beam_search`, which it
+replaces.
 """
 
 from typing import Any, Never

@@ -56,8 +56,8 @@ class GuardedRequests:
         spellings: Sequence[str] = (),
         forces_usage: bool,
     ) -> None:
-        """`app` is vLLM's; `model` is what it serves; no request may hold one of the `spellings`; `forces_usage` is whether
-        every stream ends with its token counts.
+        """`app` is vLLM's; `model` is what it serves; no request may hold one of the `spellings`; `forces_usage` is
+        whether every stream ends with its token counts.
         """
         self._app = app
         self._policies = policies

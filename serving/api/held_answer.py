@@ -45,7 +45,9 @@ class HeldAnswer:
         return bool(self.bodies) and not self.bodies[-1].get("more_body", False)
 
     def is_comment(self, message: Message) -> bool:
-        """Whether a message is nothing but comments of a stream, which carry no token: vLLM sends them to keep it alive."""
+        """Whether a message is nothing but comments of a stream, which carry no token: vLLM sends them to keep it
+        alive.
+        """
         if message["type"] != "http.response.body" or not message.get("more_body", False) or not self.is_stream:
             return False
         lines = [line for line in message.get("body", b"").split(b"\n") if line]

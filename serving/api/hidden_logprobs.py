@@ -1,8 +1,8 @@
 """Hidden log-probabilities: what a stopped prompt may not show of the model.
 
-The log-probabilities of a prompt's tokens come with their most likely alternatives. Those of the last position are what the
-model would have said. A prompt that is blocked or steered shows none of them, in lists of the lengths that clients expect.
-Nor does it show which experts its tokens went to, which a server may return (`--enable-return-routed-experts`).
+The log-probabilities of a prompt's tokens come with their most likely alternatives. Those of the last position are what
+the model would have said. A prompt that is blocked or steered shows none of them, in lists of the lengths that clients
+expect. Nor does it show which experts its tokens went to, which a server may return (`--enable-return-routed-experts`).
 
 It touches, of `vllm/outputs.py`: `RequestOutput.prompt_logprobs`, from vLLM 0.31 `prompt_token_id_logprobs`, and
 `CompletionOutput.routed_experts`.

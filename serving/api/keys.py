@@ -1,7 +1,7 @@
 """Keys: who may ask, and who may read scores on `/metrics`. Both are bearer tokens, compared in constant time.
 
-vLLM's own authentication closes paths that begin with `/v1`, `/v2`, `/inference` and `/cohere`, and leaves the others open.
-With the same keys the guard closes every route but those of `serving.api.routes.OPEN`.
+vLLM's own authentication closes paths that begin with `/v1`, `/v2`, `/inference` and `/cohere`, and leaves the others
+open. With the same keys the guard closes every route but those of `serving.api.routes.OPEN`.
 
 It touches, of vLLM's arguments: `api_key`; and the environment variable `VLLM_API_KEY`, which stands in for it.
 """

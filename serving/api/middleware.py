@@ -1,7 +1,7 @@
 """The guard's ASGI middleware in vLLM's API server. Named by `--middleware`.
 
-At start-up it holds the port shut until the self-test has passed. Then it lets in who may ask, whatever the route. Health
-checks need no key; scores and thresholds on `/metrics` need one of their own.
+At start-up it holds the port shut until the self-test has passed. Then it lets in who may ask, whatever the route.
+Health checks need no key; scores and thresholds on `/metrics` need one of their own.
 
 It touches, of vLLM's application state: `args`, `vllm_config`, `engine_client`, `openai_serving_models`.
 """
@@ -39,7 +39,9 @@ logger = logging.getLogger("vllm.foreguard.middleware")
 
 
 class GuardMiddleware:
-    """The guard's place in the API server: around it all while it starts and stops, and next to the routes otherwise."""
+    """The guard's place in the API server: around it all while it starts and stops, and next to the routes
+    otherwise.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._guard = _Guard()

@@ -1,8 +1,8 @@
 """Placement: the guard stands inside the API server's other middleware, next to its routes.
 
-vLLM puts what `--middleware` names around its own authentication, CORS and request-id middleware. There an answer of the
-guard's would lack their headers, and the guard would read a body before anyone had checked the key. So the guard moves to
-the inside of the chain: every middleware of the ASGI convention keeps the application it wraps as `app`.
+vLLM puts what `--middleware` names around its own authentication, CORS and request-id middleware. There an answer of
+the guard's would lack their headers, and the guard would read a body before anyone had checked the key. So the guard
+moves to the inside of the chain: every middleware of the ASGI convention keeps the application it wraps as `app`.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """The plain responder: one answer of a route whose forms the guard does not know.
 
-Until a prompt reaches the engine it lets everything through. From then on it waits for the verdict. Where anything of the
-request was blocked, the client gets an HTTP error in place of the route's own answer, also where that is an error.
+Until a prompt reaches the engine it lets everything through. From then on it waits for the verdict. Where anything of
+the request was blocked, the client gets an HTTP error in place of the route's own answer, also where that is an error.
 """
 
 from serving.api import shapes

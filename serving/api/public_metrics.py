@@ -1,7 +1,7 @@
 """Public metrics: what `/metrics` says to whoever has no key for scores and thresholds.
 
-What is left out is chosen by name, where the metrics are collected: neither the format nor what a client library makes of a
-metric changes it. With several API servers vLLM's registry reads the metrics of all.
+What is left out is chosen by name, where the metrics are collected: neither the format nor what a client library makes
+of a metric changes it. With several API servers vLLM's registry reads the metrics of all.
 
 It touches, of `vllm/v1/metrics/prometheus.py`: `get_prometheus_registry`.
 """

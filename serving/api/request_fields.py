@@ -1,8 +1,9 @@
-"""Request fields: what a request's JSON says to the guard. All else in it is checked and skipped, and made no object of.
+"""Request fields: what a request's JSON says to the guard.
 
-A body may be long, and the event loop waits while it is read. `json.loads` takes seconds for 15 MB of brackets, this a tenth
-of one (docs/decisions.md has the numbers). vLLM reads bodies by `json.loads`: what it takes and a strict parser does not
-(NaN, UTF-16, a mark in front, half a surrogate pair) is read by it here too, up to a size.
+All else in it is checked and skipped, and made no object of. A body may be long, and the event loop waits while it is
+read. `json.loads` takes seconds for 15 MB of brackets, this a tenth of one (docs/decisions.md has the numbers). vLLM
+reads bodies by `json.loads`: what it takes and a strict parser does not (NaN, UTF-16, a mark in front, half a surrogate
+pair) is read by it here too, up to a size.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The responder: holds one HTTP answer back until its verdict is known, then lets it go, marks it or replaces it.
 
-The decision comes before the first token, so before the first byte: a streamed request still gets a true status code. The
-one exception is a stream that vLLM keeps alive with comments while it waits: its status leaves with the first comment, and
-the verdict is then told in the stream.
+The decision comes before the first token, so before the first byte: a streamed request still gets a true status code.
+The one exception is a stream that vLLM keeps alive with comments while it waits: its status leaves with the first
+comment, and the verdict is then told in the stream.
 """
 
 from collections.abc import Awaitable, Callable
@@ -83,7 +83,8 @@ class Responder:
         exchange = self._exchange
         if self._policy.response.style == "error":
             return exchange.any_blocked
-        # An echo has the prompt's tokens, which only vLLM can tell: its own answer has the message in its place already.
+        # An echo has the prompt's tokens, which only vLLM can tell: its own answer has the message in its place
+        # already.
         echoed = self._route.echoes and exchange.wants_echo and self._held.status == 200
         return exchange.blocked and not echoed
 

@@ -1,6 +1,7 @@
-"""Routes: the paths that the guard knows, and how each says that it was blocked. On every other path the guard works, too.
+"""Routes: the paths that the guard knows, and how each says that it was blocked.
 
-Which of them a connection asks for is found by Starlette's own matching, as vLLM's router finds it.
+On every other path the guard works, too. Which of them a connection asks for is found by Starlette's own matching, as
+vLLM's router finds it.
 """
 
 import re

@@ -1,4 +1,5 @@
-"""The self-test: no port opens before a canary prompt went through the whole engine and came back with the right scores.
+"""The self-test: no port opens before a canary prompt went through the whole engine and came back with the right
+scores.
 
 It touches, of `vllm/v1/engine/async_llm.py`: `generate`, `collective_rpc`, `model_config`, `engine_core`; of
 `vllm/v1/engine/core_client.py`: `core_engines`.
@@ -50,7 +51,8 @@ class Expected:
         kept = artifact.manifest.canary
         if not kept:
             logger.warning(
-                "an artifact (%s) keeps no scores of the canary prompt, so that wrong ones go unnoticed: calibrate again",
+                "an artifact (%s) keeps no scores of the canary prompt, so that wrong ones go unnoticed: calibrate "
+                "again",
                 artifact.manifest.digest[:12],
             )
         allowed = tolerances(artifact) if kept else {}
@@ -83,15 +85,16 @@ class Expected:
             raise ServingError(
                 f"{name} gives the canary prompt other scores than it did when it was calibrated: {'; '.join(wrong)}",
                 field="self-test",
-                remedy="serve what was calibrated, by the same numbers; where this is it, calibrate it with --engine vllm",
+                remedy="serve what was calibrated, by the same numbers; where this is it, calibrate it with --engine "
+                "vllm",
             )
 
 
 async def canary(engine_client: Any, expected: Sequence[Expected]) -> Verdict:
-    """Return the model's verdict on a canary prompt. Raises `ForeguardError` when the guard did not see it as `expected`.
+    """Return the model's verdict on a canary prompt.
 
-    Every engine of a data-parallel group is asked, for the model itself, which is `expected` first, and for each adapter;
-    and then every rank whether it read the same.
+    Raises `ForeguardError` when the guard did not see it as `expected`. Every engine of a data-parallel group is asked,
+    for the model itself, which is `expected` first, and for each adapter; and then every rank whether it read the same.
     """
     try:
         verdicts = await asyncio.wait_for(ask_engines(engine_client, engine_client.generate, expected), TIMEOUT_S)

@@ -1,7 +1,7 @@
 """Shapes: what the guard says to clients, in the forms that OpenAI's API has for it.
 
-Pure functions from facts to JSON-ready values; nothing here knows vLLM or HTTP. A blocked answer is built from scratch: no
-parser, grammar or template of the server can bend it.
+Pure functions from facts to JSON-ready values; nothing here knows vLLM or HTTP. A blocked answer is built from scratch:
+no parser, grammar or template of the server can bend it.
 """
 
 import json
@@ -161,7 +161,9 @@ def response_error_stream(content: Json) -> Iterator[bytes]:
 
 
 def moderation(verdict: Verdict | None, model: str, *, with_scores: bool, output: Json) -> Json:
-    """Return the `moderation` object of a response whose request asked for one; `output` says of the answer what is known."""
+    """Return the `moderation` object of a response whose request asked for one; `output` says of the answer what is
+    known.
+    """
     return {"input": moderated(verdict, model, with_scores=with_scores), "output": output}
 
 

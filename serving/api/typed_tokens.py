@@ -1,7 +1,7 @@
 """Special tokens that a client types: a policy may refuse the requests that hold them.
 
-vLLM's tokenizer makes special tokens of their spelling wherever it stands. Judged, they divide a prompt into turns as the
-chat template's own do. Who needs no such text refuses it here, before vLLM reads the request.
+vLLM's tokenizer makes special tokens of their spelling wherever it stands. Judged, they divide a prompt into turns as
+the chat template's own do. Who needs no such text refuses it here, before vLLM reads the request.
 """
 
 import json
@@ -68,7 +68,9 @@ def _may_hold(body: bytes, spellings: Sequence[str]) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts and names in a JSON value, and what those become that hold JSON themselves, as tools' arguments do."""
+    """Yield all texts and names in a JSON value, and what those become that hold JSON themselves, as tools' arguments
+    do.
+    """
     pending = [value]
     while pending:
         value = pending.pop()

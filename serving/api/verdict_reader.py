@@ -84,7 +84,10 @@ class VerdictReader:
             self._record_answer(prompt, carried[ANSWER])
 
     def _own(self, verdict: Verdict) -> Verdict:
-        """Return the verdict. Raises `ServingError` where another policy than this process has decided: it says nothing."""
+        """Return the verdict.
+
+        Raises `ServingError` where another policy than this process has decided: it says nothing.
+        """
         own = self._policies.policy
         if verdict.policy_digest != own.digest:
             raise ServingError(
@@ -158,7 +161,8 @@ class VerdictReader:
                     hide_prompt(output, params)
                 yield output
         finally:
-            # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no further.
+            # Counted first: closing waits for vLLM, and a request that is cancelled once more meanwhile goes no
+            # further.
             del self._prompts[entry.name]
             if entry.verdict is None:
                 self._journal.give_up()

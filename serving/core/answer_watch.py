@@ -1,7 +1,7 @@
 """Watching answers: reads each one's token scores in the engine as they come, and finds those that cross a threshold.
 
-All that are under way are read at once, in arrays with a row for each. A token's score is known in the step that takes it
-in, which is the one after it was sampled. An answer has a row from its first token on: requests that wait have none.
+All that are under way are read at once, in arrays with a row for each. A token's score is known in the step that takes
+it in, which is the one after it was sampled. An answer has a row from its first token on: requests that wait have none.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,9 @@ class AnswerWatch:
     """The answers of one model, or of one of its adapters, that are being watched."""
 
     def __init__(self, rules: BoundAnswerRules, bank: WatchBank, columns: slice, capacity: int, judge: Judge) -> None:
-        """`columns` are the scores of this model's watches among those of all; `capacity` is how many answers are usual."""
+        """`columns` are the scores of this model's watches among those of all; `capacity` is how many answers are
+        usual.
+        """
         self._rules = rules
         self._columns = columns
         self._judge = judge

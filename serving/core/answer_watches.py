@@ -1,4 +1,5 @@
-"""The watch over all answers in the engine: of the model and of its adapters, where their policies have rules on answers.
+"""The watch over all answers in the engine: of the model and of its adapters, where their policies have rules on
+answers.
 
 It touches, of vLLM's: `SchedulerOutput` (`scheduled_spec_decode_tokens`), `ModelRunnerOutput`
 (`sampled_token_ids`, `req_id_to_index`) and `Request` (`num_prompt_tokens`).
@@ -79,8 +80,8 @@ class AnswerWatches:
 
 
 def _require_readable(vllm_config: Any) -> None:
-    # There a step is laid out before it is known which drafts of the last one were accepted, so that the host does not know
-    # which tokens its rows are.
+    # There a step is laid out before it is known which drafts of the last one were accepted, so that the host does not
+    # know which tokens its rows are.
     if vllm_config.speculative_config and vllm_config.scheduler_config.async_scheduling:
         raise ServingError(
             "answers cannot be watched under asynchronous scheduling while tokens are drafted",

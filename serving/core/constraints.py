@@ -1,7 +1,7 @@
 """Constraints: what a request can say about its answer's tokens that may leave steering nothing to steer to.
 
-Steering makes a refusal likelier, and sampling then takes what the request allows. A request that forbids a refusal's words,
-allows others alone, or goes on behind a refusal's end undoes it.
+Steering makes a refusal likelier, and sampling then takes what the request allows. A request that forbids a refusal's
+words, allows others alone, or goes on behind a refusal's end undoes it.
 
 It touches, of `vllm/sampling_params.py`: the fields of `SamplingParams` in `_CONSTRAINTS`.
 """
@@ -13,8 +13,10 @@ from typing import Any
 from vllm.sampling_params import SamplingParams
 
 _MILD = 1.2
-"""The strongest repetition penalty that models' own generation configurations ask for. A prompt may hold a refusal's words,
-and a much stronger penalty keeps them out of the answer; one far below 1 lets the prompt's words alone into it."""
+"""The strongest repetition penalty that models' own generation configurations ask for.
+
+A prompt may hold a refusal's words, and a much stronger penalty keeps them out of the answer; one far below 1 lets the
+prompt's words alone into it."""
 
 _CONSTRAINTS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
     {
@@ -28,7 +30,10 @@ _CONSTRAINTS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "repetition_penalty": lambda given: not 1 / _MILD <= given <= _MILD,
     }
 )
-"""By field: whether what was given may leave no refusal. Forced tool calls and `response_format` are `structured_outputs`."""
+"""By field: whether what was given may leave no refusal.
+
+Forced tool calls and `response_format` are `structured_outputs`.
+"""
 
 
 def constraint_of(params: SamplingParams | None) -> str | None:

@@ -1,8 +1,9 @@
 """What a KV connector brings in: keys and values that no forward pass here has computed, and so has not scored.
 
-A prompt whose verdict is open computes the tokens that its readouts need, whatever the connector has of them: its verdict
-is that of the prompt alone. One that is decided loads as without a guard, for instance when it resumes after a preemption.
-What it loaded can be found in the prefix cache by another prompt; one that needs scores there computes those tokens anew.
+A prompt whose verdict is open computes the tokens that its readouts need, whatever the connector has of them: its
+verdict is that of the prompt alone. One that is decided loads as without a guard, for instance when it resumes after a
+preemption. What it loaded can be found in the prefix cache by another prompt; one that needs scores there computes
+those tokens anew.
 
 It touches, of `vllm/v1/core/sched/scheduler.py` and what it holds: `_get_local_prefix_cache_hit`, which the gate
 overrides; `connector.get_num_new_matched_tokens` and `kv_cache_manager.allocate_slots`, both wrapped, and only where
@@ -60,7 +61,8 @@ class ExternalBlocks:
             self._cache.evict_blocks(unscored)
 
     def _match_unneeded(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """Return how many tokens the connector may load beyond `num_computed_tokens`, and whether it does so in its own time.
+        """Return how many tokens the connector may load beyond `num_computed_tokens`, and whether it does so in its own
+        time.
 
         All that it has, or none. It is asked in any case, as vLLM asks it for requests that read no cache.
         """

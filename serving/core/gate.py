@@ -7,8 +7,8 @@ has it, and of `kv_cache_manager` `get_block_ids` and `evict_blocks`. Under asyn
 scheduled before the last one's output is here: what a blocked or steered request had in flight by then is dropped by
 vLLM itself.
 
-A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores or
-a reason why there are none. Nothing that fails upstream can skip it.
+A request with no verdict has no tokens: the gate asks for a verdict at the first sampled token and finds either scores
+or a reason why there are none. Nothing that fails upstream can skip it.
 """
 
 import time
@@ -204,7 +204,8 @@ class GuardedScheduler(DroppingScheduler):
         if verdict.action is Action.BLOCK:
             _end(case.request, STOP_ANSWER)
         elif verdict.action is Action.STEER and not case.steering:
-            # From the first position on that no step was scheduled with; what is taken back meanwhile counts as scheduled.
+            # From the first position on that no step was scheduled with; what is taken back meanwhile counts as
+            # scheduled.
             self._steer(case, max(case.request.num_computed_tokens, position))
         return verdict.action is Action.BLOCK
 
@@ -231,7 +232,8 @@ class GuardedScheduler(DroppingScheduler):
         self.prev_step_scheduled_req_ids.discard(request.request_id)
 
     def _hold_logprobs(self, case: Case) -> None:
-        """Keep the prompt's log-probabilities: its token is dropped, and a runner gives them once, with the prompt's end.
+        """Keep the prompt's log-probabilities: its token is dropped, and a runner gives them once, with the prompt's
+        end.
 
         Steering begins at the prompt's last position, so the pass that follows would give the same ones.
         """
@@ -251,7 +253,8 @@ class GuardedScheduler(DroppingScheduler):
                     output.kv_transfer_params = {**(output.kv_transfer_params or {}), EXTRA: told}
 
     def _stop_sharing(self, case: Case, reason: Unscored) -> None:
-        """Take blocks whose tokens have no scores out of the prefix cache: a prompt that began with them would have none.
+        """Take blocks whose tokens have no scores out of the prefix cache: a prompt that began with them would have
+        none.
 
         Those before the first such token stay. They are often a system prompt that many share.
         """

@@ -1,7 +1,8 @@
 """The gate's orders to the workers: which prompts' scores are due in a step, who is steered, and what is unknown.
 
-The scheduler knows what every worker would have to find out: where a prompt ends, which KV-cache blocks hold it, and which
-of them no forward pass has computed. So the workers are told, and only have to know how their own batch is laid out.
+The scheduler knows what every worker would have to find out: where a prompt ends, which KV-cache blocks hold it, and
+which of them no forward pass has computed. So the workers are told, and only have to know how their own batch is laid
+out.
 
 It touches, of `vllm/v1/core/sched/scheduler.py` and what it holds: `kv_cache_manager` (`get_block_ids`),
 `connector`, `SchedulerOutput` (`num_scheduled_tokens`, `kv_cache_block_copies`) and

@@ -1,8 +1,8 @@
 """Private blocks: keeps what is computed under steering out of the prefix cache.
 
-Blocks are shared by the hash of their tokens; keys and values computed under steering must not be. Each hash chains to the
-one before, so salting them makes all that follow unique as well. It touches, of `vllm/v1/request.py`: `block_hashes`,
-`_block_hasher`, `update_block_hashes`.
+Blocks are shared by the hash of their tokens; keys and values computed under steering must not be. Each hash chains to
+the one before, so salting them makes all that follow unique as well. It touches, of `vllm/v1/request.py`:
+`block_hashes`, `_block_hasher`, `update_block_hashes`.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Where the schedulers of the supported versions of vLLM differ: what later ones have, added to earlier ones.
 
-It touches, of `vllm/v1/core/sched/scheduler.py`: `_preempt_request` and `update_from_output`, overridden in versions before
-0.27, and of `Request` there `num_in_flight_tokens`, `num_output_placeholders`, `async_tokens_to_discard`; of
+It touches, of `vllm/v1/core/sched/scheduler.py`: `_preempt_request` and `update_from_output`, overridden in versions
+before 0.27, and of `Request` there `num_in_flight_tokens`, `num_output_placeholders`, `async_tokens_to_discard`; of
 `ModelRunnerOutput`: `prompt_logprobs_dict`, `prompt_token_id_logprobs_dict` (from 0.31), `sampled_token_ids`.
 """
 
@@ -27,7 +27,9 @@ class _Dropping(Scheduler):
 
 
 class _DroppingBefore027(Scheduler):
-    """The same for 0.26, which knows it of a reset of the prefix cache only, and there counts outputs, not their tokens."""
+    """The same for 0.26, which knows it of a reset of the prefix cache only, and there counts outputs, not their
+    tokens.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,7 +43,8 @@ class _DroppingBefore027(Scheduler):
     def _drop_stale_output(self, request: Request) -> None:
         if request.num_in_flight_tokens:
             self._stale_tokens[request.request_id] = request.num_in_flight_tokens
-        # All that is under way is dropped here, before the scheduler sees it: it waits for none of it and discards none.
+        # All that is under way is dropped here, before the scheduler sees it: it waits for none of it and discards
+        # none.
         request.num_output_placeholders = request.async_tokens_to_discard = 0
 
     def _drops(self, request: Request) -> bool:
@@ -73,5 +76,7 @@ DroppingScheduler: Any = _Dropping if _CAN_DROP else _DroppingBefore027
 
 
 def prompt_logprobs(output: ModelRunnerOutput) -> tuple[dict[str, Any], ...]:
-    """Return the log-probabilities of prompts in a step's output, by request: of their tokens, and of those asked for."""
+    """Return the log-probabilities of prompts in a step's output, by request: of their tokens, and of those asked
+    for.
+    """
     return output.prompt_logprobs_dict, getattr(output, "prompt_token_id_logprobs_dict", {})

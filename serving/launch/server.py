@@ -1,7 +1,8 @@
 """Starting the guarded server: every check first, then vLLM's own server with the guard's classes named in its flags.
 
-The guard enters vLLM by four of its own flags (`--worker-cls`, `--scheduler-cls`, `--middleware`, `--additional-config`)
-and not by an entry point: vLLM only logs a plugin that fails to load, while a class that it cannot import stops it.
+The guard enters vLLM by four of its own flags (`--worker-cls`, `--scheduler-cls`, `--middleware`,
+`--additional-config`) and not by an entry point: vLLM only logs a plugin that fails to load, while a class that it
+cannot import stops it.
 """
 
 import socket
@@ -140,7 +141,9 @@ def _require_templates(policy: Policy, artifacts: Sequence[Artifact]) -> None:
 
 
 def _require_guarded_adapters(policy: Policy, served: Collection[str], guarded: Collection[str]) -> None:
-    """Raise where an adapter's name in a request would lead around the guard, or the policy pins one that has no artifact."""
+    """Raise where an adapter's name in a request would lead around the guard, or the policy pins one that has no
+    artifact.
+    """
     if (bare := sorted(set(served) - set(guarded))) and policy.on_unscored is not Action.BLOCK:
         raise PolicyError(
             f"lets pass what has no score, and {', '.join(bare)} has no artifact: whoever names it is not guarded",

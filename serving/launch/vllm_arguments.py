@@ -74,7 +74,8 @@ _HELD_BY_THE_SELF_TEST = {
         lora_target_modules specialize_active_lora enable_mixed_moe_lora_format enable_moe_shared_loras
         enable_sleep_mode enable_cumem_allocator enable_nccl_comm_suspend sleep_mode_offload_cudagraph""",
 }
-"""Not tried one by one: a guard that they take out, or numbers that they change, the canary's scores show at the start."""
+"""Not tried one by one: a guard that they take out, or numbers that they change, the canary's scores show at the
+start."""
 
 _COMPARED = {
     "what they come to must be what the artifact's fingerprint has": "dtype chat_template revision",

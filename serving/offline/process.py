@@ -53,7 +53,9 @@ class ServerProcess:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, and that the system gives to no connection before a server starts on it."""
+    """Return a port that nothing listens on, and that the system gives to no connection before a server starts on
+    it.
+    """
     for port in random.sample(_LASTING, len(_LASTING)):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))

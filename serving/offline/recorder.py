@@ -1,10 +1,11 @@
 """The recorder: vLLM's worker, whose taps keep the residual stream itself instead of its product with probes.
 
-The same hook on the same blocks, before anything is compiled, and the same op as the sensor's: what is kept is the float32
-sum `hidden + residual` that a probe's matrix would be multiplied by, under whatever quantisation and compilation serves.
+The same hook on the same blocks, before anything is compiled, and the same op as the sensor's: what is kept is the
+float32 sum `hidden + residual` that a probe's matrix would be multiplied by, under whatever quantisation and
+compilation serves.
 
-It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `execute_model`; and reads, of the V1 model runner, `requests`
-and `input_batch` (`req_ids`, `num_computed_tokens_cpu`, `num_prompt_tokens`).
+It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `execute_model`; and reads, of the V1 model runner,
+`requests` and `input_batch` (`req_ids`, `num_computed_tokens_cpu`, `num_prompt_tokens`).
 """
 
 from collections.abc import Iterator, Sequence

@@ -37,8 +37,8 @@ _LAST_LINES = 12
 _SCORE_BY = "--score-by"
 
 Read = Callable[[Sequence[Sequence[int]], Sequence[int | str], Sequence[Sequence[int]], Path], None]
-"""Passes prompts through the engine and writes `<place>.<layer>` `[N, D]`, or `scores` `[N, K]` (float32), to a safetensors
-file."""
+"""Passes prompts through the engine and writes `<place>.<layer>` `[N, D]`, or `scores` `[N, K]` (float32), to a
+safetensors file."""
 
 
 @contextmanager
@@ -47,8 +47,8 @@ def vllm_engine(
 ) -> Iterator[Read]:
     """Run vLLM on `model` for prompts of at most `max_tokens` tokens, with further `options` of `vllm serve`.
 
-    With an `artifact` it is guarded by that one's probes, and gives their scores; without, activations. Its output goes to
-    the file `log`. Raises `ServingError` with the end of it where the engine stops.
+    With an `artifact` it is guarded by that one's probes, and gives their scores; without, activations. Its output goes
+    to the file `log`. Raises `ServingError` with the end of it where the engine stops.
     """
     require_supported_vllm()
     probes = [_SCORE_BY, str(artifact)] if artifact else []

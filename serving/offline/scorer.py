@@ -1,8 +1,8 @@
 """The scorer: the guarded worker of a calibration, which keeps the scores of prompts' last turns and tells no gate.
 
-Sensor, slots and readouts are those that serve. The scheduler gives the gate's orders and decides nothing. It overrides, of
-`vllm/v1/core/sched/scheduler.py`: `add_request`, `schedule`, `_free_request`; of `vllm/v1/worker/gpu_worker.py`:
-`execute_model`; and reads, of the V1 model runner, `requests`.
+Sensor, slots and readouts are those that serve. The scheduler gives the gate's orders and decides nothing. It
+overrides, of `vllm/v1/core/sched/scheduler.py`: `add_request`, `schedule`, `_free_request`; of
+`vllm/v1/worker/gpu_worker.py`: `execute_model`; and reads, of the V1 model runner, `requests`.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,9 @@ class ScoringWorker(GuardedWorker):
         self.foreguard_scored = torch.full((num_prompts, self.foreguard.num_probes), torch.nan)
 
     def foreguard_write(self, path: str) -> None:
-        """Write `scores` `[N, K]`, float32, to the safetensors file `path`, by the first worker alone: all hold the same."""
+        """Write `scores` `[N, K]`, float32, to the safetensors file `path`, by the first worker alone: all hold the
+        same.
+        """
         if self.rank == 0:
             save_file({"scores": self.foreguard_scored}, path)
 

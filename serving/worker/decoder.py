@@ -1,8 +1,8 @@
 """The decoder of a served model: which modules are its blocks, and how the residual stream leaves them.
 
-Both are found by structure, in two short forward passes over made-up tokens, and never by name. Most of vLLM's blocks hand
-the stream on in two parts, which the next block adds up; some hand on the sum, and a few of those something else beside it
-that looks like a second part and is not. So the next block is asked: a part is what changes its answer.
+Both are found by structure, in two short forward passes over made-up tokens, and never by name. Most of vLLM's blocks
+hand the stream on in two parts, which the next block adds up; some hand on the sum, and a few of those something else
+beside it that looks like a second part and is not. So the next block is asked: a part is what changes its answer.
 
 It touches, of vLLM: `AttentionLayerBase`, `PPMissingLayer`, and `do_not_compile` of the modules that vLLM compiles.
 """
@@ -48,7 +48,8 @@ def token_rows(activations: torch.Tensor) -> torch.Tensor:
 
 
 def find_decoder(model: nn.Module, num_layers: int, dry_run: DryRun) -> Decoder:
-    """Return `model`'s decoder: the heaviest `ModuleList` of `num_layers` blocks that each give the stream once in a pass.
+    """Return `model`'s decoder: the heaviest `ModuleList` of `num_layers` blocks that each give the stream once in a
+    pass.
 
     Raises `ModelError` where there is none, or where the stream's parts cannot be told from something else.
     """
@@ -128,7 +129,8 @@ def _is_read(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ha
         if any(each is handed_on[0] for each in given):
             return False
         raise ModelError(
-            "what a decoder block hands on is not what the next one is given: the residual stream cannot be told from it",
+            "what a decoder block hands on is not what the next one is given: the residual stream cannot be told from "
+            "it",
             field="model",
             remedy=_REMEDY,
         )

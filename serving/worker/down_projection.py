@@ -1,9 +1,9 @@
 """Finds the matrix of a served decoder block whose input are the MLP's neurons: site `mlp_neurons`.
 
-It touches, of vLLM: `RowParallelLinear` (`input_size`, `tp_rank`, `tp_size`, `input_is_parallel`), `AttentionLayerBase`,
-`MoERunner`, and of `vllm/model_executor/layers/fusion/quant_activation.py` `get_input_quant_key` (from 0.30; before,
-`input_quant_key` of a layer). Under tensor parallelism each rank holds a slice of the neurons, in the order of ranks; what
-a rank reads is its share of a sum.
+It touches, of vLLM: `RowParallelLinear` (`input_size`, `tp_rank`, `tp_size`, `input_is_parallel`),
+`AttentionLayerBase`, `MoERunner`, and of `vllm/model_executor/layers/fusion/quant_activation.py` `get_input_quant_key`
+(from 0.30; before, `input_quant_key` of a layer). Under tensor parallelism each rank holds a slice of the neurons, in
+the order of ranks; what a rank reads is its share of a sum.
 """
 
 import torch
@@ -39,7 +39,9 @@ def down_projection(block: nn.Module, layer: int, width: int) -> RowParallelLine
 
 
 def entrance(block: nn.Module, projection: RowParallelLinear) -> nn.Module:
-    """Return the module that is called with the neurons: the projection, or what vLLM wraps around it for LoRA adapters."""
+    """Return the module that is called with the neurons: the projection, or what vLLM wraps around it for LoRA
+    adapters.
+    """
     wrappers = (module for module in block.modules() if module._modules.get("base_layer") is projection)
     return next(wrappers, projection)
 

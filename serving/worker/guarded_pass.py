@@ -1,7 +1,7 @@
 """What the guard does around a forward pass, the same for every model runner.
 
-Before it: forget the last one, and set this one's steering. After it: keep the tokens' scores by KV-cache slot, and start
-the finished prompts' scores on their way. A runner's adapter (`runner_v1`, `runner_v2`) knows the batch's layout.
+Before it: forget the last one, and set this one's steering. After it: keep the tokens' scores by KV-cache slot, and
+start the finished prompts' scores on their way. A runner's adapter (`runner_v1`, `runner_v2`) knows the batch's layout.
 """
 
 from collections.abc import Iterable, Sequence
@@ -132,8 +132,8 @@ class GuardedPass:
             due = self._due(self._slots) if asked.due else None
             answers = self._answers(self._slots) if asked.watched else None
         except Exception:
-            # What the slots hold is now anyone's guess, so nothing in them is known any more. If even that fails, so does
-            # the engine: better no answer than an unguarded one.
+            # What the slots hold is now anyone's guess, so nothing in them is known any more. If even that fails, so
+            # does the engine: better no answer than an unguarded one.
             logger.exception("the guard failed after a forward pass; its prompts and answers are unscored")
             self._slots.forget_all()
             due = PendingScores.lost(self._probes, asked.due) if asked.due else None
@@ -151,7 +151,8 @@ class GuardedPass:
         self._received = parts
 
     def require_agreement(self) -> None:
-        """Raise `ModelError` unless this rank's taps all ran in the last pass, and it read what its group's first rank read.
+        """Raise `ModelError` unless this rank's taps all ran in the last pass, and it read what its group's first rank
+        read.
 
         For the self-test, when one prompt alone has passed; all ranks call it.
         """

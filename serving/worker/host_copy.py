@@ -13,7 +13,9 @@ def index_on(device: torch.device, numbers: npt.ArrayLike) -> torch.Tensor:
 
 
 def to_host(tensor: torch.Tensor) -> tuple[torch.Tensor, "torch.cuda.Event | None"]:
-    """Start the copy of a tensor of its own memory to the host; the event, where there is one, happens when it is there."""
+    """Start the copy of a tensor of its own memory to the host; the event, where there is one, happens when it is
+    there.
+    """
     if not tensor.is_cuda:
         return tensor, None
     arrived = torch.cuda.Event(blocking=True)

@@ -20,10 +20,11 @@ from serving.worker.host_copy import index_on
 
 
 def room_for_cache(available: int, specs: Iterable[KVCacheSpec], channels: int) -> int:
-    """Return how many of `available` bytes the KV cache of layers with these `specs` may have, for scores to fit beside it.
+    """Return how many of `available` bytes the KV cache of layers with these `specs` may have, for scores to fit beside
+    it.
 
-    Scores take `[slots + 1, channels]` float32. Layers of several kinds share one pool of blocks, and a block is at least as
-    large as the smaller kind's layers together, so for such models this is a little less than it could be.
+    Scores take `[slots + 1, channels]` float32. Layers of several kinds share one pool of blocks, and a block is at
+    least as large as the smaller kind's layers together, so for such models this is a little less than it could be.
     """
     kinds: dict[type[KVCacheSpec], int] = {}
     block_size = 0
@@ -86,7 +87,9 @@ class KVSlots:
             raise IndexError("a token of the batch has no slot in the KV cache")
 
     def slots(self, blocks: Sequence[Sequence[int]], positions: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
-        """Return the slots of the tokens at `positions` of each of several turns, of whose prompts these are the blocks."""
+        """Return the slots of the tokens at `positions` of each of several turns, of whose prompts these are the
+        blocks.
+        """
         size, pairs = self._block_size, list(zip(blocks, positions, strict=True))
         if all(isinstance(own, range) for own in positions):
             # Whole turns: too many to go through one by one, as is quicker with a few.
@@ -126,7 +129,9 @@ class KVSlots:
         self._rows[-1].view(torch.int32).fill_(_UNTOUCHED)
 
     def _within(self, slots: torch.Tensor) -> torch.Tensor:
-        """Return slots as rows, the last one for all that are none: an index out of range would end the device's context."""
+        """Return slots as rows, the last one for all that are none: an index out of range would end the device's
+        context.
+        """
         return slots.clamp(-1, len(self._values)) % len(self._rows)
 
     def _blocks(self) -> torch.Tensor:

@@ -94,7 +94,9 @@ class PendingScores:
             return dict.fromkeys(self.prompts, Unscored.SENSOR_ERROR.value)
 
     def gaps(self, found: RequestScores) -> dict[str, int]:
-        """Return where the first token without a score is, by position, in each prompt that has none in `found` for it."""
+        """Return where the first token without a score is, by position, in each prompt that has none in `found` for
+        it.
+        """
         unscored = [
             name for name, own in found.items() if isinstance(own, str) or not all(map(math.isfinite, chain(*own)))
         ]

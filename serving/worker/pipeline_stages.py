@@ -1,7 +1,7 @@
 """Pipeline parallelism: what the taps of one stage read travels on with the hidden states, to the stage that samples.
 
-It touches, of `vllm/v1/worker/gpu_worker.py`: that hidden states arrive in and leave `model_runner.execute_model` (wrapped)
-as `IntermediateTensors`, whose entries vLLM sends between stages whatever their names.
+It touches, of `vllm/v1/worker/gpu_worker.py`: that hidden states arrive in and leave `model_runner.execute_model`
+(wrapped) as `IntermediateTensors`, whose entries vLLM sends between stages whatever their names.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """What vLLM made of its arguments, environment and plugins, held against the model that an artifact is of.
 
-The fingerprint is of files. What stands in for a part of them shows only in the resolved configuration, which it reads, of
-`VllmConfig`: of `model_config` `model`, `tokenizer`, `dtype`, `quantization`, `hf_config`, and what `_ASIDE` names; of
-`cache_config` `cache_dtype`.
+The fingerprint is of files. What stands in for a part of them shows only in the resolved configuration, which it reads,
+of `VllmConfig`: of `model_config` `model`, `tokenizer`, `dtype`, `quantization`, `hf_config`, and what `_ASIDE` names;
+of `cache_config` `cache_dtype`.
 """
 
 from collections.abc import Iterator

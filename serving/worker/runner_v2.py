@@ -1,8 +1,8 @@
 """Adapter to vLLM's V2 model runner: how its batch is laid out.
 
-It touches, of `vllm/v1/worker/gpu/model_runner.py`: `prepare_attn` (wrapped: called for every batch that is not a dummy,
-after it is laid out and before any CUDA graph is replayed), `block_tables.slot_mappings`, and of `InputBatch`: `req_ids`,
-`query_start_loc_np`, `num_computed_tokens_np`.
+It touches, of `vllm/v1/worker/gpu/model_runner.py`: `prepare_attn` (wrapped: called for every batch that is not a
+dummy, after it is laid out and before any CUDA graph is replayed), `block_tables.slot_mappings`, and of `InputBatch`:
+`req_ids`, `query_start_loc_np`, `num_computed_tokens_np`.
 """
 
 from collections.abc import Sequence

@@ -24,8 +24,8 @@ class Sensor:
     """The persistent buffers that the taps write and read."""
 
     parts: torch.Tensor
-    """Shares of the token scores in the last forward pass, float32 `[max_tokens, P]`: one column for each channel at each
-    tap that it reads, in the order of the bank (`ProbeBank.add_up`)."""
+    """Shares of the token scores in the last forward pass, float32 `[max_tokens, P]`: one column for each channel at
+    each tap that it reads, in the order of the bank (`ProbeBank.add_up`)."""
     split: torch.Tensor
     """int64: columns that hold what this rank's slice of the neurons gives; the sum over the ranks is the share."""
     elsewhere: torch.Tensor

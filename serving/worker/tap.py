@@ -22,18 +22,20 @@ _ONE_BY_ONE = 8
 
 
 SILENT = 0x7FC0F06E
-"""Bits of the NaN that stands where no tap has written yet: arithmetic gives other ones, so it is told from what was read."""
+"""Bits of the NaN that stands where no tap has written yet: arithmetic gives other ones, so it is told from what was
+read."""
 
 
 _AT_REST = "foreguard_at_rest"
 
 
 def project(hidden: torch.Tensor, residual: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor:
-    """Return the products of the residual stream `hidden + residual` `[T, D]` with `columns` `[k, D]` (float32), `[T, k]`.
+    """Return the products of the residual stream `hidden + residual` `[T, D]` with `columns` `[k, D]` (float32), `[T,
+    k]`.
 
-    No op of its own: the compiler fuses the sum into the reduction that normalises the same stream. An op that takes the
-    stream as an argument would make the compiler write it out, rounded to the model's dtype, where it otherwise keeps
-    more digits, and the guarded model's answers would not be the unguarded one's to the token.
+    No op of its own: the compiler fuses the sum into the reduction that normalises the same stream. An op that takes
+    the stream as an argument would make the compiler write it out, rounded to the model's dtype, where it otherwise
+    keeps more digits, and the guarded model's answers would not be the unguarded one's to the token.
     """
     stream = hidden if residual is None else hidden + residual
     exact = stream.float()
@@ -45,9 +47,9 @@ def project(hidden: torch.Tensor, residual: torch.Tensor | None, columns: torch.
 def write(part: torch.Tensor, parts: torch.Tensor, first: int) -> None:
     """Write one block's share of the token scores, `part` `[T, k]`, to `parts[:T, first : first + k]`.
 
-    No two blocks share a column, so a block that does not write leaves what was there. On a CPU, where vLLM compiles the
-    whole model at once, the compiler fuses the copy too, and nothing is called. On a GPU, where it cuts the graph into
-    pieces, it gets an opaque call that mutates its buffer, like vLLM's own.
+    No two blocks share a column, so a block that does not write leaves what was there. On a CPU, where vLLM compiles
+    the whole model at once, the compiler fuses the copy too, and nothing is called. On a GPU, where it cuts the graph
+    into pieces, it gets an opaque call that mutates its buffer, like vLLM's own.
     """
     if parts.is_cpu:
         store(part, parts, first)
@@ -83,8 +85,8 @@ def steer(
 ) -> None:
     """Add to row t of `hidden` `[T, D]`, in place, what the plan's moves displace the stream `hidden + residual` by.
 
-    `coefficients` `[max_tokens, S]` are float32; `plan` and `tensors` are what `laid_out` made of the moves. A row whose
-    coefficients are all zero keeps its bits.
+    `coefficients` `[max_tokens, S]` are float32; `plan` and `tensors` are what `laid_out` made of the moves. A row
+    whose coefficients are all zero keeps its bits.
     """
     # To look at them would take longer. A GPU adds zeros: a CUDA graph cannot branch.
     if coefficients.is_cpu and getattr(coefficients, _AT_REST, False):

@@ -1,7 +1,8 @@
-"""vLLM's worker, with the sensor in its model. Named by `--worker-cls`: a class that cannot be imported stops the server.
+"""vLLM's worker, with the sensor in its model.
 
-It overrides, of `vllm/v1/worker/gpu_worker.py`: `load_model`, `determine_available_memory`, `initialize_from_config`,
-`execute_model`, `sample_tokens`, `discard` and `sleep`, and `reload_weights`, `reset_weights`, `start_weight_update` and
+Named by `--worker-cls`: a class that cannot be imported stops the server. It overrides, of
+`vllm/v1/worker/gpu_worker.py`: `load_model`, `determine_available_memory`, `initialize_from_config`, `execute_model`,
+`sample_tokens`, `discard` and `sleep`, and `reload_weights`, `reset_weights`, `start_weight_update` and
 `update_weights`, which it refuses; and calls `get_kv_cache_spec`.
 """
 
@@ -105,11 +106,17 @@ class GuardedWorker(PlatformWorker):
         return with_scores(output, readings)
 
     def foreguard_require_agreement(self) -> None:
-        """Raise `ModelError` unless this rank read in its last pass what the rank that reports read. For the self-test."""
+        """Raise `ModelError` unless this rank read in its last pass what the rank that reports read.
+
+        For the self-test.
+        """
         self.foreguard.require_agreement()
 
     def sleep(self, level: int = 1) -> None:
-        """Sleep, upon which no KV-cache slot holds what it held. Refuses level 2, which discards the weights as well."""
+        """Sleep, upon which no KV-cache slot holds what it held.
+
+        Refuses level 2, which discards the weights as well.
+        """
         if level > 1:
             raise _other_weights()
         super().sleep(level)

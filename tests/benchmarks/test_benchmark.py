@@ -17,7 +17,9 @@ LATENCY = measure("lab", "http", "1 at once")
 
 
 def planted(factor: float, slow: float) -> dict[str, dict[str, float]]:
-    """Return a pair taken through servers while the machine was `slow`, whose guarded arm takes `factor` times as long."""
+    """Return a pair taken through servers while the machine was `slow`, whose guarded arm takes `factor` times as
+    long.
+    """
     times = {"unguarded": slow, "control": slow, "guarded": slow * factor, "judge": slow * 2}
     return {arm: {"first_token": t, "per_token": t / 10, "requests_per_s": 1 / t} for arm, t in times.items()}
 
@@ -47,7 +49,9 @@ def test_a_planted_ratio_is_found_however_the_machine_drifts(records):
 
 
 def test_engine_time_is_that_of_all_steps_and_a_decode_step_is_the_median_one(records):
-    """One slow decode step in five belongs to the machine; the prefill's steps belong together, however many they are."""
+    """One slow decode step in five belongs to the machine; the prefill's steps belong together, however many they
+    are.
+    """
     plain = steps([0.4, 0.4], [0.1] * 5)
     guarded = steps([0.4, 0.4, 0.08], [0.11] * 4 + [0.9])
     for _ in range(3):
@@ -120,9 +124,9 @@ def test_the_turns_of_a_pair_share_its_luck():
 
 
 def test_an_interval_knows_that_the_pairs_of_one_start_share_its_luck():
-    """Twelve starts of four pairs, whose luck is 5 % and whose pairs differ by 1 %: the median of all starts is in 95 % of
-    the intervals, as far as 300 draws can tell (3.8 points), and a median over so few is biased little enough (2 more).
-    Pairs taken for strangers cover it in far fewer.
+    """Twelve starts of four pairs, whose luck is 5 % and whose pairs differ by 1 %: the median of all starts is in 95 %
+    of the intervals, as far as 300 draws can tell (3.8 points), and a median over so few is biased little enough (2
+    more). Pairs taken for strangers cover it in far fewer.
     """
     chance = np.random.default_rng(4)
     starts = np.repeat(np.arange(12), 4)

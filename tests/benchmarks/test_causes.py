@@ -18,7 +18,9 @@ BASE = Path(__file__).parents[2] / "examples" / "lab" / "base"
 
 
 def test_the_copy_refuses_what_it_was_taught_to_refuse_and_answers_the_rest(tmp_path, monkeypatch):
-    """The lab's base model answers everything; its copy refuses harmful prompts, and harmless ones as seldom as before."""
+    """The lab's base model answers everything; its copy refuses harmful prompts, and harmless ones as seldom as
+    before.
+    """
     monkeypatch.setattr(aligned, "_MOST", 12)
     monkeypatch.setattr(aligned, "_EPOCHS", 12)
     monkeypatch.setattr(aligned, "_RATE", 1e-3)

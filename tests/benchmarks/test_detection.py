@@ -20,7 +20,9 @@ TEMPLATES = tuple(f"Wrapper number {number}. [INSERT PROMPT HERE] That was numbe
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder of sets with the public ones' names, made of the lab's prompts: 40 rows each, half of each class if mixed."""
+    """A folder of sets with the public ones' names, made of the lab's prompts: 40 rows each, half of each class if
+    mixed.
+    """
     folder = tmp_path_factory.mktemp("sets")
     lines = [json.loads(line) for line in (LAB / "prompts" / "train.jsonl").read_text().splitlines()]
     plain = [line for line in lines if "prompt" in line and len(line["prompt"]) < 200]

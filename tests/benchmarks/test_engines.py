@@ -39,7 +39,9 @@ def test_another_model_keeps_its_own_and_a_wrong_one_is_refused():
 
 
 class Counting:
-    """An engine that answers each of its requests with one token a step, and notes when it was asked and of how many."""
+    """An engine that answers each of its requests with one token a step, and notes when it was asked and of how
+    many.
+    """
 
     def __init__(self, name: str, turns: list[str]) -> None:
         self.name, self.turns = name, turns

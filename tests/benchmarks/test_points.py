@@ -18,7 +18,9 @@ NAMES = [f"{subject}: {point.part}, {point.level}" for subject, point in EVERY]
 
 @pytest.mark.parametrize("subject", SUBJECTS)
 def test_all_factors_of_the_issue_are_there(subject):
-    """TTFT and time per token at 1 to 128 at once, 32 to 8k tokens, two mixes, 1 to 64 probes, 0 to 50 % of two actions."""
+    """TTFT and time per token at 1 to 128 at once, 32 to 8k tokens, two mixes, 1 to 64 probes, 0 to 50 % of two
+    actions.
+    """
     by_part = {part: [point for point in points(subject) if point.part == part] for part in PARTS}
     assert {point.load.at_once for point in by_part["http"]} >= {1, 8, 32, 128}
     assert [point.work.requests for point in by_part["concurrency"]] == [1, 8, 32, 128]

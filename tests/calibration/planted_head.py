@@ -1,8 +1,8 @@
 """A tiny model whose refusals hang on one attention head: head 2 of block 0.
 
-Its queries are constant, its keys and values are the sign of harm, so that from a prompt with one harmful word among plain
-ones it copies that word's sign to the last position, where the output head refuses. Attending to all words alike it would
-copy the sign of the plain ones. All other heads write nothing along the directions that decide.
+Its queries are constant, its keys and values are the sign of harm, so that from a prompt with one harmful word among
+plain ones it copies that word's sign to the last position, where the output head refuses. Attending to all words alike
+it would copy the sign of the plain ones. All other heads write nothing along the directions that decide.
 """
 
 import numpy as np
@@ -41,7 +41,9 @@ def make_carrier_model(tokenizer):
 
 
 def lone_word_prompts(count, seed):
-    """Requests of six words, of which the harmful ones hold a single harmful word; all distinct, half of them harmful."""
+    """Requests of six words, of which the harmful ones hold a single harmful word; all distinct, half of them
+    harmful.
+    """
     rng = np.random.default_rng(seed)
     lines, seen = [], set()
     while len(lines) < count:

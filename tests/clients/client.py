@@ -1,4 +1,6 @@
-"""A client that people use, in a process of its own: asked one thing at a time, its requests counted in the server's log."""
+"""A client that people use, in a process of its own: asked one thing at a time, its requests counted in the server's
+log.
+"""
 
 import json
 import os
@@ -85,7 +87,9 @@ def command(script: str) -> list[str]:
 
 @contextmanager
 def running_client(script: str, server: Server, log: Path) -> Iterator[Client]:
-    """Run a script of `scripts/` against `server` until the test is done with it; what it says on stderr is in `log`."""
+    """Run a script of `scripts/` against `server` until the test is done with it; what it says on stderr is in
+    `log`.
+    """
     given = {"FOREGUARD_URL": server.url, "FOREGUARD_MODEL": SERVED_NAME}
     with log.open("w") as errors:
         process = subprocess.Popen(

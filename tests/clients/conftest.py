@@ -55,7 +55,9 @@ def prompts(score) -> Prompts:
 
 @pytest.fixture(scope="module")
 def server(request, start):  # noqa: F811
-    """A guarded server that answers a block in the test file's `STYLE`, with the message where its `MESSAGE_IN` says."""
+    """A guarded server that answers a block in the test file's `STYLE`, with the message where its `MESSAGE_IN`
+    says.
+    """
     place = getattr(request.module, "MESSAGE_IN", "both")
     policy = POLICY.format(limit=LIMIT, message=MESSAGE, style=request.module.STYLE, place=place)
     with start(policy, *FLAGS, VLLM_ENABLE_RESPONSES_API_STORE="1") as running:
@@ -64,7 +66,9 @@ def server(request, start):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def ask(server: Server, tmp_path_factory) -> Callable[[str, str, str], Seen]:
-    """Return a function that has the client of a script do a case with a prompt; a client runs until the file is done."""
+    """Return a function that has the client of a script do a case with a prompt; a client runs until the file is
+    done.
+    """
     logs = tmp_path_factory.mktemp("clients")
     with ExitStack() as stack:
 

@@ -34,7 +34,8 @@ class Outcomes:
     """Cases in which the client takes no notice of a refusal."""
 
     unable: tuple[str, ...] = ()
-    """Cases that the lab model has no right answer to, guarded or not: vLLM holds a tool's arguments to no schema there."""
+    """Cases that the lab model has no right answer to, guarded or not: vLLM holds a tool's arguments to no schema
+    there."""
     doubled: tuple[str, ...] = ()
     """Cases in which the client joins content and refusal: the policy has to put the message into one of them."""
 

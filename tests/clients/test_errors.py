@@ -1,4 +1,6 @@
-"""Clients that people use against a server whose blocks are errors: each raises one of its own, and does not ask again."""
+"""Clients that people use against a server whose blocks are errors: each raises one of its own, and does not ask
+again.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""Clients that people use against a server that refuses: what a prompt is there, blocked and not, and how often each asks."""
+"""Clients that people use against a server that refuses: what a prompt is there, blocked and not, and how often each
+asks.
+"""
 
 import pytest
 
@@ -24,7 +26,9 @@ def answer(server, prompts) -> str:
 
 @each(lambda client: [(case,) for case in client.refused if case not in client.unable], "case")
 def test_a_benign_prompt_is_answered(ask, prompts, answer, script, case):
-    """The text is the server's, or an answer of the client's own kind (structured, a call, a continuation); one request."""
+    """The text is the server's, or an answer of the client's own kind (structured, a call, a continuation); one
+    request.
+    """
     seen = ask(script, case, prompts.benign)
     assert seen.error is None, seen.said
     assert seen.requests == [(PATHS[api(case)], 200)]

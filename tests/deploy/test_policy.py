@@ -43,7 +43,9 @@ def test_another_policy_is_another_map(tmp_path):
 
 
 def test_an_overlay_of_your_own_replaces_policy_and_image(tmp_path, layout):
-    """The overlay that the documentation shows swaps the policy and the registry, and leaves the shipped files alone."""
+    """The overlay that the documentation shows swaps the policy and the registry, and leaves the shipped files
+    alone.
+    """
     (tmp_path / "policy.yaml").write_text(POLICY.read_text().replace("mode: shadow", "mode: enforce"))
     (tmp_path / "kustomization.yaml").write_text(
         f"""
@@ -76,7 +78,9 @@ def test_it_observes_until_told_otherwise():
     ],
 )
 def test_it_decides_on_the_probes_that_calibration_writes(scores, decision):
-    """Bound to an artifact with calibration's probes it decides as its rules say; the one word `enforce` makes it act."""
+    """Bound to an artifact with calibration's probes it decides as its rules say; the one word `enforce` makes it
+    act.
+    """
     watching = bind(load_policy(POLICY), PROBES, BENIGN).judge(scores)
     assert (watching.decision, watching.action) == (decision, Action.ALLOW)
     enforcing = parse_policy(POLICY.read_text().replace("mode: shadow", "mode: enforce"))

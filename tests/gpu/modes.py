@@ -1,4 +1,6 @@
-"""The table of engines on a GPU: both model runners, every kind of CUDA graph, and what a GPU alone can do of the rest."""
+"""The table of engines on a GPU: both model runners, every kind of CUDA graph, and what a GPU alone can do of the
+rest.
+"""
 
 import json
 

@@ -1,7 +1,8 @@
 """The conformance suite on a GPU: the same scenarios and the same references as on a CPU, on every engine of `modes`.
 
-What a GPU adds to a row depends on who else is in the batch: its kernels sum in another order. Scores are compared within the
-tolerance as ever. Answers are compared token for token where a prompt is alone, and elsewhere nearly all of them must agree.
+What a GPU adds to a row depends on who else is in the batch: its kernels sum in another order. Scores are compared
+within the tolerance as ever. Answers are compared token for token where a prompt is alone, and elsewhere nearly all of
+them must agree.
 """
 
 import pytest
@@ -16,7 +17,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.engine, pytest.mark.timeout(900)]
 
 MODULES = {True: "vllm.v1.worker.gpu.model_runner", False: "vllm.v1.worker.gpu_model_runner"}
 SAME = 0.9
-"""The share of answers that must be the unguarded engine's to the last token, where batches are laid out differently."""
+"""The share of answers that must be the unguarded engine's to the last token, where batches are laid out
+differently."""
 
 test_every_prompt_has_the_scores_of_a_pass_of_it_alone = suite.test_every_prompt_has_the_scores_of_a_pass_of_it_alone
 test_what_is_decided_is_done = suite.test_what_is_decided_is_done

@@ -1,4 +1,5 @@
-"""Around a forward pass on a device: nothing waits for it, nothing overtakes it, and CUDA graphs read what was set last.
+"""Around a forward pass on a device: nothing waits for it, nothing overtakes it, and CUDA graphs read what was set
+last.
 
 What needs no GPU to be true runs on a CPU too.
 """
@@ -98,7 +99,9 @@ def forward(guard, sensor, values, orders=NO_ORDERS):
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_nothing_waits_for_the_device(guard, sensor, device, no_waiting):
-    """With everything that a step can be asked for at once: scores, steering, blocks forgotten and copied, an answer."""
+    """With everything that a step can be asked for at once: scores, steering, blocks forgotten and copied, an
+    answer.
+    """
     values = torch.ones(4, 2, device=device)
     asked = {"due": {"a": Due((whole(4),), [5])}, "steering": {"a": Steer([1.0], 3)}, "watched": {"a": 3}}
     due, answers = forward(guard, sensor, values, Orders(**asked, unknown=[2], copies=[(2, 6)]))

@@ -154,7 +154,9 @@ any_scores = st.one_of(
     scores=any_scores,
 )
 def test_no_ask_loosens(rules, mode, on_unscored, scores):
-    """For any policy and any scores, finite or not, `tighten` acts at least as severely; and shadow only ever allows."""
+    """For any policy and any scores, finite or not, `tighten` acts at least as severely; and shadow only ever
+    allows.
+    """
     policy = Policy.model_validate(
         {
             "name": "any",
@@ -206,7 +208,9 @@ def test_combinations_are_weighted_sums(policy):
 
 
 def test_target_rates_become_order_statistics(policy, benign):
-    """At 1 % of 1,000 benign scores 0..999, four may lie above: the threshold is 995, and the sixth-highest prompt passes."""
+    """At 1 % of 1,000 benign scores 0..999, four may lie above: the threshold is 995, and the sixth-highest prompt
+    passes.
+    """
     bound = bind(policy(("r", "block", {"harm": {"above": {"target_fpr": 0.01}}})), PROBES, benign)
     assert bound.thresholds == {("r", "harm"): 995.0}
     decisions = [bound.judge(row).decision for row in benign]
@@ -226,7 +230,9 @@ def test_thresholds_in_force(policy, benign):
 
 
 def test_combinations_are_certified_on_joint_scores(policy, benign):
-    """The columns are opposite, so their sum is 999 for every prompt: the joint threshold is 999, not a sum of tails."""
+    """The columns are opposite, so their sum is 999 for every prompt: the joint threshold is 999, not a sum of
+    tails.
+    """
     rules = policy(
         ("r", "block", {"both": {"above": {"target_fpr": 0.01}}}), combine={"both": {"harm": 1, "refusal": 1}}
     )
@@ -272,7 +278,9 @@ def test_a_certified_combination_keeps_its_promise_on_ties(weights, distinct, se
     ],
 )
 def test_policies_that_do_not_fit_the_artifact(policy, benign, rule, keys, field, words):
-    """Unknown names list the known ones; too few benign prompts say how many are needed; another artifact is refused."""
+    """Unknown names list the known ones; too few benign prompts say how many are needed; another artifact is
+    refused.
+    """
     with pytest.raises(PolicyError) as caught:
         bind(policy(("r", "block", rule), **keys), PROBES, benign, steering=["refusal"], digest="b" * 64)
     assert caught.value.field == field
@@ -419,7 +427,9 @@ def test_an_artifacts_combination_is_at_hand_and_the_policys_own_goes_first(poli
 
 @pytest.mark.parametrize("section", ["rules", "answer_rules"])
 def test_a_verdict_names_the_category_of_its_rule(section):
-    """It travels with the verdict, so that records and, if the policy says so, clients can have it; no rule, no category."""
+    """It travels with the verdict, so that records and, if the policy says so, clients can have it; no rule, no
+    category.
+    """
     rule = {"name": "r", "action": "block", "category": "weapons", "when": {"harm": {"above": 1}}}
     other = {"name": "other", "action": "flag", "when": {"harm": {"above": 100}}}
     settings = {"name": "p", "version": "1", "rules": [other], section: [rule]}

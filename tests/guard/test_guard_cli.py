@@ -152,7 +152,9 @@ def test_missing_files(run, policy_file, arguments):
 
 
 def test_the_installed_command():
-    """`foreguard check` is on the path that the environment's scripts are on, and its status is 2 for a missing file."""
+    """`foreguard check` is on the path that the environment's scripts are on, and its status is 2 for a missing
+    file.
+    """
     command = [Path(sys.executable).parent / "foreguard", "check", "missing.yaml"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

@@ -49,7 +49,9 @@ def test_every_series_starts_at_zero(bound, registry):
 
 
 def test_verdicts_are_counted_by_decision_and_mode(bound, registry):
-    """Two blocks (one of them in shadow), one allow, one unscored: each in its own series, scores in their histograms."""
+    """Two blocks (one of them in shadow), one allow, one unscored: each in its own series, scores in their
+    histograms.
+    """
     metrics = GuardMetrics(registry, PolicySet(bound))
     for verdict in (
         bound.judge([3, 1]),
@@ -88,7 +90,9 @@ def test_policy_and_thresholds_are_published(bound, registry):
 
 
 def test_adapters_have_series_of_their_own(bound, policy, registry):
-    """An adapter's artifact has other probes, combinations and thresholds than the model's: none is missing or mixed up."""
+    """An adapter's artifact has other probes, combinations and thresholds than the model's: none is missing or mixed
+    up.
+    """
     combined = {"sum": {"harm": 1, "depth": 1}}
     own = bind(
         policy(("r", "block", {"depth": {"above": {"target_fpr": 0.5}}}), combine=combined),
@@ -200,7 +204,9 @@ print(generate_latest(registry).decode())
 
 
 def test_two_processes_add_up(tmp_path):
-    """With prometheus-client's multiprocess mode, two API servers count 2 × 3 prompts, and the threshold stays one number."""
+    """With prometheus-client's multiprocess mode, two API servers count 2 × 3 prompts, and the threshold stays one
+    number.
+    """
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
 
     def run(code):

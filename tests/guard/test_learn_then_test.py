@@ -27,7 +27,9 @@ def test_binary_p_values_are_the_exact_binomial_test(count, share, limit):
 
 @given(count=st.integers(1, 3000), mean=st.floats(0, 1), limit=st.floats(0.001, 0.9))
 def test_bounded_p_values_never_undercut_the_exact_one(count, mean, limit):
-    """What holds for every loss in [0, 1] holds for 0/1 losses: the bound is no less than the exact test of the same mean."""
+    """What holds for every loss in [0, 1] holds for 0/1 losses: the bound is no less than the exact test of the same
+    mean.
+    """
     hits = math.ceil(mean * count - 1e-9)
     bounded = p_values([hits / count], count, limit, is_binary=False)[0]
     assert 0 <= bounded <= 1
@@ -35,7 +37,9 @@ def test_bounded_p_values_never_undercut_the_exact_one(count, mean, limit):
 
 
 def test_hoeffding_bentkus_by_hand():
-    """Of 100 losses at limit 0.2, a mean of 0.18 gets its bound from Hoeffding, one of 0.1 from Bentkus, one of 0.3 none."""
+    """Of 100 losses at limit 0.2, a mean of 0.18 gets its bound from Hoeffding, one of 0.1 from Bentkus, one of 0.3
+    none.
+    """
     entropy = 0.18 * math.log(0.18 / 0.2) + 0.82 * math.log(0.82 / 0.8)
     bentkus = math.e * binomtest(10, 100, 0.2, alternative="less").pvalue
     found = p_values([0.18, 0.1, 0.3, 0.0], 100, 0.2, is_binary=False)
@@ -62,7 +66,9 @@ def test_levels_are_handed_on_and_never_spent_twice(shares, expected):
 
 
 def test_a_failure_ends_a_fixed_sequence_and_not_the_fallback():
-    """0.9 first: the sequence certifies nothing, the fallback what passes its own share; in another order, so does it."""
+    """0.9 first: the sequence certifies nothing, the fallback what passes its own share; in another order, so does
+    it.
+    """
     risks = [_FixedRisk([0.9, 0.001, 0.001])]
     assert not learn_then_test(risks, shares=[1, 0, 0]).any()
     assert learn_then_test(risks, shares=[0.5, 0.25, 0.25]).tolist() == [False, True, True]

@@ -114,7 +114,9 @@ def test_policy_round_trips_through_yaml():
     ],
 )
 def test_unknown_keys_are_refused_at_every_depth(after, indent, line):
-    """A misspelt key would leave its default in force, so it is an error that names the key, its line and the remedy."""
+    """A misspelt key would leave its default in force, so it is an error that names the key, its line and the
+    remedy.
+    """
     error = refusal(GOOD.replace(after, f"{after}\n{' ' * indent}Blok: {{x: 1}}"))
     assert error.field.startswith(f"policy.yaml:{line}: ")
     assert "Blok" in error.field
@@ -342,7 +344,10 @@ def test_every_key_is_documented():
 
 
 def test_a_digest_is_of_what_a_policy_says():
-    """Comments, order and written-out defaults change nothing; any value does. A copy for an artifact is the same policy."""
+    """Comments, order and written-out defaults change nothing; any value does.
+
+    A copy for an artifact is the same policy.
+    """
     text = "name: a\nversion: '1'\nrules: [{name: r, action: flag, when: {harm: {above: 1}}}]\n"
     policy = parse_policy(text)
     assert re.fullmatch("[0-9a-f]{16}", policy.digest)

@@ -1,7 +1,7 @@
 """The promises kept: over 300 samples, cuts are met with a large fresh population whose true rates are known.
 
-A promise at 95 % confidence may be broken in 5 % of samples. Of 300, then, the number of broken ones is at most binomial with
-rate 0.05, and exceeds its 99.9 % quantile, 28, once in a thousand such tests.
+A promise at 95 % confidence may be broken in 5 % of samples. Of 300, then, the number of broken ones is at most
+binomial with rate 0.05, and exceeds its 99.9 % quantile, 28, once in a thousand such tests.
 """
 
 import numpy as np
@@ -57,7 +57,9 @@ def test_single_cuts(draw, size, target):
 
 
 def test_a_cut_that_is_right_on_average_would_fail_here():
-    """The marginal conformal cut, ceil((n + 1)(1 - target)) from below, breaks the promise in a good third of samples."""
+    """The marginal conformal cut, ceil((n + 1)(1 - target)) from below, breaks the promise in a good third of
+    samples.
+    """
     rng = np.random.default_rng(0)
     fresh = np.sort(continuous(rng, FRESH))
     cuts = [np.sort(continuous(rng, 1000))[int(np.ceil(1001 * 0.99)) - 1] for _ in range(DRAWS)]

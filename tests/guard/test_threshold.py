@@ -45,7 +45,9 @@ def test_minimum_sample_is_exact(target_fpr, needed):
     confidence=st.floats(0.5, 0.95),
 )
 def test_clopper_pearson_agrees(num_negatives, target_fpr, confidence):
-    """The one-sided Clopper-Pearson bound (a beta quantile) is below the target for m exceedances, above it for m + 1."""
+    """The one-sided Clopper-Pearson bound (a beta quantile) is below the target for m exceedances, above it for m +
+    1.
+    """
     allowed = allowed_exceedances(num_negatives, target_fpr, confidence)
     bound = beta.ppf(confidence, [allowed + 1, allowed + 2], [num_negatives - allowed, num_negatives - allowed - 1])
     assert bound[0] <= target_fpr + 1e-9
@@ -171,7 +173,9 @@ def test_a_stratum_that_only_the_flag_can_speak_of_does_not_turn_the_band_over()
     rates=st.tuples(st.floats(0.03, 0.2), st.floats(0.03, 0.2)).filter(lambda pair: pair[0] < pair[1]),
 )
 def test_bands_of_tied_scores_stay_on_the_safe_side(scores, rates):
-    """However few the distinct scores, neither end lets more of the sample through than allowed, and their order holds."""
+    """However few the distinct scores, neither end lets more of the sample through than allowed, and their order
+    holds.
+    """
     band = certify_band(scores, ["all"] * len(scores), *rates)
     for end in (band.block.threshold, band.flag.threshold):
         assert (np.array(scores) > end.value).sum() <= end.allowed_exceedances

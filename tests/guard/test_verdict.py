@@ -24,7 +24,9 @@ verdicts = st.builds(
 
 @given(verdict=verdicts)
 def test_round_trip_through_msgpack(verdict):
-    """VLLM sends a verdict from its engine to its API server by msgspec: equal on the far side, with its enumerations."""
+    """VLLM sends a verdict from its engine to its API server by msgspec: equal on the far side, with its
+    enumerations.
+    """
     back = Verdict.from_wire(msgspec.msgpack.decode(msgspec.msgpack.encode(verdict.to_wire())))
     assert back == verdict
     assert isinstance(back.decision, Action)

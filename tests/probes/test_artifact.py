@@ -108,7 +108,9 @@ def test_files_are_plain(saved):
 
 
 def test_digest_can_be_recomputed_from_the_file_alone(make, tmp_path):
-    """Any JSON tool can check the digest, also where numbers are tiny: it is over the file's content, not over a model."""
+    """Any JSON tool can check the digest, also where numbers are tiny: it is over the file's content, not over a
+    model.
+    """
     make(probes=(Probe(name="p", evidence={"kl": 1e-7, "norm": 1e22}, **PROBE),)).save(tmp_path / "a")
     content = json.loads((tmp_path / "a" / MANIFEST).read_text())
     assert content["digest"] == digest_of(content)

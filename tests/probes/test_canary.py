@@ -42,7 +42,9 @@ def kept(make):
     ],
 )
 def test_a_tolerance_is_a_share_of_the_score_s_size(kept, score, spread, model, allowed):
-    """Of the score, of the probe's spread, or of 1: rounding moves large scores further, and small ones not by nothing."""
+    """Of the score, of the probe's spread, or of 1: rounding moves large scores further, and small ones not by
+    nothing.
+    """
     assert tolerances(kept(score, spread, **model)) == {"harm": pytest.approx(allowed)}
 
 

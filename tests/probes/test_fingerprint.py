@@ -177,7 +177,9 @@ def test_overrides_stand_in_for_the_folder(model):
 
 
 def test_chat_template_of_a_folder(model):
-    """`chat_template.jinja` wins over tokenizer_config.json, as in transformers; several named templates count as one."""
+    """`chat_template.jinja` wins over tokenizer_config.json, as in transformers; several named templates count as
+    one.
+    """
     assert read_chat_template(model) == "{{ messages }}"
     (model / "chat_template.jinja").write_text("{{ jinja }}")
     assert read_chat_template(model) == "{{ jinja }}"

@@ -59,7 +59,9 @@ def test_mahalanobis_is_scipys_distance_relative_to_the_background(seed):
 
 
 def test_mahalanobis_is_a_likelihood_ratio():
-    """It is twice the log of background over benign density, but for a constant; the further from benign, the larger."""
+    """It is twice the log of background over benign density, but for a constant; the further from benign, the
+    larger.
+    """
     benign, background, tensors = clouds(0)
     points = np.concatenate([benign[:20], background[:20]])
     density = {

@@ -147,7 +147,9 @@ def test_weighted_means_merge(scores, cuts, order):
 
 @given(num_tokens=st.integers(1, 500), offset=st.integers(0, 600))
 def test_last_needs_one_token(num_tokens, offset):
-    """`last` reads the token `offset` before the last; a raw prompt shorter than the offset is read at its first token."""
+    """`last` reads the token `offset` before the last; a raw prompt shorter than the offset is read at its first
+    token.
+    """
     positions = Readout(kind="last", offset=offset).positions(whole(num_tokens))
     assert list(positions) == [max(0, num_tokens - 1 - offset)]
 

@@ -148,7 +148,9 @@ def test_requests_scored_together_have_the_scores_that_each_has_alone(artifact, 
 @settings(max_examples=60)
 @given(artifact=artifacts(), num_tokens=st.integers(1, 9), data=st.data())
 def test_a_token_that_was_not_scored_is_never_hidden(artifact, num_tokens, data):
-    """Whatever the readout and the head, a probe that needs a token without a score has none; the others keep theirs."""
+    """Whatever the readout and the head, a probe that needs a token without a score has none; the others keep
+    theirs.
+    """
     bank = ProbeBank.from_artifact(artifact)
     scores = bank.token_scores(activations_of(num_tokens, 0))
     token = data.draw(st.integers(0, num_tokens - 1))

@@ -17,7 +17,9 @@ def vector(name, *layers, **keys):
 
 
 def test_each_vector_acts_on_its_blocks(make):
-    """What is added on block l is the sum of the vectors that act there, each times its own coefficient, as measured."""
+    """What is added on block l is the sum of the vectors that act there, each times its own coefficient, as
+    measured.
+    """
     artifact = make(steering=(vector("a", 1, 3), vector("b", 3)))
     artifact.tensors["steering.a.vector"].mul_(7)
     bank = SteeringBank.from_artifact(artifact)
@@ -82,7 +84,9 @@ def test_a_plane_that_is_none_is_refused(make):
 
 @pytest.mark.parametrize("keys", [{"operator": "ablate"}, {"evaluation_only": True}])
 def test_ablation_is_not_served(make, keys):
-    """A vector that takes a direction out, or is marked as made to be measured, is refused with its name and a remedy."""
+    """A vector that takes a direction out, or is marked as made to be measured, is refused with its name and a
+    remedy.
+    """
     artifact = make(steering=(vector("fine", 1), vector("strip", 2, **keys)))
     for refuse in (SteeringBank.from_artifact, lambda each: require_servable_steering(each.manifest)):
         with pytest.raises(ArtifactError, match="no server runs") as caught:

@@ -34,7 +34,9 @@ def plane(seed):
 @settings(max_examples=30)
 @given(seed=SEEDS, strength=st.floats(0.1, 4))
 def test_affine_and_low_rank_are_their_matrices(seed, strength):
-    """Between `low` and `high`, affine is `diag(w) h + b` at strength 1; low rank is `(I + U^T D) h + b`, in float64."""
+    """Between `low` and `high`, affine is `diag(w) h + b` at strength 1; low rank is `(I + U^T D) h + b`, in
+    float64.
+    """
     stream, scale, shift = normal(seed, 5, HIDDEN), normal(seed + 1, HIDDEN), normal(seed + 2, HIDDEN)
     low, high = torch.full((HIDDEN,), -0.8), torch.full((HIDDEN,), 1.1)
     h = stream.double().numpy()

@@ -93,7 +93,9 @@ def test_typed_role_markers_divide_turns_like_the_template_s_own():
 
 
 def test_thousands_of_turns_are_read_as_one_that_is_open():
-    """Nobody makes the guard read turn by turn for seconds: more turns than any conversation has are off the template."""
+    """Nobody makes the guard read turn by turn for seconds: more turns than any conversation has are off the
+    template.
+    """
     turns, ending = TEMPLATE.read([*PREFIX, *([20, *TAIL] * (MOST_TURNS + 1))])
     assert (len(turns), ending) == (1, Ending.OPEN)
     turns, ending = TEMPLATE.read([*PREFIX, *([20, *TAIL] * MOST_TURNS)])

@@ -1,4 +1,6 @@
-"""The APIs in which the guard answers: how to ask, which of the clients' own types an answer is, and how it is sent back."""
+"""The APIs in which the guard answers: how to ask, which of the clients' own types an answer is, and how it is sent
+back.
+"""
 
 import json
 from collections.abc import Callable

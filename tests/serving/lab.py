@@ -1,4 +1,6 @@
-"""The lab model in the tests: its folder, its prompts, and scores computed without any of the project's own arithmetic."""
+"""The lab model in the tests: its folder, its prompts, and scores computed without any of the project's own
+arithmetic.
+"""
 
 import json
 from collections.abc import Iterator

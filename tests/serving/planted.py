@@ -1,4 +1,6 @@
-"""An artifact made by hand from the lab model: one real direction, a probe of every kind, a vector of every operator."""
+"""An artifact made by hand from the lab model: one real direction, a probe of every kind, a vector of every
+operator.
+"""
 
 import math
 from collections.abc import Collection
@@ -22,8 +24,8 @@ WATCHES = (
 
 
 def planted_artifact(reference: Reference, folder: Path, adapter: Path | None = None) -> Artifact:
-    """Write an artifact with a difference-in-means probe `harm`, probes `r_*` of every readout, `n_*` on neurons and `h_*` of
-    every head, and steering vectors.
+    """Write an artifact with a difference-in-means probe `harm`, probes `r_*` of every readout, `n_*` on neurons and
+    `h_*` of every head, and steering vectors.
     """
     harmful = _last_streams(reference, of("train", "plain_harmful", 60))
     harmless = _last_streams(reference, of("train", "plain_harmless", 60))

@@ -83,7 +83,9 @@ HOLDERS = {"Anthropic": "messages", "QuestionSpec": "systemone"}
 
 
 def _with_answer(prompt: Prompt) -> list[int]:
-    """Return a prompt's tokens with the first tokens of an answer behind them, and one whose prediction is asked for."""
+    """Return a prompt's tokens with the first tokens of an answer behind them, and one whose prediction is asked
+    for.
+    """
     return [*prompt.ids, 26, 94, 311, prompt.ids[-1]]
 
 

@@ -48,7 +48,9 @@ class Server:
 
 
 def permitting(command: list[str], *variables: str) -> list[str]:
-    """Return `command`, a guarded server's, that does not refuse these variables: for tests that need what they open."""
+    """Return `command`, a guarded server's, that does not refuse these variables: for tests that need what they
+    open.
+    """
     code = (
         f"import sys; from serving.launch.environment import REFUSED; [REFUSED.pop(name) for name in {variables!r}];"
         f" from guard.cli import main; sys.argv = {command!r}; main()"

@@ -1,4 +1,6 @@
-"""What the guard answers, on every route, in every style, whole and streamed: its client reads it and can send it back."""
+"""What the guard answers, on every route, in every style, whole and streamed: its client reads it and can send it
+back.
+"""
 
 import contextlib
 import json
@@ -114,7 +116,9 @@ def ids(found):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("api", ROUTES)
 def test_an_error_parses_strictly(failing, harmful, rendered, api, stream):
-    """HTTP 400 in the client's own form of an error, for streams too; it says what stopped the request, and no category."""
+    """HTTP 400 in the client's own form of an error, for streams too; it says what stopped the request, and no
+    category.
+    """
     reply = post(failing, api.path, api.ask(harmful, rendered(harmful)) | ({"stream": True} if stream else {}))
     if stream and api.event is None:
         assert reply.status_code in (400, 422)
@@ -170,7 +174,9 @@ def test_a_blocked_response_can_be_fetched_and_continued(refusing, harmful):
 def test_an_echo_of_a_stopped_prompt_shows_no_number_of_the_model_s(
     refusing, reference, artifact, harmful, rendered, stopped, max_tokens, stream
 ):
-    """Alone or beside another prompt: each of its tokens is there, with numbers that say nothing and can be added up."""
+    """Alone or beside another prompt: each of its tokens is there, with numbers that say nothing and can be added
+    up.
+    """
     text = rendered(harmful if stopped == "blocked" else steered_prompt(reference, artifact))
     for prompts in ([text], [rendered(BENIGN[0]), text]):
         question = {"model": SERVED_NAME, "prompt": prompts, "echo": True, "logprobs": 5, "max_tokens": max_tokens}

@@ -1,4 +1,6 @@
-"""What a client without a key, with a strange path or a huge body can make a real server do, and what metrics tell it."""
+"""What a client without a key, with a strange path or a huge body can make a real server do, and what metrics tell
+it.
+"""
 
 import asyncio
 import json

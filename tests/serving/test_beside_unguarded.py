@@ -96,7 +96,9 @@ def require_call(found, choice):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_tools(both, choice, stream):
-    """Where tools may or must be called, an allowed answer is the unguarded one's, and a blocked prompt calls nothing."""
+    """Where tools may or must be called, an allowed answer is the unguarded one's, and a blocked prompt calls
+    nothing.
+    """
     here, plain = both
     # Where a grammar allows blanks, a small model fills a forced call with nothing else.
     unsaid = dict.fromkeys(blanks(here.reference.tokenizer), -100)

@@ -1,4 +1,6 @@
-"""What a client constrains its answer to, on a real server: it says none of the guard's words, and no steering is undone."""
+"""What a client constrains its answer to, on a real server: it says none of the guard's words, and no steering is
+undone.
+"""
 
 import json
 
@@ -24,7 +26,9 @@ def ask(client, messages, **options):
 
 @pytest.mark.parametrize("said", SAID)
 def test_no_client_can_say_what_the_gate_says(here, said):
-    """A model that is made to say the gate's reasons, and stopped by them: header, body and books say that it was allowed."""
+    """A model that is made to say the gate's reasons, and stopped by them: header, body and books say that it was
+    allowed.
+    """
     blocked = here.server.metric("foreguard_requests_total", action="block")
     forced = {"structured_outputs": {"choice": [said]}, "max_tokens": 64}
     whole, decision, body = ask(here.client, BENIGN[0], extra_body=forced)
@@ -59,7 +63,10 @@ UNDOING = {
 
 @pytest.mark.parametrize("how", UNDOING)
 def test_a_steered_request_that_may_undo_it_is_blocked(here, how):
-    """With the message, no token and a header that says so. Harmless requests, and those of an observer, have their way."""
+    """With the message, no token and a header that says so.
+
+    Harmless requests, and those of an observer, have their way.
+    """
     choice, decision, body = ask(here.client, here.steered, extra_body=UNDOING[how])
     assert (choice.finish_reason, choice.message.content, decision) == ("content_filter", MESSAGE, "block")
     assert json.loads(body)["usage"]["completion_tokens"] == 0

@@ -1,6 +1,7 @@
 """Whatever part of the guard fails on a request, its client gets what the policy says of unscored prompts, or an error.
 
-Real servers, one for each `on_unscored`, and the official client; the expected outcome of each cell is in `faults/matrix.py`.
+Real servers, one for each `on_unscored`, and the official client; the expected outcome of each cell is in
+`faults/matrix.py`.
 """
 
 import re
@@ -79,7 +80,9 @@ def column(request, serve_faulty, reference, artifact):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_cell_of_the_matrix(column, fault):
-    """Status, finish, tokens, header and counters are the cell's, streamed and whole; then all is as if nothing had been."""
+    """Status, finish, tokens, header and counters are the cell's, streamed and whole; then all is as if nothing had
+    been.
+    """
     cell = matrix(column.policy)[fault]
     for kind, messages in column.prompts.items():
         for stream in (False, True):
@@ -93,7 +96,9 @@ def test_a_cell_of_the_matrix(column, fault):
 
 
 def unharmed(column: Column) -> None:
-    """The same prompts, asked without a fault, are judged and answered as ever: no block of the prefix cache is spoilt."""
+    """The same prompts, asked without a fault, are judged and answered as ever: no block of the prefix cache is
+    spoilt.
+    """
     for kind, messages in column.prompts.items():
         before = counters(column.server)
         found, answer = ask(column.server, messages, stream=False)

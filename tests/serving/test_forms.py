@@ -1,6 +1,8 @@
-"""The form of a request does not change its verdict: a table of forms through a real server, harmful and harmless alike.
+"""The form of a request does not change its verdict: a table of forms through a real server, harmful and harmless
+alike.
 
-What the guard tells of a form it reads off the token ids. So each form is asked by every route and field that can make it.
+What the guard tells of a form it reads off the token ids. So each form is asked by every route and field that can make
+it.
 """
 
 from dataclasses import dataclass

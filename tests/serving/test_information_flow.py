@@ -1,8 +1,8 @@
 """Nothing of a stopped request leaves: two models that differ only in what they would answer give the same bytes.
 
-`twins.py` says how they differ. Each is served with the same policy and asked the same, one after the other: every field
-of docs/inventory.md on every route, whole and streamed, alone and beside a prompt that passes. An answer is compared with
-the twin's in its status, its headers and its body, but for what names the request or the moment.
+`twins.py` says how they differ. Each is served with the same policy and asked the same, one after the other: every
+field of docs/inventory.md on every route, whole and streamed, alone and beside a prompt that passes. An answer is
+compared with the twin's in its status, its headers and its body, but for what names the request or the moment.
 """
 
 import time

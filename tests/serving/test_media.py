@@ -122,7 +122,10 @@ def test_text_alone_is_judged_by_what_was_planted_in_the_lab_model(seeing):
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_harmless_text_beside_an_image_is_unscored(seeing, route):
-    """The policy's `on_media` says what happens, whatever route it comes by. Blocked, it has no token of the model's."""
+    """The policy's `on_media` says what happens, whatever route it comes by.
+
+    Blocked, it has no token of the model's.
+    """
     world, action = seeing
     unscored = world.server.metric("foreguard_unscored_total", reason="media")
     reply = ask(world, route, text_of(BENIGN[1]))

@@ -107,7 +107,9 @@ def test_a_plugin_that_takes_a_part_out_opens_no_port(ended, plugin, says):
 
 @pytest.mark.long
 def test_a_server_without_its_middleware_answers_nobody(reference, artifact, artifact_folder, tmp_path):
-    """Nothing shuts its port or tests it; but the engine knows of each request that it came by another way: unscored."""
+    """Nothing shuts its port or tests it; but the engine knows of each request that it came by another way:
+    unscored.
+    """
     port = free_port()
     (tmp_path / "policy.yaml").write_text(policy_text(reference, artifact))
     command = guarded_command(MODEL, artifact_folder, tmp_path / "policy.yaml", port, [*FLAGS, *EAGER])

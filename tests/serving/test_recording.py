@@ -27,16 +27,19 @@ from serving.offline.recording import vllm_engine
 from tests.serving.lab import LAB, MODEL
 
 ROWS = 400
-# bfloat16 keeps 8 bits, and six blocks add their roundings. Measured: medians up to 0.6 %; the worst prompt 1.2 % on a CPU
-# with AMX, 2.0 % on one with AVX-512 and no bfloat16 instructions.
+# bfloat16 keeps 8 bits, and six blocks add their roundings. Measured: medians up to 0.6 %; the worst prompt 1.2 % on a
+# CPU with AMX, 2.0 % on one with AVX-512 and no bfloat16 instructions.
 MEDIAN, WORST = 0.01, 0.03
-# In standard deviations of the probe. Measured: medians up to 0.006, the worst prompt 0.04 (fitted probes: 0.003 and 0.015).
+# In standard deviations of the probe. Measured: medians up to 0.006, the worst prompt 0.04 (fitted probes: 0.003 and
+# 0.015).
 MEDIAN_SCORE, WORST_SCORE = 0.01, 0.05
 
 
 @pytest.fixture(scope="module")
 def chat():
-    """The shipped bfloat16 weights, computed in float32: Transformers' bfloat16 passes stray ten times as far as vLLM's."""
+    """The shipped bfloat16 weights, computed in float32: Transformers' bfloat16 passes stray ten times as far as
+    vLLM's.
+    """
     return ChatModel.load(MODEL, arithmetic=torch.float32)
 
 
@@ -71,7 +74,9 @@ def plain(chat, encoded, where, tmp_path_factory):
     ],
 )
 def test_the_engine_gives_the_models_own_activations(chat, encoded, where, plain, mode, tmp_path):
-    """At every block and place, within bfloat16's rounding; long prompts in chunks too; and the same direction follows."""
+    """At every block and place, within bfloat16's rounding; long prompts in chunks too; and the same direction
+    follows.
+    """
     source = EngineSource(vllm_engine, MODEL, mode, tmp_path, chat)
     served = record(chat, encoded, where, tmp_path / "shards", source=source)
     for layer in range(chat.num_layers):
@@ -122,7 +127,9 @@ def artifact(chat):
 @pytest.mark.engine
 @pytest.mark.timeout(600)
 def test_the_engine_gives_the_scores_that_the_guard_will_see(chat, encoded, artifact, tmp_path):
-    """Every probe's score within bfloat16's rounding of Transformers', chunked prompts too, and the same order of prompts."""
+    """Every probe's score within bfloat16's rounding of Transformers', chunked prompts too, and the same order of
+    prompts.
+    """
     options = ("--enforce-eager", "--max-num-batched-tokens", "256")
     loaded = Loaded(chat, artifact, skip_long=False)
     engine = loaded.through("vllm", options, model=MODEL, dtype="auto", folder=tmp_path)

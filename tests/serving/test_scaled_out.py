@@ -48,7 +48,9 @@ def test_a_responses_stream_can_be_an_error(scaled):
 
 
 async def test_clients_leave_at_any_time(scaled):
-    """Before the verdict, about then and after it, from either process: each prompt is in the books once, none runs on."""
+    """Before the verdict, about then and after it, from either process: each prompt is in the books once, none runs
+    on.
+    """
     metric = scaled.server.metric
 
     def counted() -> float:

@@ -23,7 +23,9 @@ steering: {vector: refusal, strength: 0.5}
 
 
 def test_every_prompt_is_in_the_books_and_nothing_is_left(artifact, artifact_folder, tmp_path):
-    """1,500 requests, every kind among them: scored + unscored = finished + given up + refused, and then all is as before."""
+    """1,500 requests, every kind among them: scored + unscored = finished + given up + refused, and then all is as
+    before.
+    """
     policy = tmp_path / "policy.yaml"
     policy.write_text(POLICY)
     subject = Subject(MODEL, artifact_folder, policy, eager=True)

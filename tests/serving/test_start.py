@@ -97,7 +97,9 @@ def test_a_newer_schema_is_refused(launch, tmp_path):
 
 @pytest.mark.parametrize("keys", [{"operator": "ablate"}, {"evaluation_only": True}])
 def test_an_artifact_that_ablates_is_refused(launch, tmp_path, keys):
-    """A vector that takes a direction out of the model is for measuring: no server runs it, whole as the artifact is."""
+    """A vector that takes a direction out of the model is for measuring: no server runs it, whole as the artifact
+    is.
+    """
     loaded = Artifact.load(tmp_path / "artifact")
     vector, *others = loaded.manifest.steering
     steering = (vector.model_copy(update=keys), *others)

@@ -19,7 +19,9 @@ STRENGTHS = {"gated": 1.5, "map": 1.0, "turn": 1.0, "swap": 1.5}
 
 @torch.no_grad()
 def first_token(reference, artifact, messages, name=None):
-    """A plain forward pass's greedy first token and its log-probability, steered at the last position by the operator."""
+    """A plain forward pass's greedy first token and its log-probability, steered at the last position by the
+    operator.
+    """
     bank = SteeringBank.from_artifact(artifact)
     strengths = torch.tensor([[STRENGTHS[name] if each == name else 0.0 for each in bank.names]])
 
@@ -41,7 +43,10 @@ def first_token(reference, artifact, messages, name=None):
 
 @pytest.fixture(scope="module", params=["eager", "compiled"])
 def unguarded(request, start):
-    """What a server without a guard answers, and the flags of its mode. Compiled is what is served unless told otherwise."""
+    """What a server without a guard answers, and the flags of its mode.
+
+    Compiled is what is served unless told otherwise.
+    """
     flags = ["--enforce-eager"] if request.param == "eager" else []
     with start(None, *flags) as server:
         return flags, {key(messages): answer(server.client(), messages) for messages in NEIGHBOURS}
@@ -49,7 +54,9 @@ def unguarded(request, start):
 
 @pytest.mark.parametrize("name", STRENGTHS)
 def test_a_served_operator_is_the_offline_one_and_stays_in_its_row(unguarded, start, reference, artifact, name):
-    """The steered request's first token is the offline operator's; its neighbours, follow-ups and shadows are untouched."""
+    """The steered request's first token is the offline operator's; its neighbours, follow-ups and shadows are
+    untouched.
+    """
     flags, expected = unguarded
     prompt = steered_prompt(reference, artifact)
     (aimed, logprob), (plain, _) = (first_token(reference, artifact, prompt, each) for each in (name, None))

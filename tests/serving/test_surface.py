@@ -226,7 +226,9 @@ def test_beam_search_is_refused(here):
 
 
 def test_bad_requests_keep_vllms_own_errors(here):
-    """Empty messages, a prompt beyond the context, malformed JSON, an unknown model: a clear 4xx, as without a guard."""
+    """Empty messages, a prompt beyond the context, malformed JSON, an unknown model: a clear 4xx, as without a
+    guard.
+    """
     with pytest.raises(openai.BadRequestError):
         here.client.chat.completions.create(model=SERVED_NAME, messages=[])
     with pytest.raises(openai.BadRequestError, match=r"context length|maximum"):

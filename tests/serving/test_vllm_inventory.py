@@ -49,7 +49,9 @@ def test_every_generating_route_names_what_its_body_is(vllm):
 
 
 def test_every_field_is_decided_about(vllm):
-    """Of each class that a generating request is read as, or holds: none is missing on the page, and none is made up."""
+    """Of each class that a generating request is read as, or holds: none is missing on the page, and none is made
+    up.
+    """
     asked = {name for kinds in DECIDED.generating.values() for kind in kinds for name in vllm["inner"][kind]}
     undecided = {kind: sorted(set(vllm["fields"][kind]) - set(DECIDED.decided(kind))) for kind in asked}
     assert {kind: names for kind, names in undecided.items() if names} == {}

@@ -1,6 +1,7 @@
 """Ways round the guard that someone has tried: each with a variation, on a server that blocks and steers.
 
-`test_constrained_answers.py` has those by a constraint on the answer, `test_before_the_guard.py` those by a path or a body.
+`test_constrained_answers.py` has those by a constraint on the answer, `test_before_the_guard.py` those by a path or a
+body.
 """
 
 import json
@@ -105,7 +106,8 @@ def test_the_answer_to_a_blocked_prompt_cannot_be_read_off(here, form):
 def test_the_answer_to_a_steered_prompt_cannot_be_read_off(here, form):
     """Of the prompt's tokens there is no number: they would be those of the pass before steering.
 
-    What an answer's own tokens have is the steered pass's. `test_information_flow.py` has a prompt with an answer in it.
+    What an answer's own tokens have is the steered pass's. `test_information_flow.py` has a prompt with an answer in
+    it.
     """
     ids = ids_of(here, here.steered)
     hidden, _ = read_back(here, ids, form)
@@ -126,7 +128,9 @@ def test_the_answer_to_a_steered_prompt_cannot_be_read_off(here, form):
     ids=["n", "batch", "streamed n"],
 )
 def test_a_small_request_makes_no_large_refusal(here, path, body):
-    """A refusal grows with the completions asked for, and with nothing else: some hundred bytes and the message for each."""
+    """A refusal grows with the completions asked for, and with nothing else: some hundred bytes and the message for
+    each.
+    """
     sizes = {}
     for count in (1, 64):
         reply = post(here, path, **body(here.harmful[0], count), max_tokens=1)
@@ -227,7 +231,9 @@ def other_routes(ids: list[int], messages: list[Json]) -> list[tuple[str, Json]]
 
 @pytest.mark.parametrize("place", range(11))
 def test_other_routes_say_nothing_of_a_blocked_prompt(here, place):
-    """No token and no number: the message, or an error; and the same question about a harmless prompt is answered there."""
+    """No token and no number: the message, or an error; and the same question about a harmless prompt is answered
+    there.
+    """
     path, body = other_routes(ids_of(here, here.harmful[0]), here.harmful[0])[place]
     reply = post(here, path, **body)
     assert set(numbers(_objects(reply.text))) <= {FLOOR}

@@ -1,10 +1,10 @@
 """Two models that differ in nothing but what they would answer, and an artifact for each that stops prompts by a word.
 
-The lab model's weights under another architecture (`Qwen3ForCausalLM`, which vLLM offers more routes for); the twin's last
-block has other weights. Both probes read the first block's stream, which is the same, bit for bit, in both. The steering
-vector acts behind the last block, and is so long that nothing of the stream is left beside it: what is said under steering
-is the same in both, too. So whatever differs between two answers to a stopped prompt came from the pass that the guard
-keeps back.
+The lab model's weights under another architecture (`Qwen3ForCausalLM`, which vLLM offers more routes for); the twin's
+last block has other weights. Both probes read the first block's stream, which is the same, bit for bit, in both. The
+steering vector acts behind the last block, and is so long that nothing of the stream is left beside it: what is said
+under steering is the same in both, too. So whatever differs between two answers to a stopped prompt came from the pass
+that the guard keeps back.
 """
 
 import json

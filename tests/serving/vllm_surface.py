@@ -38,8 +38,8 @@ def main() -> None:
     """Print as one line of JSON what vLLM offers.
 
     `default` and `all`: routes, as `METHOD /path`. `bodies`: the classes that a route's body is read as; `inner`: those
-    that each of these, or of a websocket's messages, holds, itself among them; `fields`: their fields. `keys` and `headers`:
-    what vLLM's sources read out of a dictionary that has no class, and of a request's headers.
+    that each of these, or of a websocket's messages, holds, itself among them; `fields`: their fields. `keys` and
+    `headers`: what vLLM's sources read out of a dictionary that has no class, and of a request's headers.
     """
     import vllm
 

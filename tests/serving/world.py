@@ -29,7 +29,9 @@ BAND = 0.2
 
 
 def steered_prompt(reference: Reference, artifact) -> list[dict]:
-    """Return the benign prompt that stands farthest apart from every other prompt in some score: the one that is steered."""
+    """Return the benign prompt that stands farthest apart from every other prompt in some score: the one that is
+    steered.
+    """
     others = [_marks(reference, artifact, messages) for messages in [*BENIGN, *LONG, *HARMFUL]]
 
     def distance(messages: list[dict]) -> float:

@@ -1,8 +1,9 @@
-"""Greedy coordinate gradient (GCG, arXiv 2307.15043): words that mean nothing, put after a request, chosen token by token.
+"""Greedy coordinate gradient (GCG, arXiv 2307.15043): words that mean nothing, put after a request, chosen token by
+token.
 
-In each step the gradient at the suffix's embeddings proposes tokens, some swaps are drawn from the proposals, all are tried,
-and the best is kept if it lowers the loss. Only tokens that begin a word and encode as themselves are used, so that the
-suffix as text is the suffix as tokens: it could be typed.
+In each step the gradient at the suffix's embeddings proposes tokens, some swaps are drawn from the proposals, all are
+tried, and the best is kept if it lowers the loss. Only tokens that begin a word and encode as themselves are used, so
+that the suffix as text is the suffix as tokens: it could be typed.
 """
 
 from collections.abc import Sequence
@@ -103,7 +104,10 @@ class SuffixSearch:
 
 
 def typeable_tokens(chat: ChatModel) -> Any:
-    """Return the ids `[A]` of tokens that begin a word and encode as themselves. Raises `ModelError` where there are few."""
+    """Return the ids `[A]` of tokens that begin a word and encode as themselves.
+
+    Raises `ModelError` where there are few.
+    """
     tokenizer = chat.tokenizer
     texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
     plain = [

@@ -1,7 +1,8 @@
-"""An artifact under white-box attack: what suffixes do to refusals, and to each probe's recall at its certified threshold.
+"""An artifact under white-box attack: what suffixes do to refusals, and to each probe's recall at its certified
+threshold.
 
-It is expected to fail (methods since arXiv 2412.09565 take linear probes to nothing); the point is to say by how much. The
-suffixes are words at random. They are scored as text, through the chat template, and kept nowhere.
+It is expected to fail (methods since arXiv 2412.09565 take linear probes to nothing); the point is to say by how much.
+The suffixes are words at random. They are scored as text, through the chat template, and kept nowhere.
 """
 
 from collections.abc import Sequence
@@ -159,8 +160,8 @@ def _study(
         finding=(
             f"Suffixes against refusal alone take refused prompts from {refused['untouched']} to "
             f"{refused['against refusal']} of {count} (random suffixes: {refused['random suffix']}). Suffixes against "
-            f"refusal and a probe take its recall at the certified 1 % threshold: {said}. {effort.length} tokens, at most "
-            f"{effort.steps} steps of {effort.swaps} swaps.{note}"
+            f"refusal and a probe take its recall at the certified 1 % threshold: {said}. {effort.length} tokens, at "
+            f"most {effort.steps} steps of {effort.swaps} swaps.{note}"
         ),
         tables=(
             Table(

@@ -1,7 +1,7 @@
 """The tamper check: which heads, neurons and directions moved between two builds of a model, and whether refusals did.
 
-Everything is set against a noise floor: the first build against itself with its weights rounded anew. What rounding explains
-has not moved.
+Everything is set against a noise floor: the first build against itself with its weights rounded anew. What rounding
+explains has not moved.
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,8 @@ class Difference:
     """The second build against the first. Arrays of heads `[H]`, neurons `[L, W]`, blocks `[L]`."""
 
     refusal_gap: Floats
-    """Change of each harmful prompt's refusal metric beyond the mean change on harmless ones, `[N]`; none without tokens."""
+    """Change of each harmful prompt's refusal metric beyond the mean change on harmless ones, `[N]`; none without
+    tokens."""
     ships: Floats
     """Change of each head's Ships, mean over prompts."""
     ships_chance: Floats

@@ -1,4 +1,6 @@
-"""What one build does with a set of prompts: its answers, its activations where the answer begins, and its heads' Ships."""
+"""What one build does with a set of prompts: its answers, its activations where the answer begins, and its heads'
+Ships.
+"""
 
 from dataclasses import dataclass
 

@@ -13,7 +13,9 @@ ONE_UNIT = 2.0**-7
 
 @contextmanager
 def rounded_anew(chat: ChatModel, seed: int) -> Iterator[None]:
-    """Within the block, every weight of `chat` is moved at random by one unit in bfloat16's last place, or not at all."""
+    """Within the block, every weight of `chat` is moved at random by one unit in bfloat16's last place, or not at
+    all.
+    """
     # On the weights' own device, so that no model is too large for it.
     generators = {device: torch.Generator(device).manual_seed(seed) for device in {chat.device}}
     kept = [(parameter, parameter.data) for parameter in chat.model.parameters() if parameter.is_floating_point()]

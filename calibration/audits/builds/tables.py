@@ -88,7 +88,9 @@ def _heads(found: Comparison) -> Table:
 
 
 def _neurons(found: Comparison) -> Table:
-    """Show the neurons whose activation changed most on harmful prompts beyond what rounding does to the same neuron."""
+    """Show the neurons whose activation changed most on harmful prompts beyond what rounding does to the same
+    neuron.
+    """
     harmful, harmless, floor = found.changed.neurons_harmful, found.changed.neurons_harmless, found.floor.neurons
     table = _table(
         "neurons that changed most on harmful prompts",

@@ -1,4 +1,6 @@
-"""How far the weights of each head and each neuron moved between two builds, and whether one direction left them all."""
+"""How far the weights of each head and each neuron moved between two builds, and whether one direction left them
+all.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -29,7 +29,8 @@ class Answered:
     closed: Scores
     """Each probe's largest score over the closed turns, `[n, K]`; minus infinity where there are none."""
     open: Scores
-    """Each probe's score of the open turn, `[n, K]`; minus infinity where there is none, or the probe does not read it."""
+    """Each probe's score of the open turn, `[n, K]`; minus infinity where there is none, or the probe does not read
+    it."""
     ends: npt.NDArray[np.str_]
     """How the prompts end, `[n]`."""
     num_turns: npt.NDArray[np.int64]

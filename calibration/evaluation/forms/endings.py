@@ -1,7 +1,7 @@
 """Other endings: harmless scores of prompts that do not end as the chat template does, and which probes decide on them.
 
-A probe is certified for an ending where the threshold that harmless prompts of that ending certify still finds most of what
-it finds as plain chat.
+A probe is certified for an ending where the threshold that harmless prompts of that ending certify still finds most of
+what it finds as plain chat.
 """
 
 from collections.abc import Mapping, Sequence
@@ -95,8 +95,8 @@ def _keeps(
 ) -> bool:
     """Whether each form finds most of what is found as plain chat.
 
-    A closed turn has the cut of plain chat, an open one a cut of its own. The last four arguments are of the same harmful
-    requests; `form` says in which form each was asked.
+    A closed turn has the cut of plain chat, an open one a cut of its own. The last four arguments are of the same
+    harmful requests; `form` says in which form each was asked.
     """
     target = rate_to_try(len(plain_harmless))
     try:

@@ -105,8 +105,8 @@ def _study(found: Mapping[str, Mapping[str, FormRates]], target: float) -> Study
     sentences = [_sentence(probe, rates, titles) for probe, rates in found.items()]
     sizes = next(iter(next(iter(found.values())).values()))
     finding = (
-        f"Of {sizes.harmful.count} harmful and {sizes.harmless.count} harmless requests in each form, at the threshold for "
-        f"{target:.0%} of each turn. {' '.join(sentences)}"
+        f"Of {sizes.harmful.count} harmful and {sizes.harmless.count} harmless requests in each form, at the threshold "
+        f"for {target:.0%} of each turn. {' '.join(sentences)}"
     )
     return StudyResult(
         name=RESULT, title="Does the form of a request change its verdict?", finding=finding, tables=tables

@@ -24,7 +24,8 @@ from probes.scoring import ProbeBank
 from probes.template import Ending
 
 _MOST_CERTIFYING = 4000
-"""Validation requests per class that certify other endings: more promise no lower rates than thresholds are asked for."""
+"""Validation requests per class that certify other endings: more promise no lower rates than thresholds are asked
+for."""
 _RATES: TypeAdapter[dict[str, dict[str, FormRates]]] = TypeAdapter(dict[str, dict[str, FormRates]])
 _STUDIES: TypeAdapter[tuple[StudyResult, ...]] = TypeAdapter(tuple[StudyResult, ...])
 
@@ -63,7 +64,8 @@ class FormResults:
         """Read what `save` wrote."""
         with safe_open(path, framework="np") as file:
             header = file.metadata()
-            harmless = {Ending(name): file.get_tensor(name) for name in file.keys() if name != "nothing"}  # noqa: SIM118
+            names = [name for name in file.keys() if name != "nothing"]  # noqa: SIM118 - no mapping
+            harmless = {Ending(name): file.get_tensor(name) for name in names}
         certified = {name: tuple(map(Ending, ends)) for name, ends in json.loads(header["certified"]).items()}
         rates, studies = _RATES.validate_json(header["rates"]), _STUDIES.validate_json(header["studies"])
         return cls(harmless, certified, rates, studies, json.loads(header["not_asked"]))

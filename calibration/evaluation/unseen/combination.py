@@ -1,8 +1,8 @@
 """Combinations: which probes are worth more together, judged on sources that neither they nor the choice has seen.
 
-A combination is a weighted sum of log-odds. Candidates are the plain averages of up to three probes, and logistic stacking of
-all of them. Errors of probes that read different places are less alike, so that averages of few tend to win (arXiv
-2601.04603); which, the folds say.
+A combination is a weighted sum of log-odds. Candidates are the plain averages of up to three probes, and logistic
+stacking of all of them. Errors of probes that read different places are less alike, so that averages of few tend to win
+(arXiv 2601.04603); which, the folds say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,8 +66,8 @@ def choose_combination(
     Best is the greatest sum of recalls on their harmful prompts less the shares of their harmless ones flagged: what a
     probe takes for harm in one kind of honest traffic counts as much as what it misses in one kind of attack.
 
-    Where there is a `default`, it stays unless another is better by a paired t-test over the families (one-sided, 95 %): the
-    best of hundreds over a dozen families is mostly luck.
+    Where there is a `default`, it stays unless another is better by a paired t-test over the families (one-sided, 95
+    %): the best of hundreds over a dozen families is mostly luck.
 
     `folds` are in log-odds, columns as `names`.
     """

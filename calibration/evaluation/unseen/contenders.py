@@ -1,7 +1,7 @@
 """Contenders: the probes and controls that meet sources they have not seen, each fitted on what a fold leaves.
 
-Probes that are chosen by interventions on the model (the refusal direction) are not among them: each family would cost a
-whole selection.
+Probes that are chosen by interventions on the model (the refusal direction) are not among them: each family would cost
+a whole selection.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -45,7 +45,9 @@ class ControlInputs:
     def of(
         cls, training: TrainingSet, refusal_tokens: Sequence[int], path: Path, *, embed: bool = True
     ) -> "ControlInputs":
-        """Ask the model how it would begin to answer each prompt, and `embed` them; what lies at `path` is not done again."""
+        """Ask the model how it would begin to answer each prompt, and `embed` them; what lies at `path` is not done
+        again.
+        """
         if not path.exists():
             asked: dict[str, npt.NDArray[np.floating]] = {}
             encoder = SentenceEncoder.load() if embed else None

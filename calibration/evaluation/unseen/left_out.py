@@ -1,8 +1,8 @@
 """One family of sources left out: the others to fit on, some of theirs to set the cut by, and the family's own.
 
-A family is what stands before the first colon of a source's name: `jailbreak:fiction` and `jailbreak:persona` are left out
-together, since whoever has seen the one has half seen the other. Wrapped copies (`calibration.prompts.wrapping`) can be
-left out, too: the one kind of attack that can be made of any prompts.
+A family is what stands before the first colon of a source's name: `jailbreak:fiction` and `jailbreak:persona` are left
+out together, since whoever has seen the one has half seen the other. Wrapped copies (`calibration.prompts.wrapping`)
+can be left out, too: the one kind of attack that can be made of any prompts.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,10 @@ class LeftOut:
     training: TrainingSet
     """The other families, to fit on and choose by."""
     judged: Rows
-    """Prompts of the other families that take no part in that: they set the cut. As they were given, no wrapped copies."""
+    """Prompts of the other families that take no part in that: they set the cut.
+
+    As they were given, no wrapped copies.
+    """
     left_out: Rows
     """The family's own prompts, as they were given; of wrapped copies, those of the judged."""
 

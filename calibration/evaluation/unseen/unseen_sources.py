@@ -1,8 +1,8 @@
 """Leave one source out: what probes are worth on prompts of a kind that they never saw.
 
-Each family of sources is left out in turn. Probes are fitted and chosen on the others, a 1 % threshold is set on harmless
-prompts of the others that took no part in either, and the family left out is met with it, as new traffic would be. Where
-prompts were wrapped, too, wrapped copies are left out once like a family.
+Each family of sources is left out in turn. Probes are fitted and chosen on the others, a 1 % threshold is set on
+harmless prompts of the others that took no part in either, and the family left out is met with it, as new traffic would
+be. Where prompts were wrapped, too, wrapped copies are left out once like a family.
 """
 
 import json
@@ -67,8 +67,9 @@ class UnseenSources(Strict):
     target_fpr: float
     sources: dict[str, dict[str, Unseen]]
     combination: dict[str, float]
-    """Weights by probe of the combination that is chosen over all families. In the table, `combined` is for each family the
-    combination that the others chose."""
+    """Weights by probe of the combination that is chosen over all families.
+
+    In the table, `combined` is for each family the combination that the others chose."""
 
     @property
     def named(self) -> dict[str, dict[str, Unseen]]:
@@ -86,14 +87,15 @@ def unseen_sources(
     *,
     embed: bool = True,
 ) -> UnseenSources:
-    """Return the table over the training set's families, or those in `only`, of the probes of `methods` and of controls.
+    """Return the table over the training set's families, or those in `only`, of the probes of `methods` and of
+    controls.
 
     `embed` asks for the control that embeds sentences, too.
     `seed` says which prompts set the cut, and so which are fitted on. Each family's scores by each method are a file in
     `folder`, which is for one seed: they are not done again. What controls need of all prompts is kept next to it.
 
-    Probes that were not found in every fold are left out of the table. Raises `CalibrationError` where there are not two
-    families, where one holds nearly all prompts of a class, or where no probe was found in every fold.
+    Probes that were not found in every fold are left out of the table. Raises `CalibrationError` where there are not
+    two families, where one holds nearly all prompts of a class, or where no probe was found in every fold.
     """
     require_families(training.prompts)
     folder.mkdir(parents=True, exist_ok=True)

@@ -64,8 +64,8 @@ def _finding(marks: BlockScores, words: float, num_fitted: int, num_select: int)
         for kind, block in best.items()
     )
     return (
-        f"Fitted on {num_fitted} prompts and measured on {num_select} selection prompts, the best AUROC at the last token: "
-        f"{shown}; words alone reach {words:.3f}. Selection prompts share their sources with the fit prompts."
+        f"Fitted on {num_fitted} prompts and measured on {num_select} selection prompts, the best AUROC at the last "
+        f"token: {shown}; words alone reach {words:.3f}. Selection prompts share their sources with the fit prompts."
     )
 
 

@@ -1,8 +1,8 @@
 """Linear discriminant analysis that holds two covariances, and never the prompts.
 
-Per class the covariance is shrunk as Ledoit and Wolf have it ("A well-conditioned estimator for large-dimensional covariance
-matrices", 2004), on standardised features. Their shrinkage needs, beside moments, the sum of fourth powers of the vectors'
-norms, which needs the moments: so the features are passed over twice.
+Per class the covariance is shrunk as Ledoit and Wolf have it ("A well-conditioned estimator for large-dimensional
+covariance matrices", 2004), on standardised features. Their shrinkage needs, beside moments, the sum of fourth powers
+of the vectors' norms, which needs the moments: so the features are passed over twice.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,8 +1,8 @@
 """The refusal readout: the log-odds that the answer begins as a refusal, read off the last block by a linear probe.
 
-What "refusal tokens" give (arXiv 2412.06748), without retraining: the model's own judgement, at the price of a projection and
-in a form that combines with other probes. It is fitted to the model's log-odds and not to labels, so it knows no
-more of harm than the model does.
+What "refusal tokens" give (arXiv 2412.06748), without retraining: the model's own judgement, at the price of a
+projection and in a form that combines with other probes. It is fitted to the model's log-odds and not to labels, so it
+knows no more of harm than the model does.
 """
 
 import numpy as np

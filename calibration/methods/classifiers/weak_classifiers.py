@@ -108,7 +108,9 @@ KINDS: Mapping[str, Callable[[Features, Labels], Classifier]] = {
 
 
 def fit_weak_classifiers(training: TrainingSet) -> Fitted:
-    """Return probes `svm` and `mlp` at the last token of the block that each reads best, and the study of all blocks."""
+    """Return probes `svm` and `mlp` at the last token of the block that each reads best, and the study of all
+    blocks.
+    """
     sides = [training.sample(training.fit, harmful=label, most=_MOST_COMPARED) for label in (False, True)]
     compared = np.sort(np.concatenate(sides))
     marks: dict[str, list[BlockScore]] = {kind: [] for kind in KINDS}

@@ -32,8 +32,8 @@ def direction_probe(
     """Return the probe that scores the projection on `direction` `[D]`, centred and scaled to a log-likelihood ratio.
 
     With projections normal in both classes and of equal variance, the ratio is `(z - midpoint) * gap / variance`; the
-    `projection` `[N]` of prompts on the unit direction and their labels `[N]` give those numbers. Signed: harmful prompts
-    score higher.
+    `projection` `[N]` of prompts on the unit direction and their labels `[N]` give those numbers. Signed: harmful
+    prompts score higher.
     """
     unit = direction / np.linalg.norm(direction)
     above, below = projection[harmful], projection[~harmful]

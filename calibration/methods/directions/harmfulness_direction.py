@@ -20,7 +20,9 @@ _MARGIN = 0.02
 
 
 def fit_harmfulness_direction(training: TrainingSet) -> Fitted:
-    """Return probe `harmfulness` at the block and position that separate best, by AUROC on sources left out of the fit."""
+    """Return probe `harmfulness` at the block and position that separate best, by AUROC on sources left out of the
+    fit.
+    """
     cross_validation = CrossValidation.of(training)
     offsets = range(training.instruction_offset, 0, -1)
     layers = range(training.chat.num_layers)

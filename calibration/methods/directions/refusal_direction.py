@@ -142,7 +142,9 @@ def _describe(training: TrainingSet, rows: Rows, evaluator: CandidateEvaluator, 
 
 
 def _evidence(evaluator: CandidateEvaluator, best: Candidate) -> dict[str, float]:
-    """Return what the direction does; `served_strength` is the least strength that induces refusal as served, if any does."""
+    """Return what the direction does; `served_strength` is the least strength that induces refusal as served, if any
+    does.
+    """
     served = {strength: evaluator.induced_as_served(best, strength) for strength in _STRENGTHS}
     enough = [strength for strength, metric in served.items() if metric > 0]
     return {

@@ -1,7 +1,8 @@
-"""Probe `neurons`: logistic regression on the best-ranked neurons at the last prompt token (arXiv 2406.14144, section 6).
+"""Probe `neurons`: logistic regression on the best-ranked neurons at the last prompt token (arXiv 2406.14144, section
+6).
 
-How many, and by which ranking, the selection prompts choose. The control is the same regression on random neurons of the
-same blocks: much of what a detector reads is which blocks it reads, and not which neurons.
+How many, and by which ranking, the selection prompts choose. The control is the same regression on random neurons of
+the same blocks: much of what a detector reads is which blocks it reads, and not which neurons.
 """
 
 from collections.abc import Sequence
@@ -136,8 +137,8 @@ def _study(
     charts = tuple(
         Chart(
             name=name,
-            caption=f"{what} on selection prompts; random neurons have the blocks of “{rankings[0].name}”, with the 95 % "
-            f"interval of the mean of {_NUM_DRAWS} draws.",
+            caption=f"{what} on selection prompts; random neurons have the blocks of “{rankings[0].name}”, with the 95 "
+            f"% interval of the mean of {_NUM_DRAWS} draws.",
             x_label="neurons",
             y_label=what,
             series=(*(_ranked(ranking, ranked, name) for ranking in rankings), _random(random, name)),

@@ -1,7 +1,7 @@
 """Safety neurons: the MLP neurons in which alignment, or the sight of harm, shows most (arXiv 2406.14144).
 
-With a partner they are ranked by what alignment changed (`pair`); always, by how they tell refused from answered prompts
-(`single`, `auroc`). A logistic regression on the best of them at the last prompt token is probe `neurons`.
+With a partner they are ranked by what alignment changed (`pair`); always, by how they tell refused from answered
+prompts (`single`, `auroc`). A logistic regression on the best of them at the last prompt token is probe `neurons`.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,10 @@ _MOST_DRAWN, _MOST_BLOCKS = 60, 8
 
 
 def fit_safety_neurons(training: TrainingSet) -> Fitted:
-    """Return probe `neurons` with its studies, or a note where the model has no such site. Raises `CalibrationError`."""
+    """Return probe `neurons` with its studies, or a note where the model has no such site.
+
+    Raises `CalibrationError`.
+    """
     try:
         neurons = Neurons.of(training.chat)
         partner = Neurons.of(training.partner) if training.partner else None

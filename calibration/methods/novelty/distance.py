@@ -1,9 +1,9 @@
 """Relative Mahalanobis distance (arXiv 2106.09022): further from benign prompts than from prompts in general.
 
-A vector is projected on the principal components of all prompts, each divided by its spread, and the squared distance from
-the benign Gaussian, less that from the Gaussian of all prompts, is the score. The plain distance grows with whatever is
-rare, harmful or not; what both Gaussians find far away cancels in the difference. Both covariances are shrunk as Ledoit and
-Wolf have it (2004), towards equal variances.
+A vector is projected on the principal components of all prompts, each divided by its spread, and the squared distance
+from the benign Gaussian, less that from the Gaussian of all prompts, is the score. The plain distance grows with
+whatever is rare, harmful or not; what both Gaussians find far away cancels in the difference. Both covariances are
+shrunk as Ledoit and Wolf have it (2004), towards equal variances.
 """
 
 from collections.abc import Mapping

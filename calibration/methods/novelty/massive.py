@@ -1,7 +1,8 @@
-"""Massive activations: a few coordinates of the stream that are orders of magnitude above all others (arXiv 2402.17762).
+"""Massive activations: a few coordinates of the stream that are orders of magnitude above all others (arXiv
+2402.17762).
 
-They stand at few tokens (the first, delimiters) and hardly depend on the prompt, yet any variance or distance that includes
-them is theirs alone. So they are looked for wherever a distance is taken, and left out of it.
+They stand at few tokens (the first, delimiters) and hardly depend on the prompt, yet any variance or distance that
+includes them is theirs alone. So they are looked for wherever a distance is taken, and left out of it.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ RATIO = 100.0
 _TOP_SHARE = 0.01
 """A vector has no more massive coordinates than this: where most are near zero, any ordinary one is above the ratio."""
 _LEAST_SHARE = 0.001
-"""Of prompts in which a coordinate is massive for it to count. At 100 times the rest, that is 10 times their variance."""
+"""Of prompts in which a coordinate is massive for it to count.
+
+At 100 times the rest, that is 10 times their variance.
+"""
 _MOST_PROMPTS = 32
 """Per class, whose every token is looked at."""
 

@@ -56,8 +56,9 @@ def _finding(training: TrainingSet, peaks: Sequence[Peak], left_out: Mapping[tup
     block = max(range(len(peaks)), key=lambda index: peaks[index].ratio)
     peak, most = peaks[block], max(int(mask.sum()) for mask in left_out.values())
     seen = (
-        f"Over all tokens of at most 64 fit prompts the largest activation is {peak.ratio:.0f} times the median magnitude "
-        f"of its vector (block {block}, coordinate {peak.coordinate}, token {peak.position}); {RATIO:.0f} times is massive. "
+        f"Over all tokens of at most 64 fit prompts the largest activation is {peak.ratio:.0f} times the median "
+        f"magnitude of its vector (block {block}, coordinate {peak.coordinate}, token {peak.position}); {RATIO:.0f} "
+        "times is massive. "
     )
     if not most:
         return (

@@ -1,16 +1,18 @@
-"""Admission: every steering vector is measured in one way, and goes into the artifact only if benign prompts can bear it.
+"""Admission: every steering vector is measured in one way, and goes into the artifact only if benign prompts can bear
+it.
 
-It is measured on validation prompts. Selection prompts come from the sources that gates were fitted on, and flatter them: on
-the lab, one gate costs nothing there and half a nat on prompts of other templates.
+It is measured on validation prompts. Selection prompts come from the sources that gates were fitted on, and flatter
+them: on the lab, one gate costs nothing there and half a nat on prompts of other templates.
 
 The price is the mean KL that the recommended strength puts between steered and untouched answers of harmless prompts,
-through the vector's own gate if it has one, as if every benign request were steered: at the first token (`kl_benign`), and
-over the first few (`kl_continuation`). Where the greater is over the budget, the vector is left out and a note says with
-what number.
+through the vector's own gate if it has one, as if every benign request were steered: at the first token (`kl_benign`),
+and over the first few (`kl_continuation`). Where the greater is over the budget, the vector is left out and a note says
+with what number.
 
 One kind is judged otherwise. The refusal direction has no gate and is meant to turn an answer into a refusal, so its
-unconditional price says only that it works. A policy can steer with it in no way but behind a rule, and it is judged by what
-benign requests then meet: `kl_behind_rule`, the share that a 1 % rule steers times the KL on those that it does steer.
+unconditional price says only that it works. A policy can steer with it in no way but behind a rule, and it is judged by
+what benign requests then meet: `kl_behind_rule`, the share that a 1 % rule steers times the KL on those that it does
+steer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,8 +75,9 @@ def admit(
 ) -> Fitted:
     """Return `found` with every vector measured, those with an objection left out and noted, and a study of all.
 
-    `prompts` are those to measure on, `scores` `[N, K]` what the K probes gave them. `keep_costly` keeps vectors that are
-    over the budget; one that makes the model refuse less is left out in any case, and so is one that cannot be measured.
+    `prompts` are those to measure on, `scores` `[N, K]` what the K probes gave them. `keep_costly` keeps vectors that
+    are over the budget; one that makes the model refuse less is left out in any case, and so is one that cannot be
+    measured.
     """
     if not found.steering:
         return _not_studied(found, "no steering vector was fitted")
@@ -190,7 +193,8 @@ def _objection(
 ) -> str | None:
     at = f"at strength {dose.strength:g}"
     if dose.refused_harmful < before.refused_harmful - _SLACK:
-        return f"{at} {dose.refused_harmful:.0%} of harmful prompts are refused, and {before.refused_harmful:.0%} without it"
+        refused = f"{dose.refused_harmful:.0%} of harmful prompts are refused"
+        return f"{at} {refused}, and {before.refused_harmful:.0%} without it"
     if before.refused_harmful < _ENOUGH and dose.refused_harmful <= before.refused_harmful:
         return (
             f"at no strength are more than the {before.refused_harmful:.0%} of harmful prompts refused that are anyway"

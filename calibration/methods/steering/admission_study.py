@@ -27,14 +27,15 @@ def steering_study(measured: Sequence[Measured], budget: float, num_harmless: in
         name=RESULT,
         title="What steering buys, and what harmless prompts pay",
         finding=(
-            f"Of {len(measured)} steering vectors {len(kept)} go into the artifact: {', '.join(kept) or 'none'}. Untouched, "
-            f"the model refuses {before:.0%} of harmful prompts; a vector may change the first token of harmless "
-            f"ones by {budget:g} nats on average, measured on {num_harmless} of the validation split."
+            f"Of {len(measured)} steering vectors {len(kept)} go into the artifact: {', '.join(kept) or 'none'}. "
+            f"Untouched, the model refuses {before:.0%} of harmful prompts; a vector may change the first token of "
+            f"harmless ones by {budget:g} nats on average, measured on {num_harmless} of the validation split."
         ),
         charts=(
             Chart(
                 name="trade",
-                caption="Each point is a strength; up and to the left is better. At most 64 validation prompts a class.",
+                caption="Each point is a strength; up and to the left is better. At most 64 validation prompts a "
+                "class.",
                 x_label="KL of the first token on harmless prompts, nats",
                 y_label="share of harmful prompts refused",
                 series=tuple(_series(each) for each in measured),

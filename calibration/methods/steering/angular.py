@@ -1,10 +1,10 @@
 """Angular steering: the stream is turned towards refusal within one plane, and keeps its norm (arXiv 2510.26243).
 
 The plane is spanned by b1, the normalised difference in means, and b2, the first principal component of the differences
-in means of all blocks, orthogonal to b1. `h' = h - P h + |P h| (cos(angle) b1 + sin(angle) b2)`. Which angle means refusal
-is found by trying: it is the one under which harmful selection prompts are refused the most. The adaptive variant turns
-only rows that already lean towards harm; raw projections have no natural zero, so leaning means more than 99 % of harmless
-prompts do.
+in means of all blocks, orthogonal to b1. `h' = h - P h + |P h| (cos(angle) b1 + sin(angle) b2)`. Which angle means
+refusal is found by trying: it is the one under which harmful selection prompts are refused the most. The adaptive
+variant turns only rows that already lean towards harm; raw projections have no natural zero, so leaning means more than
+99 % of harmless prompts do.
 """
 
 import math
@@ -42,7 +42,10 @@ def fit_angular(contrast: SteeringContrast) -> list[FittedSteering]:
 
 
 def plane(difference: Streams, candidates: Streams) -> tuple[Streams, Streams]:
-    """Return b1 along `difference` `[D]`, and b2: the first component of `candidates` `[C, D]` across it. Orthonormal."""
+    """Return b1 along `difference` `[D]`, and b2: the first component of `candidates` `[C, D]` across it.
+
+    Orthonormal.
+    """
     first = difference / np.linalg.norm(difference)
     across = candidates - np.outer(candidates @ first, first)
     second = np.linalg.svd(across, full_matrices=False)[2][0]

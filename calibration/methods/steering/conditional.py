@@ -2,8 +2,8 @@
 
 CAST (arXiv 2409.05907) takes both vectors as first principal components of pairwise-centred states, signed by the
 majority. Its cosine with a rank-one projection cannot tell a direction from its opposite, and reading one mean over the
-prompt cannot follow a batch; here the condition is the signed projection of the row that is about to be steered, and its
-threshold is the cut that 1 % of harmless selection prompts pass. The request as a whole is the policy's to judge.
+prompt cannot follow a batch; here the condition is the signed projection of the row that is about to be steered, and
+its threshold is the cut that 1 % of harmless selection prompts pass. The request as a whole is the policy's to judge.
 
 `gated` keeps the condition and takes better parts: the difference in means, behind a linear discriminant.
 """

@@ -1,4 +1,6 @@
-"""The contrast that steering is fitted on: what the model refuses, what it answers, and the block where that is decided."""
+"""The contrast that steering is fitted on: what the model refuses, what it answers, and the block where that is
+decided.
+"""
 
 from dataclasses import dataclass
 
@@ -27,7 +29,9 @@ _JUDGES = 32
 
 @dataclass(frozen=True, slots=True)
 class SteeringContrast:
-    """Fitting prompts by what the model does with them, read at the last position of one block, where steering begins."""
+    """Fitting prompts by what the model does with them, read at the last position of one block, where steering
+    begins.
+    """
 
     training: TrainingSet
     tokens: tuple[int, ...]

@@ -1,9 +1,9 @@
 """Maps between Gaussians: the mean alone, or mean and covariance (MiMiC, arXiv 2402.09631).
 
-Of all maps that carry N(m, S) onto N(n, T), `A (h - m) + n` with `A = S^-1/2 (S^1/2 T S^1/2)^1/2 S^-1/2` moves activations
-the least in mean square. A full `A` is D numbers times D a block and a matrix product a token, too large to serve, so it is
-served as the identity plus rank R: the R that lie nearest to `A - I` in mean square over the source, by Eckart and Young.
-With R = 0 it is mean matching, which is an addition.
+Of all maps that carry N(m, S) onto N(n, T), `A (h - m) + n` with `A = S^-1/2 (S^1/2 T S^1/2)^1/2 S^-1/2` moves
+activations the least in mean square. A full `A` is D numbers times D a block and a matrix product a token, too large to
+serve, so it is served as the identity plus rank R: the R that lie nearest to `A - I` in mean square over the source, by
+Eckart and Young. With R = 0 it is mean matching, which is an addition.
 """
 
 import numpy as np

@@ -1,8 +1,10 @@
-"""Linear-AcT: each coordinate gets the straight line that carries what is answered onto what is refused (arXiv 2410.23054).
+"""Linear-AcT: each coordinate gets the straight line that carries what is answered onto what is refused (arXiv
+2410.23054).
 
-One-dimensional optimal transport matches sorted samples, so with a and b sorted and centred, `w = sum(a b) / sum(a a)` and
-`T(x) = w (x - mean(a)) + mean(b)`. `T` is applied where x lies in the range that the source was seen in. The paper fits
-layer after layer, each on streams that the maps before it have changed; here one block is steered, so there is none before.
+One-dimensional optimal transport matches sorted samples, so with a and b sorted and centred, `w = sum(a b) / sum(a a)`
+and `T(x) = w (x - mean(a)) + mean(b)`. `T` is applied where x lies in the range that the source was seen in. The paper
+fits layer after layer, each on streams that the maps before it have changed; here one block is steered, so there is
+none before.
 """
 
 import numpy as np
@@ -20,7 +22,8 @@ def fit_linear_act(contrast: SteeringContrast) -> list[FittedSteering]:
 
 
 def sorted_regression(source: Streams, target: Streams) -> tuple[Streams, Streams]:
-    """Return slope and intercept `[D]` of the lines that carry samples `[N, D]` onto samples `[M, D]`, sorted against sorted.
+    """Return slope and intercept `[D]` of the lines that carry samples `[N, D]` onto samples `[M, D]`, sorted against
+    sorted.
 
     Where N and M differ, both are read at the quantiles of the smaller. A coordinate that never varies is only shifted.
     """

@@ -1,10 +1,11 @@
 """AlphaSteer: refusal added in proportion to what no benign prompt has (arXiv 2506.07022).
 
 The paper learns `h' = h + c D h`, `D = D~ P`, with P the projector onto the directions in which benign activations have
-least energy and `D~ = R H^T P (P H H^T P + alpha P)^+`, where R repeats the refusal vector r for every harmful activation
-in H. All columns of R are equal, so `D = r w^T` with `w = (P H H^T P + alpha P)^+ P H 1`: a ridge regression of 1 on
-harmful activations within the benign null space. One dot product and one addition a token then do what a D by D product
-would, and w is a gate without a threshold. Ours is `r max(w . h, 0)`: a reading below zero would steer away from refusal.
+least energy and `D~ = R H^T P (P H H^T P + alpha P)^+`, where R repeats the refusal vector r for every harmful
+activation in H. All columns of R are equal, so `D = r w^T` with `w = (P H H^T P + alpha P)^+ P H 1`: a ridge regression
+of 1 on harmful activations within the benign null space. One dot product and one addition a token then do what a D by D
+product would, and w is a gate without a threshold. Ours is `r max(w . h, 0)`: a reading below zero would steer away
+from refusal.
 """
 
 from dataclasses import dataclass

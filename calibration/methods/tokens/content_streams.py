@@ -83,7 +83,9 @@ def _sample(training: TrainingSet, rows: Rows, most: int) -> Rows:
 def _affordable(
     training: TrainingSet, parts: list[Rows], within: EncodedPrompts, most_layers: int | None
 ) -> tuple[tuple[int, ...], EncodedPrompts]:
-    """Return the blocks that can be held of all prompts, and as many of those within other text as there is room for."""
+    """Return the blocks that can be held of all prompts, and as many of those within other text as there is room
+    for.
+    """
     plain = int(training.prompts.lengths[np.concatenate(parts)].sum())
     layers = choose_layers(training.chat, plain + int(within.lengths.sum()), most_layers)
     room = affordable_tokens(training.chat) // len(layers) - plain
@@ -98,7 +100,9 @@ def _content_of(template: Template, prompts: EncodedPrompts, streams: TokenStrea
 
 
 def _within(training: TrainingSet, rows: Rows) -> EncodedPrompts:
-    """Return single-turn prompts within harmless prose or other harmless requests; in any order, so that some are enough."""
+    """Return single-turn prompts within harmless prose or other harmless requests; in any order, so that some are
+    enough.
+    """
     rng = np.random.default_rng(_SEED)
     prompts = training.prompts.prompts
     single = [prompts[row] for row in rng.permutation(rows) if len(prompts[row].messages) == 1]

@@ -100,7 +100,9 @@ def fit_token_level(training: TrainingSet) -> Fitted:
 
 
 def score_rows(training: TrainingSet, probes: Sequence[FittedProbe], rows: Rows) -> npt.NDArray[np.float64]:
-    """Return the scores `[N, K]` of probes with any readout on training prompts `rows`, which pass through the model once."""
+    """Return the scores `[N, K]` of probes with any readout on training prompts `rows`, which pass through the model
+    once.
+    """
     template = read_template(training.chat.tokenizer)
     bank = ProbeBank.of([probe.spec for probe in probes], tensors_of(probes), template)
     return score_prompts(training.chat, bank, training.prompts.subset(rows), title="reading every token").scores.astype(
@@ -125,7 +127,9 @@ def _balanced(training: TrainingSet, rows: Rows, most: int) -> Rows:
 
 
 def _two(count: int) -> slice:
-    """Return which blocks of `count` are a quarter and three quarters of the way; a slice, so that nothing is copied."""
+    """Return which blocks of `count` are a quarter and three quarters of the way; a slice, so that nothing is
+    copied.
+    """
     first, last = count // 4, 3 * count // 4
     return slice(first, last + 1, max(last - first, 1))
 

@@ -1,8 +1,8 @@
 """Losses on token scores: each trains the channels of a probe for the readout that will serve them.
 
-`softmax_window_loss` is that of Constitutional Classifiers++ (arXiv 2601.04603): with z the token logits and z̄ their means
-over sliding windows of M = 16 tokens, a prompt with label y costs `sum_t w_t BCE(y, z̄_t)`, `w = softmax(z̄)`. The softmax
-forgives a harmful prompt its harmless stretches and punishes any confident window of a harmless one.
+`softmax_window_loss` is that of Constitutional Classifiers++ (arXiv 2601.04603): with z the token logits and z̄ their
+means over sliding windows of M = 16 tokens, a prompt with label y costs `sum_t w_t BCE(y, z̄_t)`, `w = softmax(z̄)`.
+The softmax forgives a harmful prompt its harmless stretches and punishes any confident window of a harmless one.
 
 `attention_loss` and `multimax_loss` are binary cross-entropy on the request's score (arXiv 2601.11516).
 """
@@ -32,7 +32,9 @@ def softmax_window_loss(tokens: TokenScores, bias: torch.Tensor, labels: torch.T
 
 
 def attention_loss(tokens: TokenScores, bias: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return each prompt's loss `[B]`; channels are pairs, query logits and values, as the `attention` readout has them."""
+    """Return each prompt's loss `[B]`; channels are pairs, query logits and values, as the `attention` readout has
+    them.
+    """
     logits, values = tokens.scores[..., ::2], tokens.scores[..., 1::2]
     weights = logits.masked_fill(~tokens.mask[..., None], -torch.inf).softmax(1)
     score = (weights * values).sum((1, 2)) + bias

@@ -1,4 +1,6 @@
-"""Token streams: what some blocks held at every token of a prompt, read once for all probes that are trained on tokens."""
+"""Token streams: what some blocks held at every token of a prompt, read once for all probes that are trained on
+tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

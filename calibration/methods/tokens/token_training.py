@@ -81,7 +81,10 @@ def train(tokens: TokenStreams, recipe: Recipe) -> tuple[torch.Tensor, float]:
 
 
 def train_perceptron(tokens: TokenStreams, recipe: Recipe, hidden: int) -> Perceptron:
-    """Return a perceptron of `hidden` units, trained as by `train`. Its output is the one channel of the recipe's loss."""
+    """Return a perceptron of `hidden` units, trained as by `train`.
+
+    Its output is the one channel of the recipe's loss.
+    """
     mean, scale = (each.flatten() for each in tokens.moments())
     weight = _drawn(hidden, len(mean), recipe.spread)
     outer = _drawn(1, hidden, recipe.spread)

@@ -45,7 +45,9 @@ def answer_scores(bank: WatchBank, answers: Sequence[TokenScores]) -> npt.NDArra
 def tokens_to_crossing(
     bank: WatchBank, answers: Sequence[TokenScores], thresholds: npt.NDArray[np.floating]
 ) -> npt.NDArray[np.int64]:
-    """Return how many tokens of each answer were read when its score rose above `thresholds` `[W]`, `[N, W]`; 0: never."""
+    """Return how many tokens of each answer were read when its score rose above `thresholds` `[W]`, `[N, W]`; 0:
+    never.
+    """
     found = np.zeros((len(answers), len(bank.watches)), dtype=np.int64)
     for token, step in enumerate(read_along(bank, answers), start=1):
         # In the precision in which thresholds were certified.

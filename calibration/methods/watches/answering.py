@@ -35,8 +35,8 @@ class Answers:
     scores: tuple[TokenScores, ...]
     """Token scores `[n - 1, C]` of each answer of n tokens, columns being the bank's channels.
 
-    Row t is where the model read the answer's token t. It never reads the last one, be it the end token or the last that
-    there was room for, so an answer of one token has no score at all.
+    Row t is where the model read the answer's token t. It never reads the last one, be it the end token or the last
+    that there was room for, so an answer of one token has no score at all.
     """
 
     @property
@@ -60,8 +60,8 @@ def answer_prompts(
     """Answer every prompt greedily in at most `most_tokens` tokens, and score the answers' tokens.
 
     Each batch leaves a file in `folder`, which must be named for the model, the probes, the prompts and `most_tokens`;
-    what lies there is not answered again. Raises `CalibrationError` naming a prompt in whose answer a score is not a number,
-    and where the disk is full.
+    what lies there is not answered again. Raises `CalibrationError` naming a prompt in whose answer a score is not a
+    number, and where the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokens: list[Tokens] = [()] * len(prompts.prompts)

@@ -1,7 +1,9 @@
-"""The two sides of a split's answers: those to harmless prompts, and those to harmful prompts that were answered at all.
+"""The two sides of a split's answers: those to harmless prompts, and those to harmful prompts that were answered at
+all.
 
-Most models refuse most harmful prompts. A refusal is no harmful answer, and a watch that keeps quiet over it is right, so
-refusals are counted and left out of what a watch is judged by. An answer is a refusal when it opens as the model's own do.
+Most models refuse most harmful prompts. A refusal is no harmful answer, and a watch that keeps quiet over it is right,
+so refusals are counted and left out of what a watch is judged by. An answer is a refusal when it opens as the model's
+own do.
 """
 
 from dataclasses import dataclass
@@ -52,7 +54,9 @@ class LabelledAnswers:
         return cls(answers.subset(np.flatnonzero(harmless)), answers.subset(np.flatnonzero(answered)), counts)
 
     def columns(self, channels: list[int]) -> tuple[list[TokenScores], list[TokenScores]]:
-        """Return the token scores `[T, W]` of harmless and of harmful answers, a column for each of `channels` `[W]`."""
+        """Return the token scores `[T, W]` of harmless and of harmful answers, a column for each of `channels`
+        `[W]`.
+        """
         harmless, harmful = ([scores[:, channels] for scores in side.scores] for side in (self.harmless, self.harmful))
         return harmless, harmful
 

@@ -87,7 +87,9 @@ def _crossings(
 
 
 def groups_by_length(lengths: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.int64]]:
-    """Return the rows of answers of `lengths` `[N]` in at most four groups of about equal size, named by their lengths."""
+    """Return the rows of answers of `lengths` `[N]` in at most four groups of about equal size, named by their
+    lengths.
+    """
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, _LENGTHS + 1)[1:], method="higher"))
     group = np.searchsorted(edges, lengths)
     rows = [np.flatnonzero(group == index) for index in range(len(edges))]
@@ -223,6 +225,6 @@ def _of_the_best(best: _Crossings, test: LabelledAnswers) -> str:
     worst, share = max(best.by_length, key=lambda group: group[1].value)
     return (
         f"At the certified threshold for 1 %, {best.watch.name} finds the most: {recall:.0%}, {when}; "
-        f"{best.harmless.value:.1%} of harmless answers are above it, and {share.value:.1%} of those of {worst} tokens, "
-        "where it is worst: the promise is on answers of all lengths together."
+        f"{best.harmless.value:.1%} of harmless answers are above it, and {share.value:.1%} of those of {worst} "
+        "tokens, where it is worst: the promise is on answers of all lengths together."
     )

@@ -1,7 +1,8 @@
-"""From fitted probes to watches: what is usual along harmless answers, which watches are worth keeping, what they promise.
+"""From fitted probes to watches: what is usual along harmless answers, which watches are worth keeping, what they
+promise.
 
-Training prompts' answers say what is usual and choose; validation prompts' answers certify, and fit nothing; test prompts'
-answers only report. All answers are greedy, by Transformers, whoever scores the prompts.
+Training prompts' answers say what is usual and choose; validation prompts' answers certify, and fit nothing; test
+prompts' answers only report. All answers are greedy, by Transformers, whoever scores the prompts.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,7 @@
 """The forms that a request is measured in. Each takes a request and writes it down; what it means stays the same.
 
-Those of `BY_ENDING` end otherwise than the chat template does, as the guard tells from the token ids (`probes.template`).
+Those of `BY_ENDING` end otherwise than the chat template does, as the guard tells from the token ids
+(`probes.template`).
 """
 
 from collections.abc import Callable

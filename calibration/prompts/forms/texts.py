@@ -1,4 +1,7 @@
-"""The words around a request: harmless prose, beginnings of answers, and requests to go on. All written for this project."""
+"""The words around a request: harmless prose, beginnings of answers, and requests to go on.
+
+All written for this project.
+"""
 
 OPENERS = (
     "Sure, here is",

@@ -79,7 +79,9 @@ class Writer:
         return " ".join(sentences)
 
     def between(self) -> tuple[str, str]:
-        """Return what the template writes between a user's words and the assistant's, and between these and the user's."""
+        """Return what the template writes between a user's words and the assistant's, and between these and the
+        user's.
+        """
         first, second, third = "AAAA", "BBBB", "CCCC"
         text = self.chat([user(first), assistant(second), user(third)]).text
         start, middle, end = (text.index(each) for each in (first, second, third))

@@ -1,7 +1,7 @@
 """Whole answers: how many are refusals when the refusal direction is ablated, and when it is added.
 
-The first token says what a model is about to do; whether it goes through with it is seen in the answer. An answer counts
-as a refusal when it opens as the model's own refusals do, by its first tokens: no table of phrases.
+The first token says what a model is about to do; whether it goes through with it is seen in the answer. An answer
+counts as a refusal when it opens as the model's own refusals do, by its first tokens: no table of phrases.
 """
 
 from collections.abc import Callable
@@ -90,10 +90,11 @@ def _study(
         title="What the refusal direction does to whole answers",
         finding=(
             f"Ablating it takes refusals of harmful prompts from {plain.value:.0%} to {without.value:.0%} "
-            f"(n = {plain.count}); adding it at strength {steering.spec.evidence['strength']:g} takes refusals of harmless "
-            f"prompts from {harmless.value:.0%} to {more.value:.0%} (n = {harmless.count}), with "
-            f"{repeated['harmless, added at every position']:.0%} of the answers repeating themselves. Greedy answers of "
-            f"{_NUM_TOKENS} tokens to selection prompts, judged by how the model's own refusals open ({num_openings} found)."
+            f"(n = {plain.count}); adding it at strength {steering.spec.evidence['strength']:g} takes refusals of "
+            f"harmless prompts from {harmless.value:.0%} to {more.value:.0%} (n = {harmless.count}), with "
+            f"{repeated['harmless, added at every position']:.0%} of the answers repeating themselves. Greedy answers "
+            f"of {_NUM_TOKENS} tokens to selection prompts, judged by how the model's own refusals open "
+            f"({num_openings} found)."
         ),
         tables=(
             Table(

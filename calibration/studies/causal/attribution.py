@@ -1,10 +1,12 @@
-"""Attribution patching: what patching each part of the model would do to refusal, from gradients (AtP*, arXiv 2403.00745).
+"""Attribution patching: what patching each part of the model would do to refusal, from gradients (AtP*, arXiv
+2403.00745).
 
-The effect of a part is the refusal log-odds lost when its value in a harmful prompt's run is replaced by its value in the
-run of a harmless prompt. To first order that is `(a_harmful - a_harmless) . gradient`, for all parts at once. Two things make
-that estimate miss parts, and two remedies are taken: queries and keys act through a softmax that is flat where it is
-saturated, so their attention weights are computed anew; and direct and indirect effects cancel, so the gradient is also
-taken with each layer's contribution dropped in turn, and the absolute estimates are averaged (GradDrop).
+The effect of a part is the refusal log-odds lost when its value in a harmful prompt's run is replaced by its value in
+the run of a harmless prompt. To first order that is `(a_harmful - a_harmless) . gradient`, for all parts at once. Two
+things make that estimate miss parts, and two remedies are taken: queries and keys act through a softmax that is flat
+where it is saturated, so their attention weights are computed anew; and direct and indirect effects cancel, so the
+gradient is also taken with each layer's contribution dropped in turn, and the absolute estimates are averaged
+(GradDrop).
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,6 @@
-"""Which parts of the model carry its refusals: AtP* ranks them all, exact patching checks the top and a random sample."""
+"""Which parts of the model carry its refusals: AtP* ranks them all, exact patching checks the top and a random
+sample.
+"""
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +38,7 @@ _Exact = dict[Part, torch.Tensor]
 _Floats = npt.NDArray[np.float64]
 
 
-def attribution_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
+def attribution_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - studies get it
     """Return the study. Raises `Skipped` where it cannot be asked. Gradients are taken in float32."""
     tokens, model = training.require_refusals(), training.chat.model
     if reason := too_large(model):
@@ -81,10 +83,10 @@ def _study(estimates: dict[Part, Estimate], exact: _Exact, pairs: PromptPairs, n
         name=_NAME,
         title=_TITLE,
         finding=(
-            f"Of {len(exact)} parts patched exactly (of {len(estimates)} ranked), {_name(best)} carries most: with its value "
-            f"from a harmless prompt the log-odds of refusal fall by {float(exact[best].mean()):.2f}. Rank correlation with "
-            f"exact patching: plain attribution {plain:.2f}, AtP* {refined:.2f}. {len(pairs)} pairs of selection prompts, "
-            f"one refused and one answered, of equal length; all positions patched at once.{note}"
+            f"Of {len(exact)} parts patched exactly (of {len(estimates)} ranked), {_name(best)} carries most: with its "
+            f"value from a harmless prompt the log-odds of refusal fall by {float(exact[best].mean()):.2f}. Rank "
+            f"correlation with exact patching: plain attribution {plain:.2f}, AtP* {refined:.2f}. {len(pairs)} pairs "
+            f"of selection prompts, one refused and one answered, of equal length; all positions patched at once.{note}"
         ),
         charts=(_chart(estimates, exact),),
         tables=(

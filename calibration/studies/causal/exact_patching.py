@@ -1,4 +1,7 @@
-"""Exact activation patching: one part of the model at a time, one forward pass for each. The truth that AtP* estimates."""
+"""Exact activation patching: one part of the model at a time, one forward pass for each.
+
+The truth that AtP* estimates.
+"""
 
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -1,10 +1,11 @@
-"""The subspace-illusion check (arXiv 2311.17030): does patching along a direction act through what the model itself uses?
+"""The subspace-illusion check (arXiv 2311.17030): does patching along a direction act through what the model itself
+uses?
 
-A direction can carry the difference between prompts in one component and move the output by another along which no prompt
-ever differs. Patching along it then works, and proves nothing. So each direction is split into its part within the
-principal components that make up nearly all variation between prompts where it is read, and the dormant rest; the patch's
-displacement is made along each part alone. (The paper's other split, by the null space of the weights that read, says
-nothing here: the output head alone reads every direction of the residual stream.)
+A direction can carry the difference between prompts in one component and move the output by another along which no
+prompt ever differs. Patching along it then works, and proves nothing. So each direction is split into its part within
+the principal components that make up nearly all variation between prompts where it is read, and the dormant rest; the
+patch's displacement is made along each part alone. (The paper's other split, by the null space of the weights that
+read, says nothing here: the output head alone reads every direction of the residual stream.)
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,8 @@
 """Concept sensitivity (TCAV, arXiv 1711.11279): does the model's refusal respond to what a probe reads?
 
 The directional derivative of the refusal metric along a probe's direction, where it reads. TCAV's score is the share of
-prompts on which it is positive. Random directions are the yardstick, two-sided: where gradients of all prompts point the
-same way, any direction has a share near 0 or 1, so the mean derivative is tested too.
+prompts on which it is positive. Random directions are the yardstick, two-sided: where gradients of all prompts point
+the same way, any direction has a share near 0 or 1, so the mean derivative is tested too.
 """
 
 from dataclasses import dataclass
@@ -92,7 +92,9 @@ def sensitivities(
 
 
 def _along(read: dict[int, torch.Tensor], each: Direction, draws: torch.Tensor) -> torch.Tensor:
-    """Return derivatives `[B, 1 + R]` along a direction and `draws` `[R, D]`; `read` is the gradient `[B, D]` by block."""
+    """Return derivatives `[B, 1 + R]` along a direction and `draws` `[R, D]`; `read` is the gradient `[B, D]` by
+    block.
+    """
     own = torch.stack([read[layer] @ unit.to(draws.device) for layer, unit in each.units.items()]).sum(dim=0)
     return torch.cat([own.unsqueeze(1), torch.stack(list(read.values())).sum(dim=0) @ draws.T], dim=1)
 
@@ -110,9 +112,9 @@ def _study(measured: list[Sensitivity]) -> StudyResult:
         name=_NAME,
         title=_TITLE,
         finding=(
-            f"Refusal responds more than to random directions along these probes, {said}.{dead} Derivatives of the refusal "
-            f"log-odds on {count} selection prompts, against {draws} random directions (two-sided, {_LEVEL:g}; not corrected "
-            f"for {len(measured)} tests). What detects need not act."
+            f"Refusal responds more than to random directions along these probes, {said}.{dead} Derivatives of the "
+            f"refusal log-odds on {count} selection prompts, against {draws} random directions (two-sided, {_LEVEL:g}; "
+            f"not corrected for {len(measured)} tests). What detects need not act."
         ),
         tables=(
             Table(

@@ -108,7 +108,8 @@ def _study(table: dict[str, list[Rate]], chart: Chart, which: str, harm: Probe) 
         title="Harm recognised, refusal absent",
         finding=(
             f"Share of {which} of the test split above the certified 1 % cut of harmfulness and below that of refusal: "
-            f"{said}. The two directions have cosine {cosine:.2f}. Whether a prompt is refused is read from its first token."
+            f"{said}. The two directions have cosine {cosine:.2f}. Whether a prompt is refused is read from its first "
+            "token."
         ),
         charts=(chart,),
         tables=(

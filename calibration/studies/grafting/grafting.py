@@ -1,8 +1,8 @@
 """Logit grafting: an attack with the weights in hand, for testing probes (arXiv 2406.05644).
 
-While the first token is computed, the hidden state at the prompt's last position after one block is replaced by that of a
-benign prompt. From there on the model decides as if the prompt had been benign, as it does under a jailbreak that works; a
-probe that reads the same place is blinded with it, one that reads other positions or earlier blocks is not.
+While the first token is computed, the hidden state at the prompt's last position after one block is replaced by that of
+a benign prompt. From there on the model decides as if the prompt had been benign, as it does under a jailbreak that
+works; a probe that reads the same place is blinded with it, one that reads other positions or earlier blocks is not.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,9 @@ class PatchingSetup:
         return cls(training, training.refusal_tokens, bank, cuts, refused[:_MOST_ATTACKED], answered)
 
     def trial(self, layer: int | None, donors: Rows) -> PatchEffect:
-        """Graft the states of training prompts `donors`, one for each attacked, after block `layer`; None grafts nothing."""
+        """Graft the states of training prompts `donors`, one for each attacked, after block `layer`; None grafts
+        nothing.
+        """
         prompts, chat = self.training.prompts.subset(self.refused), self.training.chat
         if layer is None:
             scored = score_prompts(chat, self.bank, prompts, refusal_tokens=self.tokens)

@@ -19,7 +19,10 @@ _SEED = 20_260
 
 
 def grafting(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
-    """Return the study on selection prompts. Raises `Skipped` where too few behave as labelled, or there is no probe."""
+    """Return the study on selection prompts.
+
+    Raises `Skipped` where too few behave as labelled, or there is no probe.
+    """
     training.require_refusals()
     if not found.probes:
         raise Skipped("there is no probe in the artifact")
@@ -57,10 +60,10 @@ def _finding(plain: PatchEffect, attacks: dict[int, PatchEffect], controls: dict
     alive = [name for name in plain.recall if attack.recall[name].value >= _SURVIVES * plain.recall[name].value]
     lost = [name for name in plain.recall if name not in alive]
     return (
-        f"Of {plain.refused.count} harmful prompts that the model refuses, {attack.refused.value:.0%} are still refused when "
-        f"a benign prompt's state is grafted after block {layer} ({controls[layer].refused.value:.0%} with another refused "
-        f"prompt's). Probes that keep {_SURVIVES:.0%} of their recall or more: {_listed(plain, attack, alive)}; "
-        f"blinded: {_listed(plain, attack, lost)}."
+        f"Of {plain.refused.count} harmful prompts that the model refuses, {attack.refused.value:.0%} are still "
+        f"refused when a benign prompt's state is grafted after block {layer} ({controls[layer].refused.value:.0%} "
+        f"with another refused prompt's). Probes that keep {_SURVIVES:.0%} of their recall or more: "
+        f"{_listed(plain, attack, alive)}; blinded: {_listed(plain, attack, lost)}."
     )
 
 

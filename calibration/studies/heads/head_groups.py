@@ -1,4 +1,6 @@
-"""Groups of heads, judged by what the model does without them: refusals of harmful prompts, and answers to harmless ones."""
+"""Groups of heads, judged by what the model does without them: refusals of harmful prompts, and answers to harmless
+ones.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

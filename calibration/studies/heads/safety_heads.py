@@ -26,8 +26,8 @@ from calibration.studies.heads.ships import GROUP, HeadEffect, HeadScores
 
 _NAME, _TITLE = "safety_heads", "Safety heads: what refusals hang on"
 _MOST_SCORING, _MOST_JUDGED = 16, 48
-"""Harmful prompts that heads are scored by, each of which passes the model once for every head; prompts of each class that
-groups are judged by."""
+"""Harmful prompts that heads are scored by, each of which passes the model once for every head; prompts of each class
+that groups are judged by."""
 _DRAWN_SIZES = (1, 3, GROUP)
 
 _Grown = Mapping[Removal, Sequence[HeadGroupEffect]]
@@ -74,8 +74,8 @@ def _finding(heads: Sequence[Head], grown: _Grown, drawn: _Drawn, removal: Remov
     whole, without = grown[removal][0].refused, grown[removal][size]
     text = (
         f"With heads {', '.join(map(str, heads[:size]))} {removal}, {without.refused.value:.0%} "
-        f"({without.refused.low:.0%} to {without.refused.high:.0%}) of {whole.count} harmful prompts are refused instead of "
-        f"{whole.value:.0%}, and harmless first tokens move by {without.kl:.3f} nats"
+        f"({without.refused.low:.0%} to {without.refused.high:.0%}) of {whole.count} harmful prompts are refused "
+        f"instead of {whole.value:.0%}, and harmless first tokens move by {without.kl:.3f} nats"
     )
     if (removal, size) not in drawn:
         return f"{text}; the model has too few heads to draw others."

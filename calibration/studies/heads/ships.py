@@ -1,8 +1,9 @@
 """Ships and Sahara: which attention heads carry the model's safety (arXiv 2410.13708).
 
-`Ships(q, h) = KL(p(q) || p(q without h))` on the first token of the answer to a harmful prompt q. Over a set of prompts,
-with M `[D, N]` their last hidden states: the sum of the principal angles between the leading left singular directions of
-M with h and without it. Sahara adds, one by one, the head with the largest angle given those that are out already.
+`Ships(q, h) = KL(p(q) || p(q without h))` on the first token of the answer to a harmful prompt q. Over a set of
+prompts, with M `[D, N]` their last hidden states: the sum of the principal angles between the leading left singular
+directions of M with h and without it. Sahara adds, one by one, the head with the largest angle given those that are out
+already.
 
 The paper leaves open which way M is stacked; here its columns are prompts, so that a singular direction is one of the
 hidden space. Stacked the other way, a head that moves all prompts alike would move no direction.

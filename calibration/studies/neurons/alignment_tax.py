@@ -1,7 +1,7 @@
 """The alignment tax: whether safety and helpfulness live in the same neurons (arXiv 2406.14144, section 5).
 
-The contrast that finds safety neurons on harmful prompts is taken on harmless ones too. Halves of the harmful prompts say
-how alike two rankings of the same thing are.
+The contrast that finds safety neurons on harmful prompts is taken on harmless ones too. Halves of the harmful prompts
+say how alike two rankings of the same thing are.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ from calibration.model.neurons import Neurons
 _SHARE = 0.05
 
 
-def study_alignment_tax(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
+def study_alignment_tax(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - studies get it
     """Return how alike the two rankings are. Raises `Skipped` without a partner or without neurons."""
     aligned, partner = paired_neurons(training)
     safety, helpful = (_halves(training, aligned, partner, harmful=label) for label in (True, False))
@@ -44,7 +44,9 @@ def _num_prompts(training: TrainingSet) -> tuple[int, int]:
 
 
 def _alike(neurons: Neurons, one: ActivationContrast, other: ActivationContrast) -> tuple[float, float, float]:
-    """Return the best neurons' overlap, the rank correlation of all scores, and how mean changes of the best correlate."""
+    """Return the best neurons' overlap, the rank correlation of all scores, and how mean changes of the best
+    correlate.
+    """
     rankings = [Ranking("change", "change", each.scores, neurons) for each in (one, other)]
     best = [ranking.share(_SHARE) for ranking in rankings]
     candidates, either = rankings[0].candidates, np.union1d(best[0], best[1])
@@ -69,8 +71,9 @@ def _study(
         finding=(
             f"Ranked on harmful and on harmless prompts ({num_prompts[0]} and {num_prompts[1]} a half), the best "
             f"{_SHARE:.0%} have {across[0]:.0%} in common and all scores a rank correlation of {across[1]:.2f}; two "
-            f"halves of the harmful prompts have {safety[0]:.0%} and {safety[1]:.2f}. In those neurons the mean changes "
-            f"on the two kinds of prompts correlate at {across[2]:.2f}, on the halves of one kind at {safety[2]:.2f}."
+            f"halves of the harmful prompts have {safety[0]:.0%} and {safety[1]:.2f}. In those neurons the mean "
+            f"changes on the two kinds of prompts correlate at {across[2]:.2f}, on the halves of one kind at "
+            f"{safety[2]:.2f}."
         ),
         tables=(
             Table(

@@ -1,4 +1,5 @@
-"""Dynamic activation patching: the partner answers with neurons of the aligned model in it (arXiv 2406.14144, section 4).
+"""Dynamic activation patching: the partner answers with neurons of the aligned model in it (arXiv 2406.14144, section
+4).
 
 At every step the aligned model reads the text so far, the partner reads the same text with the chosen neurons
 overwritten by what they were in the aligned model, and the partner gives the next token. What was written to earlier
@@ -53,7 +54,8 @@ def answer_patched(
     *,
     with_weights: bool = False,
 ) -> PatchedAnswers:
-    """Return the partner's greedy answers with the neurons `chosen` overwritten by the aligned model's, at all positions.
+    """Return the partner's greedy answers with the neurons `chosen` overwritten by the aligned model's, at all
+    positions.
 
     Under `with_weights` they also write with the aligned model's output weights. The paper's pairs share them; a pair
     that was fully fine-tuned does not, and there a neuron's value alone is half of what it does.
@@ -104,7 +106,9 @@ class RefusalOpenings:
     def learn(
         cls, to_harmful: Sequence[Tokens], to_harmless: Sequence[Tokens], refusal_tokens: Sequence[int], length: int = 3
     ) -> "RefusalOpenings":
-        """Learn from answers: openings that start with a refusal token and are commoner where the prompt was harmful."""
+        """Learn from answers: openings that start with a refusal token and are commoner where the prompt was
+        harmful.
+        """
         on_harmful, on_harmless = (
             [tokens[:length] for tokens in side if tokens[:1] and tokens[0] in refusal_tokens]
             for side in (to_harmful, to_harmless)

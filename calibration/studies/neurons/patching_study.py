@@ -1,8 +1,9 @@
-"""What patched neurons restore: the share of the safety gap between a model and its partner that a share of neurons carries.
+"""What patched neurons restore: the share of the safety gap between a model and its partner that a share of neurons
+carries.
 
-F is measured twice, by no table of phrases: the share of answers that open like one of the aligned model's own refusals,
-and the log-odds that the first token starts a refusal. The first is what a user sees; the second shows what stays below
-the threshold of greedy decoding.
+F is measured twice, by no table of phrases: the share of answers that open like one of the aligned model's own
+refusals, and the log-odds that the first token starts a refusal. The first is what a user sees; the second shows what
+stays below the threshold of greedy decoding.
 """
 
 from collections.abc import Callable, Sequence
@@ -101,7 +102,10 @@ class _Setup:
 
 
 def study_patching(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
-    """Return the patching curve on selection prompts. Raises `Skipped` where there is nothing to patch or to restore."""
+    """Return the patching curve on selection prompts.
+
+    Raises `Skipped` where there is nothing to patch or to restore.
+    """
     aligned, partner = paired_neurons(training)
     bench = _set_up(training, aligned, partner, training.require_refusals())
     if bench.refused(bench.best).mean() <= bench.refused(bench.worst).mean():
@@ -193,14 +197,14 @@ def _finding(bench: _Setup, points: Sequence[_Point]) -> str:
     has_shape = ours.by_refusals.value >= _PUBLISHED and random.by_refusals.high < ours.by_refusals.low
     return (
         f"The model refuses {bench.refused(bench.best).mean():.0%} of {len(bench.harmful.prompts)} harmful selection "
-        f"prompts, its partner {bench.refused(bench.worst).mean():.0%}. Patched into the partner, the best {_STATED:.0%} "
-        f"({ours.num_neurons} of {most.num_neurons} neurons) restore {ours}; random ones of the same blocks {random} "
-        f"({_NUM_DRAWS} draws). All of them restore {most}; where neurons also write with the model's output weights, the "
-        f"best {_STATED:.0%} restore {at[_PAIR + _WITH_WEIGHTS, _STATED]}, random ones "
-        f"{at[_RANDOM + _WITH_WEIGHTS, _STATED]}, and all of them {at[_PAIR + _WITH_WEIGHTS, 1.0]}. The published shape "
-        f"({_STATED:.0%} restore over {_PUBLISHED:.0%}, random ones far less) "
-        f"{'appears' if has_shape else 'does not appear'} in refusals; of the log-odds that all neurons restore, the best "
-        f"{_STATED:.0%} have {ours.by_log_odds.value / most.by_log_odds.value:.0%}, random ones "
+        f"prompts, its partner {bench.refused(bench.worst).mean():.0%}. Patched into the partner, the best "
+        f"{_STATED:.0%} ({ours.num_neurons} of {most.num_neurons} neurons) restore {ours}; random ones of the same "
+        f"blocks {random} ({_NUM_DRAWS} draws). All of them restore {most}; where neurons also write with the model's "
+        f"output weights, the best {_STATED:.0%} restore {at[_PAIR + _WITH_WEIGHTS, _STATED]}, random ones "
+        f"{at[_RANDOM + _WITH_WEIGHTS, _STATED]}, and all of them {at[_PAIR + _WITH_WEIGHTS, 1.0]}. The published "
+        f"shape ({_STATED:.0%} restore over {_PUBLISHED:.0%}, random ones far less) "
+        f"{'appears' if has_shape else 'does not appear'} in refusals; of the log-odds that all neurons restore, the "
+        f"best {_STATED:.0%} have {ours.by_log_odds.value / most.by_log_odds.value:.0%}, random ones "
         f"{random.by_log_odds.value / most.by_log_odds.value:.0%}."
     )
 
@@ -213,8 +217,8 @@ def _chart(points: Sequence[_Point], name: str, label: str, of: Callable[[_Point
     arms = dict.fromkeys(point.arm for point in points)
     return Chart(
         name=name,
-        caption=f"{label.capitalize()} by share of neurons patched: 0 is the partner, 1 the model; bands are 95 % intervals "
-        "over prompts, and over draws where neurons are random.",
+        caption=f"{label.capitalize()} by share of neurons patched: 0 is the partner, 1 the model; bands are 95 % "
+        "intervals over prompts, and over draws where neurons are random.",
         x_label="share of neurons patched",
         y_label=label,
         series=tuple(_series(arm, [point for point in points if point.arm == arm], of) for arm in arms),

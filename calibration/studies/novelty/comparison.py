@@ -1,4 +1,5 @@
-"""Novelty scores side by side: which of them sees harm, which sees an unseen source, and what each costs benign prompts.
+"""Novelty scores side by side: which of them sees harm, which sees an unseen source, and what each costs benign
+prompts.
 
 What any of them says of an unseen harmless source is the reason why none of them may block alone.
 """
@@ -156,8 +157,8 @@ def _finding(parts: PromptGroups, scores: Mapping[str, _Scored]) -> str:
     if "neuron coverage" not in scores:
         wanting += " Scores of neurons are left out: the model has no neurons that every token passes."
     return (
-        f"{left_out}; above the 1 % cut of {len(scores[best].parts.cut)} held-out harmless prompts of seen sources, {best} "
-        f"puts most: {shares}. The other scores on {asked}: {others}.{wanting}"
+        f"{left_out}; above the 1 % cut of {len(scores[best].parts.cut)} held-out harmless prompts of seen sources, "
+        f"{best} puts most: {shares}. The other scores on {asked}: {others}.{wanting}"
     )
 
 

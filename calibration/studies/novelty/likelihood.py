@@ -1,7 +1,7 @@
 """How likely a prompt's own words are to a model, and to its partner.
 
-The likelihood ratio of a model and a background model tells unusual content from unusual length or style, which both find
-unlikely (arXiv 1906.02845). The chat template's tokens are no part of it: a base model has hardly seen them.
+The likelihood ratio of a model and a background model tells unusual content from unusual length or style, which both
+find unlikely (arXiv 1906.02845). The chat template's tokens are no part of it: a base model has hardly seen them.
 """
 
 import numpy as np

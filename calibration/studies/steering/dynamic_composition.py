@@ -1,9 +1,9 @@
 """Several properties at once, each as strong as it has to be: Dynamic Activation Composition (arXiv 2406.17563).
 
-At every answer token each vector's strength is the KL divergence between the next-token distributions with the vector and
-without it, both cut to the tokens that make up their top p: where steering would change nothing more, it stops. That takes
-a pass per vector and token, too much to serve. What is served in its place is a schedule made beforehand: the mean strength
-by token as a share of the first, `SteeringVector.schedule`.
+At every answer token each vector's strength is the KL divergence between the next-token distributions with the vector
+and without it, both cut to the tokens that make up their top p: where steering would change nothing more, it stops.
+That takes a pass per vector and token, too much to serve. What is served in its place is a schedule made beforehand:
+the mean strength by token as a share of the first, `SteeringVector.schedule`.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,10 @@ Alphas = npt.NDArray[np.float64]
 
 
 def composition_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
-    """Return the strengths that the composition gives all of an artifact's vectors at once. Raises `Skipped` without any."""
+    """Return the strengths that the composition gives all of an artifact's vectors at once.
+
+    Raises `Skipped` without any.
+    """
     if not found.steering:
         raise Skipped("there is no steering vector in the artifact")
     prompts = training.prompts.subset(training.sample(training.select, harmful=True, most=_MOST))
@@ -48,11 +51,13 @@ def composition_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult
         StudyResult(
             name="composition",
             title="How long steering has to last",
-            finding=f"Mean strength over {len(every)} harmful prompts, {_STEPS} tokens each, together: {'; '.join(parts)}.",
+            finding=f"Mean strength over {len(every)} harmful prompts, {_STEPS} tokens each, together: "
+            f"{'; '.join(parts)}.",
             charts=(
                 Chart(
                     name="strength",
-                    caption=f"KL-driven strength by answer token, at most {_MOST_KL:g}. Its shape is a schedule to serve.",
+                    caption=f"KL-driven strength by answer token, at most {_MOST_KL:g}. Its shape is a schedule to "
+                    "serve.",
                     x_label="answer token",
                     y_label="strength",
                     series=series,
@@ -79,7 +84,9 @@ def _padded(schedule: tuple[float, ...], length: int) -> tuple[float, ...]:
 
 
 def schedule_of(alphas: Alphas) -> tuple[float, ...]:
-    """Return a vector's schedule from its mean strengths by token `[T]`: shares of the greatest, 0 where there was none."""
+    """Return a vector's schedule from its mean strengths by token `[T]`: shares of the greatest, 0 where there was
+    none.
+    """
     greatest = float(alphas.max())
     return tuple((alphas / greatest).tolist()) if greatest > 0 else (0.0,)
 
@@ -105,7 +112,9 @@ def compose(
 
 
 def truncated_kl(steered_by: torch.Tensor, untouched: torch.Tensor, top_p: float = _TOP_P) -> float:
-    """Return KL(steered || untouched) of log-probabilities `[V]` over the union of their top-p tokens, made whole again."""
+    """Return KL(steered || untouched) of log-probabilities `[V]` over the union of their top-p tokens, made whole
+    again.
+    """
     kept = _top(steered_by, top_p) | _top(untouched, top_p)
     ours, theirs = (each[kept].double().log_softmax(dim=-1) for each in (steered_by, untouched))
     return float((ours.exp() * (ours - theirs)).sum())

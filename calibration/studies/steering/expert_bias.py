@@ -2,8 +2,8 @@
 
 SteerMoE (arXiv 2509.09660): with A the tokens of a kind that an expert was chosen for and N all tokens of that kind,
 experts are ranked by `A1 / N1 - A2 / N2`. To force one, its log-softmax router score becomes the greatest of all plus
-epsilon; to shut one out, the least minus epsilon; then softmax and top-k go on as ever. Shutting experts out undoes safety
-as easily (MoTE, arXiv 2502.11096), so this is a study and not a served operator.
+epsilon; to shut one out, the least minus epsilon; then softmax and top-k go on as ever. Shutting experts out undoes
+safety as easily (MoTE, arXiv 2502.11096), so this is a study and not a served operator.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +78,9 @@ def biased_scores(logits: torch.Tensor, choice: Choice, top_k: int) -> tuple[tor
 
 
 def find_routers(chat: ChatModel) -> list[nn.Module]:
-    """Return each block's router: the module that gives logits, scores and indices of experts; none in a dense model."""
+    """Return each block's router: the module that gives logits, scores and indices of experts; none in a dense
+    model.
+    """
     found: list[nn.Module] = []
 
     def look(module: nn.Module, _args: Any, output: Any) -> None:
@@ -103,7 +105,9 @@ def biased(routers: Sequence[nn.Module], choices: Sequence[Choice]) -> Iterator[
 
 
 def rate_differences(training: TrainingSet, routers: Sequence[nn.Module]) -> npt.NDArray[np.float64]:
-    """Return how much more often each expert is chosen on tokens of harmful than of harmless prompts, `[routers, E]`."""
+    """Return how much more often each expert is chosen on tokens of harmful than of harmless prompts, `[routers,
+    E]`.
+    """
     sides = [training.sample(training.fit, harmful=label, most=_MOST) for label in (True, False)]
     rates = [_rates(training, routers, rows) for rows in sides]
     return np.asarray(rates[0] - rates[1])

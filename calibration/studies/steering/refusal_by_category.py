@@ -1,9 +1,9 @@
 """Refusal by category: how far from refusing each kind of harm is, and how much steering it takes.
 
-Refusal tokens (arXiv 2412.06748) are trained, one a category, so that an operator can set each one's rate. Untrained, the
-log-odds of the model's own refusal at the first token are a readout of the same kind, and steering is the knob: for each
-category the table gives the cut that 1 % of harmless prompts pass, what share of its prompts passes it, and the least
-strength of the refusal vector under which nine in ten are refused.
+Refusal tokens (arXiv 2412.06748) are trained, one a category, so that an operator can set each one's rate. Untrained,
+the log-odds of the model's own refusal at the first token are a readout of the same kind, and steering is the knob: for
+each category the table gives the cut that 1 % of harmless prompts pass, what share of its prompts passes it, and the
+least strength of the refusal vector under which nine in ten are refused.
 """
 
 import numpy as np
@@ -77,9 +77,9 @@ def _study(vector: FittedSteering, table: Table, cut: float) -> StudyResult:
         name="refusal_by_category",
         title="Refusal by category",
         finding=(
-            f"In {len(needed)} categories of at most {_MOST} selection prompts, vector {vector.spec.name} needs strengths "
-            f"from {least} to {most} for nine in ten to be refused; the most for {hardest}. One harmless prompt in a "
-            f"hundred has first-token refusal log-odds above {cut:.2f}."
+            f"In {len(needed)} categories of at most {_MOST} selection prompts, vector {vector.spec.name} needs "
+            f"strengths from {least} to {most} for nine in ten to be refused; the most for {hardest}. One harmless "
+            f"prompt in a hundred has first-token refusal log-odds above {cut:.2f}."
         ),
         tables=(table,),
     )

@@ -1,9 +1,10 @@
 """Toxification reversal: a model led astray by a prefix shows which way its heads turn, and is pushed the other way.
 
-After "Self-Detoxifying Language Models via Toxification Reversal" (EMNLP 2023). At the token that an answer starts from, each
-head's output is read behind a prefix that leads astray and behind one that does the opposite; their difference is taken
-from the head's own output, more of it where the difference is large and where the head leans that way already, and the
-head's norm is kept. The scales are written from a summary of the paper and may differ from it in detail.
+After "Self-Detoxifying Language Models via Toxification Reversal" (EMNLP 2023). At the token that an answer starts
+from, each head's output is read behind a prefix that leads astray and behind one that does the opposite; their
+difference is taken from the head's own output, more of it where the difference is large and where the head leans that
+way already, and the head's norm is kept. The scales are written from a summary of the paper and may differ from it in
+detail.
 
 Measured only, and not served: it costs two more passes for every token.
 """
@@ -39,7 +40,10 @@ Outputs = list[torch.Tensor]
 
 
 def reversal_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:  # noqa: ARG001 - a study gets it
-    """Return what the reversal does to refusals and to harmless answers. Raises `Skipped` where that cannot be asked."""
+    """Return what the reversal does to refusals and to harmless answers.
+
+    Raises `Skipped` where that cannot be asked.
+    """
     chat, tokens = training.chat, training.require_refusals()
     with required_of_the_model():
         attentions = find_attentions(chat)
@@ -79,7 +83,9 @@ def turned_back(outputs: torch.Tensor, turns: torch.Tensor, strength: float) -> 
 
 
 def _that_fit(training: TrainingSet, longer: int) -> tuple[EncodedPrompts, EncodedPrompts]:
-    """Return harmful and harmless selection prompts that a prefix can stand before: one user message, and room for it."""
+    """Return harmful and harmless selection prompts that a prefix can stand before: one user message, and room for
+    it.
+    """
     prompts = training.prompts
     single = np.array([len(prompt.messages) == 1 for prompt in prompts.prompts])
     able = single & (prompts.lengths + longer <= training.chat.context)
@@ -134,10 +140,10 @@ def _by_head(outputs: torch.Tensor, width: int) -> torch.Tensor:
 def _study(curve: Sequence[Dose], num_harmful: int, num_harmless: int) -> StudyResult:
     best = max(curve, key=lambda dose: dose.refused_harmful)
     finding = (
-        f"Untouched, the model refuses {curve[0].refused_harmful:.0%} of {num_harmful} harmful selection prompts; with its "
-        f"heads turned back, at most {best.refused_harmful:.0%} (strength {best.strength:g}), where the first tokens of "
-        f"{num_harmless} harmless ones change by {best.kl_harmless:.2f} nats and {best.refused_harmless:.0%} of them are "
-        "refused. It takes two more passes for every token, and is not served."
+        f"Untouched, the model refuses {curve[0].refused_harmful:.0%} of {num_harmful} harmful selection prompts; with "
+        f"its heads turned back, at most {best.refused_harmful:.0%} (strength {best.strength:g}), where the first "
+        f"tokens of {num_harmless} harmless ones change by {best.kl_harmless:.2f} nats and {best.refused_harmless:.0%} "
+        "of them are refused. It takes two more passes for every token, and is not served."
     )
     chart = Chart(
         name="trade",

@@ -259,7 +259,9 @@ def run(monkeypatch):
 
 
 def test_a_pipeline_can_stop_at_the_exit_status(run, carrier, prompts, tmp_path):
-    """0 when the builds refuse alike, 1 when refusals were removed; the verdict stands first and the head is in the table."""
+    """0 when the builds refuse alike, 1 when refusals were removed; the verdict stands first and the head is in the
+    table.
+    """
     alike = run("--compare", carrier, carrier, "--prompts", prompts)
     assert alike.exit_code == 0
     assert alike.stdout.startswith("the two builds refuse alike")

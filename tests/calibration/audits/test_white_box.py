@@ -53,7 +53,9 @@ def losses(chat, prompts, suffixes, objective):
 
 
 def test_a_search_lowers_the_planted_metric(planted_chat, prompts):
-    """Chosen words lower the refusal of every prompt at least as far as words drawn at random, and on average further."""
+    """Chosen words lower the refusal of every prompt at least as far as words drawn at random, and on average
+    further.
+    """
     search = SuffixSearch(planted_chat, prompts.token_ids, len(template_suffix(planted_chat.tokenizer)), EFFORT)
     objective = Objective("refusal", REFUSE)
     random, found = search.random(), search.run(objective)

@@ -50,7 +50,9 @@ def ids_of(tokenizer, written):
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_a_form_holds_the_request_and_ends_as_it_says(lab_tokenizer, form):
-    """Whatever is written around it, the request's words are there; and the guard tells the ending from the token ids."""
+    """Whatever is written around it, the request's words are there; and the guard tells the ending from the token
+    ids.
+    """
     try:
         written = form.write(writer(lab_tokenizer), REQUEST)
     except NoSuchForm:

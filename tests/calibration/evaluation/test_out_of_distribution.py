@@ -1,4 +1,6 @@
-"""Novelty scores: planted Gaussians, coordinates, neurons and words give the scores that independent arithmetic gives."""
+"""Novelty scores: planted Gaussians, coordinates, neurons and words give the scores that independent arithmetic
+gives.
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -91,7 +93,9 @@ def test_what_never_varies_has_no_components(training):
 
 
 def test_a_massive_coordinate_is_found_and_has_no_say(training):
-    """Planted in one prompt of ten, at 500 times the rest: with it left out, distances are those of a clean recording."""
+    """Planted in one prompt of ten, at 500 times the rest: with it left out, distances are those of a clean
+    recording.
+    """
     rng = np.random.default_rng(2)
     clean = rng.normal(size=(240, 32))
     clean[:, 5] = 0
@@ -122,7 +126,9 @@ def test_sparse_vectors_are_not_massive():
 
 
 def test_a_massive_activation_at_the_first_token_is_surveyed(training):
-    """A coordinate that the embedding of the first token makes huge is found with its token, though no readout sees it."""
+    """A coordinate that the embedding of the first token makes huge is found with its token, though no readout sees
+    it.
+    """
     with torch.no_grad():
         training.chat.model.model.embed_tokens.weight[1, 9] += 5000
     peak = survey_tokens(training)[0]
@@ -143,7 +149,9 @@ def test_the_probe_is_served_as_it_was_fitted(training):
 
 
 def test_coverage_flags_bins_that_benign_prompts_do_not_reach():
-    """Planted: values of 0..1 and 9..10, nothing between; the gap and the outside are rare, the middle of either is not."""
+    """Planted: values of 0..1 and 9..10, nothing between; the gap and the outside are rare, the middle of either is
+    not.
+    """
     rng = np.random.default_rng(3)
     benign = (rng.random((2000, 4)) + 9 * (rng.random((2000, 4)) > 0.5)).astype(np.float32)
     coverage = Coverage.of(benign)

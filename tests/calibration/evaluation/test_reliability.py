@@ -19,13 +19,17 @@ TRUE = Platt(slope=1.0, intercept=0.0, prevalence=0.5)
 
 
 def drawn(rng, count, *, share=0.5):
-    """Scores whose log-odds of harm are exactly themselves at even shares: N(1, sqrt 2) if harmful, N(-1, sqrt 2) if not."""
+    """Scores whose log-odds of harm are exactly themselves at even shares: N(1, sqrt 2) if harmful, N(-1, sqrt 2) if
+    not.
+    """
     harmful = rng.random(count) < share
     return rng.normal(np.where(harmful, 1.0, -1.0), math.sqrt(2.0)), harmful
 
 
 def test_a_true_map_stays_within_chance():
-    """Over 100 samples, the ECE of the true map exceeds what chance allows in about 5, and Brier's interval holds true."""
+    """Over 100 samples, the ECE of the true map exceeds what chance allows in about 5, and Brier's interval holds
+    true.
+    """
     rng = np.random.default_rng(0)
     scores, harmful = drawn(rng, 400_000)
     truth = brier_score_loss(harmful, 1 / (1 + np.exp(-scores)))

@@ -45,7 +45,9 @@ def test_an_honest_source_is_recalled_and_a_lying_one_is_not(training, tmp_path)
 
 
 def test_controls_that_nobody_asked_for_leave_a_file_all_the_same(training, tmp_path):
-    """Without refusals and without an encoder there is nothing to keep, and a run that goes on finds that out at once."""
+    """Without refusals and without an encoder there is nothing to keep, and a run that goes on finds that out at
+    once.
+    """
     kept = tmp_path / "controls.safetensors"
     for _ in range(2):
         beside = ControlInputs.of(training, (), kept, embed=False)

@@ -22,7 +22,9 @@ def training(planted_chat, tmp_path):
 
 
 def test_no_source_is_on_both_sides_of_a_fold(training):
-    """Each prompt is judged at most once, by a reading that saw none of its source; both classes stand on either side."""
+    """Each prompt is judged at most once, by a reading that saw none of its source; both classes stand on either
+    side.
+    """
     folds = training.folds()
     assert len(folds) == 4
     judged = np.concatenate([fold.select for fold in folds])
@@ -43,7 +45,9 @@ def test_prompts_of_one_source_are_divided_at_random_and_said_to_be(planted_chat
 
 
 def test_a_mark_of_the_source_is_worth_nothing_on_another(training, monkeypatch):
-    """A coordinate of its own gives each source's labels away: perfect in a random division, chance in one by sources."""
+    """A coordinate of its own gives each source's labels away: perfect in a random division, chance in one by
+    sources.
+    """
     number = np.array([int(name[1:]) for name in training.sources])
     mark = np.where(training.harmful, 1.0, -1.0) * 3 + 0.1 * np.random.default_rng(0).standard_normal(len(number))
     own = np.eye(8)[number] * mark[:, None]

@@ -76,7 +76,9 @@ def test_a_feature_that_never_varies_is_harmless():
 
 
 def test_lda_is_the_shrunk_fisher_discriminant(gaussians):
-    """The weight is the inverse of the Ledoit-Wolf covariance times the difference in means, by an independent formula."""
+    """The weight is the inverse of the Ledoit-Wolf covariance times the difference in means, by an independent
+    formula.
+    """
     features, harmful, _ = gaussians
     exact = features.astype(np.float64)
     means = [exact[~harmful].mean(axis=0), exact[harmful].mean(axis=0)]

@@ -44,7 +44,9 @@ def test_neurons_are_what_the_down_projection_reads(chat):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gives_neurons_by_text_and_position(family, tokenizer):
-    """`[B, T, F]`, also where the model itself works on `[B * T, F]`; overwritten with themselves they change nothing."""
+    """`[B, T, F]`, also where the model itself works on `[B * T, F]`; overwritten with themselves they change
+    nothing.
+    """
     chat = random_chat(family, tokenizer)
     neurons = Neurons.of(chat)
     with watched(neurons, [0], lambda _, values: values) as read:
@@ -125,7 +127,9 @@ def test_random_twins_have_the_blocks_of_the_chosen(chat):
 
 
 def test_separation_agrees_with_scipy_and_scikit_learn():
-    """The standardised difference is Student's t rescaled; AUROCs with ties are scikit-learn's; constants give nothing."""
+    """The standardised difference is Student's t rescaled; AUROCs with ties are scikit-learn's; constants give
+    nothing.
+    """
     rng = np.random.default_rng(0)
     harmful = rng.random(120) < 0.3
     features = np.round(rng.normal(size=(120, 6)) + harmful[:, None] * np.arange(6) / 3, 1).astype(np.float32)
@@ -151,7 +155,9 @@ def test_a_neuron_planted_to_see_harm_ranks_first_without_a_partner(chat, prompt
 
 
 def neurons_of_harm(chat, prompts, block, place):
-    """Let one neuron be 1 on harmful prompts and 0 on others, by whose prompt it is: no other neuron can be as clear."""
+    """Let one neuron be 1 on harmful prompts and 0 on others, by whose prompt it is: no other neuron can be as
+    clear.
+    """
     neurons = Neurons.of(chat)
     labels = {ids: float(label) for ids, label in zip(prompts.token_ids, prompts.harmful, strict=True)}
     seen = []

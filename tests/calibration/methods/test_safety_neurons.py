@@ -34,7 +34,9 @@ def pair(tokenizer, tmp_path):
 
 
 def test_the_probe_scores_as_it_was_fitted(pair):
-    """Laid out over all neurons of its blocks, and scored as it is served, it does on selection prompts what it says."""
+    """Laid out over all neurons of its blocks, and scored as it is served, it does on selection prompts what it
+    says.
+    """
     found = fit_safety_neurons(pair)
     (probe,) = found.probes
     assert probe.spec.site == "mlp_neurons"

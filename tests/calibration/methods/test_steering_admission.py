@@ -50,7 +50,10 @@ def found(training, planted, *steering):
 
 
 def test_costly_and_disarming_vectors_are_left_out_with_their_numbers(training, planted):
-    """Towards refusal at any price: over the budget. Away from it: disarming. Both are named, with what was measured."""
+    """Towards refusal at any price: over the budget.
+
+    Away from it: disarming. Both are named, with what was measured.
+    """
     push = 60 * planted.direction
     admitted = judged(training, found(training, planted, vector("heavy", push), vector("disarm", -push)))
     assert [each.spec.name for each in admitted.steering] == ["refusal"]
@@ -68,7 +71,9 @@ def test_costly_and_disarming_vectors_are_left_out_with_their_numbers(training, 
 
 
 def test_vectors_are_measured_whichever_method_gave_them(training):
-    """Families alone, without the refusal direction: none goes in unmeasured, and nothing is said of a cosine with it."""
+    """Families alone, without the refusal direction: none goes in unmeasured, and nothing is said of a cosine with
+    it.
+    """
     found = Fitted(fit_harmfulness_direction(training).probes, fit_steering(training).steering)
     admitted = judged(training, found, keep_costly=True)
     assert admitted.steering
@@ -79,7 +84,9 @@ def test_vectors_are_measured_whichever_method_gave_them(training):
 
 
 def test_a_vector_that_nothing_can_measure_is_left_out(training, planted):
-    """On a model that does not refuse, no dose shows what a vector does: a note names it, and it is not in the artifact."""
+    """On a model that does not refuse, no dose shows what a vector does: a note names it, and it is not in the
+    artifact.
+    """
     untold = refusing_by(training)
     admitted = judged(untold, Fitted(fit_harmfulness_direction(training).probes, (vector("heavy", planted.direction),)))
     assert admitted.steering == ()
@@ -103,7 +110,9 @@ def test_what_the_model_refuses_is_asked_once(training):
 
 
 def test_an_override_keeps_the_costly_and_not_the_disarming(training, planted):
-    """Whoever asks for it gets vectors over the budget, with their evidence; what makes the model refuse less, never."""
+    """Whoever asks for it gets vectors over the budget, with their evidence; what makes the model refuse less,
+    never.
+    """
     push = 60 * planted.direction
     admitted = judged(
         training, found(training, planted, vector("heavy", push), vector("disarm", -push)), keep_costly=True

@@ -63,7 +63,9 @@ def moved(steering, streams):
 
 
 def test_every_family_steers_along_the_planted_refusal(fitted):
-    """Each vector is of its kind, and pushes refused prompts' opposite along the direction that makes the model refuse."""
+    """Each vector is of its kind, and pushes refused prompts' opposite along the direction that makes the model
+    refuse.
+    """
     contrast, found, direction = fitted
     assert {each.spec.name: (each.spec.operator, each.spec.gate) for each in found.steering} == FAMILIES
     answered, refused = contrast.streams(contrast.answered), contrast.streams(contrast.refused)
@@ -78,7 +80,9 @@ def test_every_family_steers_along_the_planted_refusal(fitted):
 
 
 def test_gates_open_for_harm_and_not_for_the_rest(fitted):
-    """Gated vectors leave harmless prompts where they are, but for 1 %, and move harmful ones; and act at one position."""
+    """Gated vectors leave harmless prompts where they are, but for 1 %, and move harmful ones; and act at one
+    position.
+    """
     contrast, found, _ = fitted
     training = contrast.training
     for each in found.steering:
@@ -114,7 +118,9 @@ def test_a_model_that_does_not_refuse_gets_no_steering(tokenizer, tmp_path):
 
 
 def test_the_gaussian_map_is_the_textbook_one():
-    """Against scipy's matrix square root; the mapped source has the target's covariance, and the matrix is symmetric."""
+    """Against scipy's matrix square root; the mapped source has the target's covariance, and the matrix is
+    symmetric.
+    """
     source, target = (np.cov(gaussian(seed, 4000, 6).T) for seed in (0, 1))
     found = transport(source, target)
     root = sqrtm(source).real
@@ -125,7 +131,9 @@ def test_the_gaussian_map_is_the_textbook_one():
 
 
 def test_the_truncated_map_is_the_best_of_its_rank():
-    """At full rank it is the map; below, no random or gradient-made map of that rank has a smaller mean square error."""
+    """At full rank it is the map; below, no random or gradient-made map of that rank has a smaller mean square
+    error.
+    """
     covariance = np.cov(gaussian(2, 3000, 7).T)
     matrix = np.random.default_rng(3).normal(size=(7, 7))
 
@@ -153,7 +161,9 @@ def test_the_truncated_map_is_the_best_of_its_rank():
 
 
 def test_linear_act_is_optimal_among_lines():
-    """By coordinate it is NumPy's least-squares line through the sorted samples, brings them nearer, is exact on lines."""
+    """By coordinate it is NumPy's least-squares line through the sorted samples, brings them nearer, is exact on
+    lines.
+    """
     rng = np.random.default_rng(4)
     source, target = rng.gamma(2.0, size=(500, 3)), rng.normal(2.0, 3.0, size=(500, 3))
     scale, shift = sorted_regression(source, target)

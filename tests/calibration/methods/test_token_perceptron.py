@@ -42,7 +42,10 @@ def area(scores, streams):
 
 
 def test_what_two_readings_say_only_together_is_found():
-    """Harm is where two readings of a token agree. The linear probe that is trained on the same tokens finds nothing."""
+    """Harm is where two readings of a token agree.
+
+    The linear probe that is trained on the same tokens finds nothing.
+    """
     fit, rest = same_or_not(400, 0), same_or_not(300, 1)
     found = train_perceptron(fit, _RECIPE, 32)
     assert area(_outputs(found, rest.token_scores(found.inner)), rest) > 0.95

@@ -1,4 +1,6 @@
-"""Answers are read as they are served, what is usual is measured where answers are many, and refusals judge no watch."""
+"""Answers are read as they are served, what is usual is measured where answers are many, and refusals judge no
+watch.
+"""
 
 from dataclasses import replace
 
@@ -52,7 +54,9 @@ def probes():
 
 
 def test_token_scores_are_of_the_tokens_that_the_model_reads_of_its_answer(talkative, prompts, probes, tmp_path):
-    """Row t is the probes' reading of the hidden state at answer token t, one answer at a time; the last is never read."""
+    """Row t is the probes' reading of the hidden state at answer token t, one answer at a time; the last is never
+    read.
+    """
     found = answer_prompts(talkative, _bank_of(probes), prompts, 12, tmp_path / "answers", "answering")
     assert list(found.tokens) == generate(talkative, prompts, 12)
     assert len(set(found.lengths.tolist())) > 2
@@ -97,7 +101,9 @@ def test_a_score_that_is_not_a_number_names_the_prompt(talkative, prompts, probe
 
 
 def test_late_tokens_are_taken_to_be_like_the_last_that_many_answers_reach():
-    """Four tokens alone, then ever more together; where fewer than fifty arrive, those about the last that fifty reach."""
+    """Four tokens alone, then ever more together; where fewer than fifty arrive, those about the last that fifty
+    reach.
+    """
     counts = np.array([100.0] * 20 + [60.0] * 10 + [10.0] * 10 + [0.0] * 10)
     near = neighbourhoods(counts)
     assert [(each.start, each.stop) for each in near[:6]] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 6), (4, 7)]
@@ -108,7 +114,9 @@ def test_late_tokens_are_taken_to_be_like_the_last_that_many_answers_reach():
 
 
 def chatter(rng, count, *, shift=0.0, since=0):
-    """Answers' token scores `[T, 1]`: 2 to 64 tokens, wild at first and calm later, of answers that differ as a whole."""
+    """Answers' token scores `[T, 1]`: 2 to 64 tokens, wild at first and calm later, of answers that differ as a
+    whole.
+    """
     found = []
     for length in rng.integers(2, LONGEST, count):
         token = np.arange(length)
@@ -131,7 +139,9 @@ def watch_of(readout):
 
 @pytest.mark.parametrize("readout", READOUTS, ids=lambda readout: readout.kind)
 def test_the_promise_holds_on_new_harmless_answers_at_every_length(readout):
-    """Fitted on 300 and certified for 1 % on 600 others, it is broken by at most one draw in twenty, and by no length."""
+    """Fitted on 300 and certified for 1 % on 600 others, it is broken by at most one draw in twenty, and by no
+    length.
+    """
     rng, broken, groups = np.random.default_rng(1), 0, []
     for _ in range(40):
         bank = measured(chatter(rng, 300), watch_of(readout))
@@ -147,7 +157,9 @@ def test_the_promise_holds_on_new_harmless_answers_at_every_length(readout):
 
 @pytest.mark.parametrize("readout", READOUTS, ids=lambda readout: readout.kind)
 def test_being_measured_token_by_token_finds_what_begins_late(readout):
-    """Harm from the 20th token on: next to the levels' own early scatter it drowns, next to that of its token it does not."""
+    """Harm from the 20th token on: next to the levels' own early scatter it drowns, next to that of its token it does
+    not.
+    """
     rng, watch = np.random.default_rng(2), watch_of(readout)
     harmless, harmful = chatter(rng, 2000), [each for each in chatter(rng, 600, shift=2.0, since=20) if len(each) > 40]
     recalls = [
@@ -256,7 +268,9 @@ def test_a_model_that_refuses_everything_keeps_its_watches_and_states_no_recall(
 
 
 def test_where_nothing_harmless_is_read_the_finding_says_so(splits, probes):
-    """All harmless test prompts are answered with one token: no threshold meets them, and their table is not just missing."""
+    """All harmless test prompts are answered with one token: no threshold meets them, and their table is not just
+    missing.
+    """
     rng = np.random.default_rng(8)
     sides = {split: planted_sides(prompts, rng, shift=1.5) for split, prompts in splits.items()}
     sides["test"] = replace(sides["test"], harmless=sides["test"].harmless.subset(np.arange(0)))

@@ -26,7 +26,9 @@ def ring():
 
 
 def test_the_svm_fold_is_scikit_learns_pipeline(ring):
-    """Standardisation folded into weight and bias gives the pipeline's decision function; a constant column does no harm."""
+    """Standardisation folded into weight and bias gives the pipeline's decision function; a constant column does no
+    harm.
+    """
     features, harmful = ring
     reference = make_pipeline(StandardScaler(), LinearSVC(C=0.01, class_weight="balanced", dual=False))
     exact = features.astype(np.float64)
@@ -55,7 +57,9 @@ def training(planted_chat, tmp_path):
 
 
 def test_probes_read_the_last_token_and_survive_their_file(training, tmp_path):
-    """As saved and scored by what serves, both separate the selection prompts; the perceptron has a hundred channels."""
+    """As saved and scored by what serves, both separate the selection prompts; the perceptron has a hundred
+    channels.
+    """
     found = fit_weak_classifiers(training)
     save_fitted(found, tmp_path / "f.safetensors")
     probes = {probe.spec.name: probe for probe in load_fitted(tmp_path / "f.safetensors").probes}
@@ -70,7 +74,9 @@ def test_probes_read_the_last_token_and_survive_their_file(training, tmp_path):
 
 
 def test_the_study_has_every_kind_at_every_block_beside_words(training):
-    """Four kinds, as many points as blocks, accuracy and AUROC; words alone are a line of their own and explain the plant."""
+    """Four kinds, as many points as blocks, accuracy and AUROC; words alone are a line of their own and explain the
+    plant.
+    """
     (study,) = fit_weak_classifiers(training).studies
     accuracy, area = study.charts
     kinds = ["svm", "logistic", "lda", "mlp"]

@@ -22,7 +22,9 @@ TOKENS = [[1, 2, 40, 50, 60, 3, 4], [1, 2, 70, 3, 4]]
 
 
 def test_a_graft_changes_one_position_after_one_block(chat):
-    """The stream there is what was given, every other position and every earlier block is as before, and hooks are gone."""
+    """The stream there is what was given, every other position and every earlier block is as before, and hooks are
+    gone.
+    """
     batch = make_batch(TOKENS, [0, 1], chat.device)
     given = torch.randn(2, chat.hidden_size, generator=torch.Generator().manual_seed(0))
 
@@ -66,7 +68,9 @@ def place(layer):
 
 
 def test_probes_at_other_positions_and_earlier_blocks_survive(training, found):
-    """Grafted after the last block: refusals vanish, its reading is the donor's; block 0's and the instruction's stay."""
+    """Grafted after the last block: refusals vanish, its reading is the donor's; block 0's and the instruction's
+    stay.
+    """
     setup = PatchingSetup.of(training, found)
     donors = setup.answered[: len(setup.refused)]
     plain, attacked = setup.trial(None, donors), setup.trial(2, donors)
@@ -95,7 +99,9 @@ def test_the_study_names_survivors_and_blinded(training, found):
 
 
 def test_where_nothing_is_refused_there_is_no_study(training, found):
-    """Without refusal tokens the question does not arise; with tokens that start no refusal it is said why it is not put."""
+    """Without refusal tokens the question does not arise; with tokens that start no refusal it is said why it is not
+    put.
+    """
     with pytest.raises(Skipped, match="starts its answers to harmful prompts as"):
         grafting(refusing_by(training), found)
     with pytest.raises(Skipped, match="of the selection prompts tried, 0 harmful ones are refused"):

@@ -62,7 +62,9 @@ def weights_of(chat):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_head_without_its_queries_attends_to_all_alike(family, tokenizer):
-    """Split or fused, grouped or normed: the head's weights become 1/t, and the other heads of its block keep theirs."""
+    """Split or fused, grouped or normed: the head's weights become 1/t, and the other heads of its block keep
+    theirs.
+    """
     torch.manual_seed(0)
     model = FAMILIES[family](len(tokenizer))
     with torch.no_grad():
@@ -89,7 +91,9 @@ def logits_of(chat):
 
 
 def test_a_silenced_head_is_one_whose_output_weights_are_zero(chat):
-    """The hook and the weights edited by hand give the same logits, for two heads at once; afterwards all is as before."""
+    """The hook and the weights edited by hand give the same logits, for two heads at once; afterwards all is as
+    before.
+    """
     attentions = find_attentions(chat)
     before = logits_of(chat)
     with without_heads(attentions, [Head(0, 1), Head(2, 3)], "silenced"):

@@ -43,7 +43,9 @@ def test_ablation_leaves_no_component(chat, tokenizer, direction, family):
 
 
 def test_ablation_equals_orthogonalised_weights(chat, direction):
-    """Taking the direction out of every matrix that writes to the stream gives the same logits (2406.11717, section 4.1)."""
+    """Taking the direction out of every matrix that writes to the stream gives the same logits (2406.11717, section
+    4.1).
+    """
     with ablated(chat, direction):
         _, by_hook = streams_of(chat)
     unit = direction / direction.norm()

@@ -124,7 +124,9 @@ def tune(run, artifact, planted, tmp_path):
 
 
 def test_tune_certifies_a_band_and_says_what_it_does(tune):
-    """Both cuts, the shares of every action before and after, over-refusal, and what a threshold means at a prevalence."""
+    """Both cuts, the shares of every action before and after, over-refusal, and what a threshold means at a
+    prevalence.
+    """
     lines = make_prompts(500, 12, harmful_share=0.1)
     hard = next(line["category"] for line in lines if line["label"] == "harmless")
     options = ("--block-fpr", 0.02, "--flag-fpr", 0.1, "--hard-benign", hard, "--prevalence", 0.001)

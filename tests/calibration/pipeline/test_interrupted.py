@@ -1,4 +1,6 @@
-"""A recording that is killed, or that runs out of disk, loses nothing that was finished and ends with the same bytes."""
+"""A recording that is killed, or that runs out of disk, loses nothing that was finished and ends with the same
+bytes.
+"""
 
 import errno
 import resource

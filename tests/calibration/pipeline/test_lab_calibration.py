@@ -104,7 +104,9 @@ def test_adding_the_vector_makes_the_model_refuse(calibrated, files):
 
 
 def test_causes_are_found_in_a_trained_model(calibrated):
-    """Ablation ends refusals in whole answers, attribution agrees with exact patching, and the vector is no illusion."""
+    """Ablation ends refusals in whole answers, attribution agrees with exact patching, and the vector is no
+    illusion.
+    """
     studies = {study.name: study for study in Evidence.of(calibrated[1]).studies}
     refused = {row[0]: row[1] for row in studies["refusal_answers"].tables[0].rows}
     assert refused["harmful, untouched"] > refused["harmful, direction ablated"] + 0.4
@@ -118,7 +120,9 @@ def test_causes_are_found_in_a_trained_model(calibrated):
 
 @pytest.mark.long
 def test_answers_that_wrapped_harm_gets_are_told_from_harmless_ones(files, tmp_path):
-    """The model refuses some of the harm and answers the rest; of that some watch finds part, and keeps to its promise."""
+    """The model refuses some of the harm and answers the rest; of that some watch finds part, and keeps to its
+    promise.
+    """
     settings = Settings(only=("classifiers",), watch_answers=32)
     calibrate(LAB / "aligned", read_splits(**files), tmp_path / "artifact", settings)
     artifact = Artifact.load(tmp_path / "artifact")

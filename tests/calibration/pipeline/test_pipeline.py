@@ -196,7 +196,9 @@ def test_evaluating_the_test_file_again_gives_the_report_again(calibrated, plant
 
 
 def test_a_control_that_cannot_be_measured_is_named(brief, planted, splits, monkeypatch):
-    """Where the encoder's package is missing, a note stands in the control's place; without --train nothing was asked."""
+    """Where the encoder's package is missing, a note stands in the control's place; without --train nothing was
+    asked.
+    """
     monkeypatch.setattr("calibration.evaluation.sentence_embedding.PACKAGE", "no_such_package")
     artifact, test, train = Artifact.load(brief[1]), load_prompts(splits["test"]), load_prompts(splits["train"])
     report = evaluate_artifact(planted.folder, artifact, test, train=train).report
@@ -268,7 +270,9 @@ def test_thresholds_from_stored_scores_hold_in_simulation(calibrated):
 
 
 def test_a_plain_calibration_fits_less_and_measures_no_study(planted, splits, tmp_path, monkeypatch):
-    """Its probes are those of the default methods, with certified thresholds; no encoder reads the prompts beside it."""
+    """Its probes are those of the default methods, with certified thresholds; no encoder reads the prompts beside
+    it.
+    """
     monkeypatch.setattr(
         "calibration.evaluation.controls.SentenceEncoder.load", lambda: pytest.fail("an encoder was loaded")
     )
@@ -282,7 +286,9 @@ def test_a_plain_calibration_fits_less_and_measures_no_study(planted, splits, tm
 
 
 def test_what_runs_is_said_in_one_way():
-    """The default, the default and more, all, or nothing but what is named; two of them at once contradict each other."""
+    """The default, the default and more, all, or nothing but what is named; two of them at once contradict each
+    other.
+    """
     names = (*methods(), *studies())
     assert tuple(filter(Settings().runs, names)) == plain()
     assert set(filter(Settings(also=("novelty", "experts")).runs, names)) == {*plain(), "novelty", "experts"}
@@ -331,7 +337,9 @@ def test_methods_that_find_no_probe_end_in_an_error_that_names_another(planted, 
 
 
 def test_steering_without_the_refusal_direction_is_measured_like_any_other(planted, splits, tmp_path):
-    """Whichever methods were asked for: a vector in the artifact has its price, and one left out a note with the number."""
+    """Whichever methods were asked for: a vector in the artifact has its price, and one left out a note with the
+    number.
+    """
     settings = Settings(only=("classifiers", "steering"), limit=60)
     done = calibrate(planted.folder, read_splits(**splits), tmp_path / "a", settings)
     vectors = done.manifest.steering

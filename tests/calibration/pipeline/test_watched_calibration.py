@@ -74,7 +74,9 @@ def test_without_it_the_artifact_is_what_it_was(brief, watched):
 
 
 def test_an_artifact_s_watches_read_an_answer_as_they_were_certified(watched, planted, splits):
-    """From the saved artifact alone, token by token as it is generated, harmless answers get the scores that it holds."""
+    """From the saved artifact alone, token by token as it is generated, harmless answers get the scores that it
+    holds.
+    """
     artifact = Artifact.load(watched.out)
     chat, probes = ChatModel.load(planted.folder), ProbeBank.from_artifact(artifact)
     bank = WatchBank.of(artifact.manifest.watches, artifact.tensors)
@@ -101,7 +103,9 @@ def test_an_artifact_s_watches_read_an_answer_as_they_were_certified(watched, pl
 
 
 def test_refusals_are_not_taken_for_harmful_answers(watched):
-    """The planted model refuses what is harmful: the study says how often, and recall is of the answered ones or of none."""
+    """The planted model refuses what is harmful: the study says how often, and recall is of the answered ones or of
+    none.
+    """
     artifact = Artifact.load(watched.out)
     study = next(study for study in Evidence.of(artifact).studies if study.name == "watched_answers")
     rows = {row[:2]: row for row in study.tables[0].rows}

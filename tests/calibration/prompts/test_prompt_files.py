@@ -99,7 +99,10 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
     "again", [{"prompt": GOOD["prompt"]}, {"messages": [{"role": "user", "content": GOOD["prompt"]}]}]
 )
 def test_a_request_under_both_labels_is_refused(tmp_path, again):
-    """In either form of a line: the error names both lines and says what to do. The same label twice is no contradiction."""
+    """In either form of a line: the error names both lines and says what to do.
+
+    The same label twice is no contradiction.
+    """
     other = GOOD | {"prompt": "other"}
     path = write(tmp_path / "p.jsonl", GOOD, other, again | {"label": "harmful"})
     with pytest.raises(PromptError, match=r"the same request is harmful here and harmless in p\.jsonl:1") as caught:

@@ -1,4 +1,6 @@
-"""Wrapped copies of training prompts: alike for both classes, whole, reproducible, and never apart from their originals."""
+"""Wrapped copies of training prompts: alike for both classes, whole, reproducible, and never apart from their
+originals.
+"""
 
 import json
 from dataclasses import replace
@@ -28,7 +30,9 @@ def prompts(tmp_path):
 
 
 def test_half_of_each_class_is_wrapped_and_the_request_stands_in_it(prompts):
-    """The share is of either class; a wrapped prompt holds its original's request, and keeps its line, source and label."""
+    """The share is of either class; a wrapped prompt holds its original's request, and keeps its line, source and
+    label.
+    """
     wrapped, by_line = wrap_prompts(prompts, 0.5), {prompt.line: prompt for prompt in prompts}
     for harmful in (False, True):
         count = sum(prompt.is_harmful == harmful for prompt in prompts)
@@ -41,7 +45,9 @@ def test_half_of_each_class_is_wrapped_and_the_request_stands_in_it(prompts):
 
 
 def test_wrappers_do_not_tell_the_classes_apart(prompts):
-    """Lengths of what is around the request have the same distribution in both classes (Kolmogorov-Smirnov, n = 200)."""
+    """Lengths of what is around the request have the same distribution in both classes (Kolmogorov-Smirnov, n =
+    200).
+    """
     from scipy.stats import ks_2samp
 
     by_line = {prompt.line: prompt for prompt in prompts}

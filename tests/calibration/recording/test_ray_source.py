@@ -151,7 +151,9 @@ def test_a_killed_worker_loses_nothing(cluster, source, planted_chat, prompts):
 
 
 def test_two_workers_score_what_one_process_scores(source, planted, planted_chat, prompts):
-    """The same batches, so the same bits: of probes with one product and with a readout, and of the model's own refusal."""
+    """The same batches, so the same bits: of probes with one product and with a readout, and of the model's own
+    refusal.
+    """
     readouts = {"end": Readout(), "worst": Readout(kind="max")}
     specs = [Probe(name=name, method="planted", layers=(1,), readout=each) for name, each in readouts.items()]
     probes = uncertified(

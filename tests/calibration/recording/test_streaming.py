@@ -51,7 +51,9 @@ def test_variances_alone_need_no_matrix():
 
 @pytest.mark.parametrize("width", [4, 60])
 def test_the_streamed_discriminant_is_scikit_learns(width):
-    """In pieces, with a feature that never varies, and with fewer prompts than dimensions: scikit-learn's coefficients."""
+    """In pieces, with a feature that never varies, and with fewer prompts than dimensions: scikit-learn's
+    coefficients.
+    """
     points = clouds(50, width, offset=3.0)
     points[:, 1] = 7.0
     harmful = np.arange(50) % 3 == 0

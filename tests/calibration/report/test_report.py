@@ -21,7 +21,9 @@ FIGURES = ["separation", "scores", "roc", "reliability", "dose_refusal", "steeri
 
 
 def drawn(artifact, *, studies=True):
-    """How many pictures an artifact's page has: four that every page has, one a steering vector, one a study's chart."""
+    """How many pictures an artifact's page has: four that every page has, one a steering vector, one a study's
+    chart.
+    """
     evidence = Evidence.of(artifact)
     charts = sum(len(study.charts) for study in evidence.studies)
     return 4 + len(artifact.manifest.steering) + (charts if studies else 0)
@@ -79,7 +81,9 @@ def test_every_probe_control_group_and_file_is_on_the_page(page, artifact):
 
 
 def test_what_could_not_be_asked_is_on_the_page_with_the_reason(artifact, tmp_path):
-    """A study that needs what the model does not have has a row instead; where all were asked there is no such section."""
+    """A study that needs what the model does not have has a row instead; where all were asked there is no such
+    section.
+    """
     evidence = Evidence.of(artifact)
     assert "--partner" in evidence.not_asked["alignment_tax"]
     text = unescape(write_report(artifact, tmp_path / "some").read_text())
@@ -98,7 +102,9 @@ def test_the_first_sentence_compares_with_the_best_control(page, artifact):
 
 
 def test_reliability_is_on_the_page_in_numbers(page, artifact):
-    """Brier score and calibration error of each probe, as calibrated and at the test split's share of harmful prompts."""
+    """Brier score and calibration error of each probe, as calibrated and at the test split's share of harmful
+    prompts.
+    """
     text, report = page.read_text(), Evidence.of(artifact).report
     for probe in report.probes.values():
         as_calibrated, here = probe.reliability

@@ -54,7 +54,9 @@ def test_without_the_carrier_nothing_is_refused(scores, removal):
 
 
 def test_sahara_takes_the_carrier_first_and_each_head_once(scores):
-    """The group grows to five distinct heads; its first member is the planted one, and its angle never comes from nothing."""
+    """The group grows to five distinct heads; its first member is the planted one, and its angle never comes from
+    nothing.
+    """
     alone = scores.effects(all_heads(scores.attentions))
     group = scores.sahara(alone)
     assert group[0].head == CARRIER
@@ -86,7 +88,9 @@ def test_answers_are_in_the_prompts_order_and_what_the_head_reads(scores):
 
 
 def test_the_study_sets_the_group_against_random_heads(training):
-    """It names the carrier, shows that refusals vanish without it and stay without others, at no cost to harmless prompts."""
+    """It names the carrier, shows that refusals vanish without it and stay without others, at no cost to harmless
+    prompts.
+    """
     (study,) = safety_heads(training, fit_refusal_direction(training))
     assert f"heads {CARRIER}" in study.finding
     lines = {series.name: series for series in study.charts[0].series}

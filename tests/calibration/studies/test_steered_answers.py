@@ -35,7 +35,9 @@ def recommended(of: FittedSteering, name: str, strength: float, **changes: torch
 
 
 def test_a_vector_s_answers_are_on_the_table_beside_the_untouched_ones(training, refusal):
-    """Steering refuses what is harmless; none at strength 0 changes a token; and the samples are of answers that changed."""
+    """Steering refuses what is harmless; none at strength 0 changes a token; and the samples are of answers that
+    changed.
+    """
     strong = recommended(refusal, "strong", 2 * refusal.spec.evidence["strength"])
     none = recommended(refusal, "none", 0.0)
     (study,) = steered_answer_study(training, Fitted(steering=(refusal, strong, none)))

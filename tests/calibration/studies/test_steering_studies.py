@@ -91,7 +91,9 @@ def test_factors_are_one_minus_what_scikit_learn_s_auroc_is_above_chance():
 
 
 def test_damping_is_folding_the_factors_into_the_weights(planted_chat):
-    """The hook gives the logits of a model whose down-projections were scaled by column; without it they are the old ones."""
+    """The hook gives the logits of a model whose down-projections were scaled by column; without it they are the old
+    ones.
+    """
     from calibration.prompts.batching import make_batch
 
     batch = make_batch([[1, 2, 40, 50, 3, 4]], [0], planted_chat.device)
@@ -211,7 +213,9 @@ def test_truncated_kl_is_scipy_s_on_the_kept_tokens():
 
 
 def test_composition_fades_where_steering_changes_nothing_more(training):
-    """A vector that moves nothing gets no strength; one that does gets some, at most 2, and its schedule starts from 1."""
+    """A vector that moves nothing gets no strength; one that does gets some, at most 2, and its schedule starts from
+    1.
+    """
     found = fit_refusal_direction(training)
     refusal = found.steering[0]
     idle = FittedSteering(

@@ -1,4 +1,6 @@
-"""Toxification reversal: heads are pushed away from where a prefix leads them, at their norms, and only at the last token."""
+"""Toxification reversal: heads are pushed away from where a prefix leads them, at their norms, and only at the last
+token.
+"""
 
 from dataclasses import replace
 
@@ -34,7 +36,9 @@ def refusals(training, tokens, *intervention):
 
 
 def test_pushed_away_from_plain_words_the_model_refuses_more_and_from_harmful_ones_less(training, tokens):
-    """The planted heads copy what they read: turned back from plain words, harmless prompts come nearer to a refusal."""
+    """The planted heads copy what they read: turned back from plain words, harmless prompts come nearer to a
+    refusal.
+    """
     chat = training.chat
     plain, harmful = (
         chat.tokenizer(" ".join(words[:6]) + " ", add_special_tokens=False).input_ids

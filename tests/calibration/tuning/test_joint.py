@@ -89,7 +89,9 @@ def test_what_is_tested_is_what_is_written():
 
 
 def test_a_limit_has_to_hold_in_every_stratum():
-    """Long prompts score higher: with strata the threshold rises to where they keep the limit too; small ones are named."""
+    """Long prompts score higher: with strata the threshold rises to where they keep the limit too; small ones are
+    named.
+    """
     rng = np.random.default_rng(2)
     reference = drawn(rng, 800, 300)
     plain, shifted, few = (drawn(rng, size, 300).benign.columns for size in (1500, 1500, 20))

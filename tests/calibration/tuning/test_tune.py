@@ -165,7 +165,9 @@ def test_with_strata_the_strictest_one_decides(scores):
 
 
 def test_each_change_says_what_it_promises_and_does(scores):
-    """Above each threshold: the promise, and on what share of each group the rule as a whole fires, counted independently."""
+    """Above each threshold: the promise, and on what share of each group the rule as a whole fires, counted
+    independently.
+    """
     policy = parse_policy(POLICY)
     tuned_text = apply(tuned_diff(POLICY, scores, harmful=scores + 2), POLICY)
     lines = tuned_text.splitlines()
@@ -204,7 +206,9 @@ def test_new_comments_replace_old_ones_and_no_others(scores):
 
 
 def test_a_threshold_that_passes_the_other_end_of_its_condition_is_refused(scores):
-    """The certified number is not below the `below` that the operator wrote: the diff would be a policy that never fires."""
+    """The certified number is not below the `below` that the operator wrote: the diff would be a policy that never
+    fires.
+    """
     text = POLICY.replace("{above: -4.25, below: 99}", "{above: -4.25, below: 0}")
     with pytest.raises(PolicyError, match="no score is above"):
         tuned_diff(text, scores)
@@ -246,7 +250,9 @@ rules:
 
 
 def test_a_band_gets_both_ends_and_leaves_no_gap(scores):
-    """Blocks begin at the upper cut and the band ends there, whatever was stated; what ties with the cut is in the band."""
+    """Blocks begin at the upper cut and the band ends there, whatever was stated; what ties with the cut is in the
+    band.
+    """
     policy = parse_policy(BAND)
     tied = np.round(scores, 1)
     benign = Sample(score_columns(policy, PROBES, tied))

@@ -23,7 +23,9 @@ def serve(cases: dict[str, Callable[[str], dict]]) -> None:
 
 
 def failed(error: BaseException) -> dict:
-    """Return what the error tells: its class, its text, and where there is one the body's code and entry `guardrail`."""
+    """Return what the error tells: its class, its text, and where there is one the body's code and entry
+    `guardrail`.
+    """
     body = getattr(error, "body", None)
     inner = body.get("error", body) if isinstance(body, dict) else {}
     about = {"code": inner.get("code"), "more": {"guardrail": inner.get("guardrail")}}

@@ -1,6 +1,7 @@
 """`python -m tests.serving.architectures`: serve every case of the matrix, and write the tables of what was found.
 
-Each case is kept as soon as it is whole, so that a run that was cut off goes on where it stopped; `--only` measures again.
+Each case is kept as soon as it is whole, so that a run that was cut off goes on where it stopped; `--only` measures
+again.
 """
 
 import argparse

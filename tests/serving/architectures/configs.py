@@ -79,7 +79,8 @@ _LATENT = {
 }
 _LATENT_V2 = {**_LATENT, "topk_method": "greedy", "n_group": 1, "topk_group": 1}
 _LATENT_V3 = {**_LATENT, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_group": 2, "topk_group": 1}
-# vLLM's rotary kernel for CPUs, which eager mode uses, turns several heads' queries wrongly where they come as [T, H, D].
+# vLLM's rotary kernel for CPUs, which eager mode uses, turns several heads' queries wrongly where they come as [T, H,
+# D].
 _NATIVE_ROPE = ("--compilation-config", '{"custom_ops": ["-rotary_embedding"]}')
 _WHY_NATIVE = "without vLLM's rotary kernel for CPUs, which is wrong for queries `[T, H, D]`"
 

@@ -32,7 +32,9 @@ class Scheme:
 
 
 def save(config, folder, dtype, scheme):
-    """Write a model of `config` to `folder` with its blocks' matrices in `scheme`; return the model that this stands for."""
+    """Write a model of `config` to `folder` with its blocks' matrices in `scheme`; return the model that this stands
+    for.
+    """
     checkpoint.save(config, folder, dtype)
     model, tensors = checkpoint.load(folder, dtype), load_file(folder / "model.safetensors")
     for name, module in model.named_modules():
@@ -51,7 +53,9 @@ def _in(dtype, tensor):
 
 
 def _rounded(weight, bits, group):
-    """Return symmetric integers `[out, in]` and their scales `[out, in / group]`, in a precision that bfloat16 holds."""
+    """Return symmetric integers `[out, in]` and their scales `[out, in / group]`, in a precision that bfloat16
+    holds.
+    """
     groups = weight.view(len(weight), -1, group)
     top = 2 ** (bits - 1) - 1
     scale = (groups.abs().amax(-1, keepdim=True) / top).bfloat16().float()
@@ -60,7 +64,9 @@ def _rounded(weight, bits, group):
 
 
 def _packed(values, dim, bits=4, order=None):
-    """Pack unsigned integers along `dim` into int32, the lowest bits first; place n holds the `order[n]`-th of a word's."""
+    """Pack unsigned integers along `dim` into int32, the lowest bits first; place n holds the `order[n]`-th of a
+    word's.
+    """
     each = 32 // bits
     apart = values.movedim(dim, -1).unflatten(-1, (-1, each))[..., list(order or range(each))].long()
     words = (apart << torch.arange(0, 32, bits)).sum(-1)

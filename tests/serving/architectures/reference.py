@@ -1,4 +1,6 @@
-"""What Transformers computes: the stream after every block and the input of every down-projection, one prompt at a time."""
+"""What Transformers computes: the stream after every block and the input of every down-projection, one prompt at a
+time.
+"""
 
 import torch
 

@@ -1,7 +1,8 @@
-"""One served model, in a process of its own so that its memory is free again: `python -m tests.serving.architectures.served`.
+"""One served model, in a process of its own so that its memory is free again: `python -m
+tests.serving.architectures.served`.
 
-Reads an order as JSON from its input, passes the prompts through vLLM with a tapped model, and writes what the taps read to
-`path` and what was found to `about`.
+Reads an order as JSON from its input, passes the prompts through vLLM with a tapped model, and writes what the taps
+read to `path` and what was found to `about`.
 """
 
 import json
@@ -17,7 +18,9 @@ from serving.wire import EXTRA
 
 
 def engine(order):
-    """Start vLLM as `serving.offline.recording` does, but for the worker, and the tokenizer, which random models lack."""
+    """Start vLLM as `serving.offline.recording` does, but for the worker, and the tokenizer, which random models
+    lack.
+    """
     args = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(
         ["--model", order["model"], *order["arguments"]]
     )

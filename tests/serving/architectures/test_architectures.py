@@ -17,7 +17,8 @@ from tests.serving.architectures.configs import LONGEST, UNGUARDED
 from tests.serving.architectures.parity import EngineFailed, measure, serve
 
 QUICK = ("gemma3-float32", "gpt-neox-float32", "cohere-bfloat16")
-"""A stream in two parts with windows; a batch of one, which is the Transformers backend's; a whole stream beside a decoy."""
+"""A stream in two parts with windows; a batch of one, which is the Transformers backend's; a whole stream beside a
+decoy."""
 
 IN_ONE_CHUNK = ("--enforce-eager", "--dtype", "float32", "--max-num-batched-tokens", str(LONGEST))
 

@@ -1,4 +1,6 @@
-"""What measures parity, by itself: integers as the formats have them, errors as logs have them, tables as they are read."""
+"""What measures parity, by itself: integers as the formats have them, errors as logs have them, tables as they are
+read.
+"""
 
 import pytest
 import torch
@@ -30,7 +32,9 @@ def test_packed_integers_are_as_compressed_tensors_packs_them(weight, name, bits
 
 
 def test_awq_interleaves_columns_and_gptq_packs_rows(weight):
-    """Unpacked by hand, at one place each: AWQ's word of columns 0 to 7 holds column 2 second, GPTQ's word of rows row 1."""
+    """Unpacked by hand, at one place each: AWQ's word of columns 0 to 7 holds column 2 second, GPTQ's word of rows row
+    1.
+    """
     written, stands_for = SCHEMES["awq"].write(weight)
     second = [(int(written[key][0, 0]) >> 4) & 15 for key in ("qweight", "qzeros")]
     assert float((second[0] - second[1]) * written["scales"][0, 2]) == pytest.approx(float(stands_for[2, 0]), rel=1e-6)

@@ -1,4 +1,6 @@
-"""The worker of the parity runs: the sensor as it serves, whose probes are the unit vectors, so that it reads activations."""
+"""The worker of the parity runs: the sensor as it serves, whose probes are the unit vectors, so that it reads
+activations.
+"""
 
 import torch
 from safetensors.torch import save_file

@@ -1,7 +1,7 @@
 """A KV connector that keeps every full block it meets in this process, by the block's hash, and loads from there.
 
-It does on a CPU what connectors with a store do, blocks of answers and resumed requests included. vLLM's own example stores
-whole prompts only, and cannot load what a resumed request needs.
+It does on a CPU what connectors with a store do, blocks of answers and resumed requests included. vLLM's own example
+stores whole prompts only, and cannot load what a resumed request needs.
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,9 @@ class Moves(KVConnectorMetadata):
 
 
 class BlockStore(KVConnectorBase_V1):
-    """Scheduler's and worker's side; `{"own_time": true}` loads as connectors do that let the engine go on meanwhile."""
+    """Scheduler's and worker's side; `{"own_time": true}` loads as connectors do that let the engine go on
+    meanwhile.
+    """
 
     kept: ClassVar[dict[bytes, dict[str, torch.Tensor]]] = {}
     requires_kv_delivery = False

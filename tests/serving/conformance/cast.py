@@ -54,7 +54,9 @@ class Cast:
         return self.guard.bind_policy(self.artifact)
 
     def expected(self, prompt: list[int]) -> dict[str, float]:
-        """Return what the prompt's probes read in a plain pass of it alone, computed without the project's arithmetic."""
+        """Return what the prompt's probes read in a plain pass of it alone, computed without the project's
+        arithmetic.
+        """
         key = tuple(prompt)
         if key not in self.scores:
             self.scores[key] = naive_scores(self.artifact, self.reference.read(prompt))

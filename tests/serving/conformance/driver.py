@@ -1,8 +1,8 @@
 """The engine's own process: `python -m tests.serving.conformance.driver SETTINGS`.
 
-SETTINGS is JSON: `{"arguments": [vLLM's], "guard": GuardConfig or null, "asynchronous": bool}`. Reads rounds as JSON lines, a
-list of requests each, and answers each with what became of them. Steps are taken one by one, so that requests arrive, leave
-and are interrupted in exactly the step that the round says.
+SETTINGS is JSON: `{"arguments": [vLLM's], "guard": GuardConfig or null, "asynchronous": bool}`. Reads rounds as JSON
+lines, a list of requests each, and answers each with what became of them. Steps are taken one by one, so that requests
+arrive, leave and are interrupted in exactly the step that the round says.
 """
 
 import json
@@ -70,7 +70,9 @@ def schedule_asynchronously() -> None:
 
 
 def about(engine: Any) -> dict[str, Any]:
-    """Say which runner, scheduler, executor and CUDA graphs these really are, and how many steps may be under way at once."""
+    """Say which runner, scheduler, executor and CUDA graphs these really are, and how many steps may be under way at
+    once.
+    """
     core = engine.engine_core.engine_core
     [runner] = engine.collective_rpc(lambda worker: type(worker.model_runner).__module__)
     graphs = getattr(engine.vllm_config.compilation_config.cudagraph_mode, "name", None)

@@ -1,7 +1,7 @@
 """The same prompt gets the same verdict however the engine happens to run it; what is not flagged answers as ever.
 
-Every scenario of `rounds` on every engine of `modes`, against two references: scores of a plain forward pass of each prompt
-alone, and the tokens of an unguarded engine of the same mode that is asked the same in the same steps.
+Every scenario of `rounds` on every engine of `modes`, against two references: scores of a plain forward pass of each
+prompt alone, and the tokens of an unguarded engine of the same mode that is asked the same in the same steps.
 """
 
 import pytest
@@ -85,7 +85,8 @@ def test_what_is_decided_is_done(played, cast, scenario):
 def test_what_is_allowed_answers_as_without_a_guard(played, cast, scenario):
     """Token for token, with as many log-probabilities, whoever beside it was blocked or steered.
 
-    A preempted answer is computed again in another batch, guarded or not, and may part where the model itself is undecided.
+    A preempted answer is computed again in another batch, guarded or not, and may part where the model itself is
+    undecided.
     """
     preempted = any(events(played, scenario, which)["preempted"] for which in ("guarded", "unguarded"))
     for request, ours, theirs in pairs(played, cast, scenario):

@@ -1,4 +1,6 @@
-"""vLLM's own example of a KV connector, which stores prompts on disk: what it holds is no verdict, and nothing steered."""
+"""vLLM's own example of a KV connector, which stores prompts on disk: what it holds is no verdict, and nothing
+steered.
+"""
 
 import json
 import shutil

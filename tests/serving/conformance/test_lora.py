@@ -27,7 +27,9 @@ def adapted(reference, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
 def played(request, reference, artifact, artifact_folder, adapted, tmp_path_factory):
-    """Each prompt under the model itself and either adapter in one batch, then another adapter by a known one's name."""
+    """Each prompt under the model itself and either adapter in one batch, then another adapter by a known one's
+    name.
+    """
     folder, _, own = adapted
     logs = tmp_path_factory.mktemp("lora")
     cast = Cast.of(reference, artifact, artifact_folder, logs)

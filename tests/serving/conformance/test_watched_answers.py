@@ -114,7 +114,9 @@ def tokens_of(outcome):
 
 
 def crosses(scores, limit):
-    """The first token after which the score is above the limit, or None, and whether rounding could decide otherwise."""
+    """The first token after which the score is above the limit, or None, and whether rounding could decide
+    otherwise.
+    """
     first = next((t for t, score in enumerate(scores) if score > limit), None)
     unsure = any(abs(score - limit) < TOLERANCE for score in scores)
     return first, unsure

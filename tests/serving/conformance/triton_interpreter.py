@@ -1,8 +1,8 @@
 """vLLM's V2 model runner on a CPU: its Triton kernels run in Triton's own interpreter.
 
 vLLM's CPU build runs the V2 runner where Triton has a backend for CPUs, which the released wheels lack. The interpreter
-executes the same kernels without any backend; all that is needed is that vLLM believes in one. Slow, and real: the runner,
-its kernels and its data structures are those of a GPU.
+executes the same kernels without any backend; all that is needed is that vLLM believes in one. Slow, and real: the
+runner, its kernels and its data structures are those of a GPU.
 """
 
 import os

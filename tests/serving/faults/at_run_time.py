@@ -1,7 +1,7 @@
 """Faults that a request brings upon itself, in a server that is otherwise the real one.
 
-A request names its fault twice: in `vllm_xargs`, which reach the engine, and in a header, for the API server. What it names
-happens to it, and to nothing else in the server unless the fault is of a kind that cannot be anyone's own.
+A request names its fault twice: in `vllm_xargs`, which reach the engine, and in a header, for the API server. What it
+names happens to it, and to nothing else in the server unless the fault is of a kind that cannot be anyone's own.
 """
 
 import time
@@ -175,7 +175,9 @@ def _only_when(fault: str, real: Callable[..., Any], instead: Callable[..., Any]
 
 
 def _fail_to_record() -> None:
-    """Make reading, or counting, a verdict fail for faulty requests' prompts: it is done where their headers are unknown."""
+    """Make reading, or counting, a verdict fail for faulty requests' prompts: it is done where their headers are
+    unknown.
+    """
     record, faulty = VerdictReader._record, []
 
     def entered(*args: Any, **options: Any) -> Prompt:

@@ -18,7 +18,9 @@ class SilentTap(GuardedWorker):
 
 
 class FlickeringTap(GuardedWorker):
-    """A worker whose taps miss every batch that is full, as if only the graph for that size had been made without them."""
+    """A worker whose taps miss every batch that is full, as if only the graph for that size had been made without
+    them.
+    """
 
     def execute_model(self, scheduler_output: Any) -> Any:
         full = scheduler_output.total_num_scheduled_tokens == self.vllm_config.scheduler_config.max_num_batched_tokens

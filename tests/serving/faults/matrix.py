@@ -1,7 +1,7 @@
 """The fault matrix: what a client sees, and what is counted, when a part of the guard fails on its request.
 
-One row a fault, one column a policy's `on_unscored`. Every cell is asked with a harmless and with a harmful prompt, streamed
-and whole: where they are to differ, the cell names both.
+One row a fault, one column a policy's `on_unscored`. Every cell is asked with a harmless and with a harmful prompt,
+streamed and whole: where they are to differ, the cell names both.
 """
 
 from dataclasses import dataclass, field, replace
@@ -104,5 +104,5 @@ def matrix(policy: str) -> dict[str, dict[str, Outcome]]:
 
 FAULTS = tuple(matrix("block"))
 DEATHS = ("engine killed", "worker killed", "tap", "gate")
-"""Faults that end the engine, in the middle of an answer: a process is killed, a tap raises inside the forward pass, the
-gate raises. Whatever the policy: the stream ends with an error, the server answers nothing more and ends."""
+"""Faults that end the engine, in the middle of an answer: a process is killed, a tap raises inside the forward pass,
+the gate raises. Whatever the policy: the stream ends with an error, the server answers nothing more and ends."""

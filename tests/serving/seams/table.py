@@ -1,8 +1,8 @@
 """Every seam of vLLM's internals that the guard rests on, as data: by our file, in the words of `sources`.
 
-`MODULE NAME` says that a module has a name, `MODULE CLASS.NAME(a, b)` that a class has an attribute, or a method that takes
-such parameters in this order, and `MODULE CLASS.METHOD -> NAME` that a method calls a name: what is overridden or wrapped
-must be called. `A or B` holds where either does: `serving/core/versions.py` makes up for what differs.
+`MODULE NAME` says that a module has a name, `MODULE CLASS.NAME(a, b)` that a class has an attribute, or a method that
+takes such parameters in this order, and `MODULE CLASS.METHOD -> NAME` that a method calls a name: what is overridden or
+wrapped must be called. `A or B` holds where either does: `serving/core/versions.py` makes up for what differs.
 """
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler Scheduler"
@@ -245,8 +245,8 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.v1.engine.async_llm AsyncLLM.is_sleeping",
     ),
     "serving/api/keys.py": (
-        "vllm.entrypoints.launchers.cli_args FrontendArgs.api_key or vllm.entrypoints.common.cli_args FrontendArgs.api_key "
-        "or vllm.entrypoints.openai.cli_args FrontendArgs.api_key",
+        "vllm.entrypoints.launchers.cli_args FrontendArgs.api_key or vllm.entrypoints.common.cli_args "
+        "FrontendArgs.api_key or vllm.entrypoints.openai.cli_args FrontendArgs.api_key",
     ),
     "serving/api/beams.py": (
         "vllm.entrypoints.generate.beam_search.online BeamSearchOnlineMixin.beam_search(prompt, request_id, params)",

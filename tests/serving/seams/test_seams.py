@@ -69,7 +69,9 @@ def test_what_is_read_is_what_runs():
     ],
 )
 def test_what_is_missing_is_named(tmp_path, seam, missing):
-    """A module, a name, an attribute, a parameter or its place, a call: each can be missing, and inherited, and imported."""
+    """A module, a name, an attribute, a parameter or its place, a call: each can be missing, and inherited, and
+    imported.
+    """
     sources = Sources(_made(tmp_path))
     assert sources.misses(seam) == missing
 

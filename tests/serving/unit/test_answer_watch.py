@@ -139,7 +139,8 @@ def watches(watch):
 
 
 def test_drafts_behind_a_prompt_do_not_count(watches, cases):
-    """Where a prompt lacks its last token alone, vLLM fills its rows up with drafts that are none, and samples one token.
+    """Where a prompt lacks its last token alone, vLLM fills its rows up with drafts that are none, and samples one
+    token.
 
     Nor do drafts that were accepted behind the answer's end: the last token that it may have, or one that ends it.
     """
@@ -238,7 +239,9 @@ def test_an_answer_that_is_lost_before_its_first_token_has_no_tokens(cases, step
     "broken", [Unscored.SENSOR_ERROR.value, "no reason that anyone knows", None, AnswerTokens([], None, None, None)]
 )
 def test_whatever_arrives_in_place_of_tokens_leaves_the_answer_unscored(watches, cases, broken):
-    """A reason, none that is known, nothing at all, or rubbish: the engine lives on, and the policy says what happens."""
+    """A reason, none that is known, nothing at all, or rubbish: the engine lives on, and the policy says what
+    happens.
+    """
     output = SimpleNamespace()
     if broken is not None:
         setattr(output, ANSWERS, broken)

@@ -35,7 +35,9 @@ def policy(version="1"):
 
 
 def test_nothing_was_checked_where_nobody_launched(model):
-    """An engine without a launch, as tests and calibration have it, or on another machine: there is nothing to compare."""
+    """An engine without a launch, as tests and calibration have it, or on another machine: there is nothing to
+    compare.
+    """
     require_policy(policy())
     require_files()
 
@@ -85,7 +87,9 @@ def test_a_new_launch_forgets_the_last_one(model):
 
 
 def test_every_process_asks(config, monkeypatch):
-    """Gate and API server bind the policy through the configuration, which compares it; comments and order do not count."""
+    """Gate and API server bind the policy through the configuration, which compares it; comments and order do not
+    count.
+    """
     made = config()
     artifact = made.load_artifact()
     Checked.begin([]).with_policy(made.bind_policy(artifact).policy).publish()

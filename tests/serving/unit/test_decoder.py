@@ -77,7 +77,9 @@ class Attending(WholeBesideItsInput):
 
 
 class Model(nn.Module):
-    """Blocks that are handed what the ones before them gave, a decoy list of norms, and a switch as vLLM's compiler has."""
+    """Blocks that are handed what the ones before them gave, a decoy list of norms, and a switch as vLLM's compiler
+    has.
+    """
 
     def __init__(self, kind=Block, batch=(), between=lambda hidden, residual: (hidden, residual)):
         super().__init__()
@@ -225,7 +227,9 @@ def test_a_dry_run_that_fails_is_explained():
 
 
 def test_parts_are_rows_of_tokens():
-    """A batch of one is a view without it, so that what is steered is the model's own; a second part counts if it is one."""
+    """A batch of one is a view without it, so that what is steered is the model's own; a second part counts if it is
+    one.
+    """
     hidden, residual = torch.ones(1, 2, 3), torch.full((1, 2, 3), 2.0)
     split, whole = Decoder(nn.ModuleList(), is_split=True), Decoder(nn.ModuleList(), is_split=False)
     assert [part.shape for part in split.parts((hidden, residual))] == [(2, 3), (2, 3)]

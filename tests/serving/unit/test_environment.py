@@ -1,4 +1,6 @@
-"""Variables of the environment that lead around the guard stop the start, and every variable of vLLM's was looked at."""
+"""Variables of the environment that lead around the guard stop the start, and every variable of vLLM's was looked
+at.
+"""
 
 import os
 

@@ -1,4 +1,6 @@
-"""What a KV connector holds never stands in for a score, on vLLM's real scheduler: the worker's side alone is played."""
+"""What a KV connector holds never stands in for a score, on vLLM's real scheduler: the worker's side alone is
+played.
+"""
 
 import pytest
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -102,7 +104,9 @@ def test_what_is_decided_loads_when_it_resumes(run, own_time):
 
 @pytest.mark.parametrize(("readout", "computes"), [(WHOLE, len(PROMPT)), (LAST, 3)])
 def test_loaded_blocks_in_the_prefix_cache_are_no_ones_scores(run, readout, computes):
-    """A prompt that needs them computes them anew, while the one that loaded them runs on; later ones find the new ones."""
+    """A prompt that needs them computes them anew, while the one that loaded them runs on; later ones find the new
+    ones.
+    """
     run = run(readout)
     run.add("decided")
     run.step()

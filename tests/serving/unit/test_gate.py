@@ -119,7 +119,9 @@ def test_what_its_client_left_is_not_decided(config, name):
 
 
 def test_a_prompt_whose_blocks_could_not_be_loaded_is_not_decided_by_them(config):
-    """Its scores come with those of a KV connector's failed load: what counts are those of the step that computes it."""
+    """Its scores come with those of a KV connector's failed load: what counts are those of the step that computes
+    it.
+    """
     stepped = Stepped(config(), max_num_batched_tokens=256, max_num_seqs=8)
     gate = stepped.scheduler
     stepped.add("fine", range(40))

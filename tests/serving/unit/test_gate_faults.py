@@ -130,7 +130,10 @@ def test_blocks_before_the_first_token_without_a_score_stay_shared(gate, scores,
 
 @pytest.mark.parametrize(("reason", "cached"), [(Unscored.SENSOR_ERROR, 0), (Unscored.TAP_SILENT, 48)])
 def test_what_the_workers_forgot_is_shared_with_nobody(gate, reason, cached):
-    """After `sensor_error` no slot holds scores: other prompts' blocks are computed again, too. Else they are left alone."""
+    """After `sensor_error` no slot holds scores: other prompts' blocks are computed again, too.
+
+    Else they are left alone.
+    """
     made = gate()
     made.ask("a", HARMLESS, extra=LISTENED)
     made.ask("b", reason.value, extra=LISTENED, prompt=PROMPT[::-1])

@@ -304,7 +304,9 @@ def test_a_token_without_a_slot_scores_nothing(guard, sensor, tokens, slot):
 
 @pytest.mark.parametrize("slot", [-1, BLOCKS * BLOCK, BLOCKS * BLOCK + 1])
 def test_a_token_without_a_slot_on_a_device_scores_nothing(guard, sensor, tokens, slot):
-    """There an index out of range would end the engine, and to look costs a wait; none is taken till all are forgotten."""
+    """There an index out of range would end the engine, and to look costs a wait; none is taken till all are
+    forgotten.
+    """
     kept = guard._slots
     kept._host = None  # as on a device
     forward(guard, sensor, Batch(("a", list(range(4)), [5])), tokens[:4])

@@ -96,7 +96,9 @@ def test_a_policy_may_pin_the_model_s_artifact_and_its_adapters(config, artifact
     ],
 )
 def test_an_adapter_without_an_artifact_is_no_way_round(policy, served, guarded, field):
-    """Where a prompt without a score passes, naming such an adapter would be enough; and a pin must have what it pins."""
+    """Where a prompt without a score passes, naming such an adapter would be enough; and a pin must have what it
+    pins.
+    """
     made = Policy.model_validate(yaml.safe_load(POLICY) | policy)
     if field is None:
         server._require_guarded_adapters(made, served, guarded)
@@ -124,7 +126,9 @@ def test_a_policy_that_blocks_by_what_is_only_unusual(config, artifact):
 
 @pytest.mark.parametrize("version", ["0.25.1", "0.33.0", "0.320.1", "1.0", "1.30.0", "0.3", "dev", ""])
 def test_vllm_versions_that_are_not_supported(monkeypatch, version):
-    """Another version might not call the guard's seams: it says what was found, what is supported, and how to get it."""
+    """Another version might not call the guard's seams: it says what was found, what is supported, and how to get
+    it.
+    """
     monkeypatch.setattr("vllm.version.__version__", version)
     with pytest.raises(ServingError) as caught:
         server.serve(server.Launch("model", Path("artifact"), Path("policy"), "127.0.0.1", 1))

@@ -222,7 +222,9 @@ async def test_a_body_in_pieces_reaches_the_app_whole(serve):
 
 
 async def test_the_app_hears_the_client_leave(serve):
-    """After the body, `receive` gives the server's own messages: a disconnect reaches vLLM, which aborts the request."""
+    """After the body, `receive` gives the server's own messages: a disconnect reaches vLLM, which aborts the
+    request.
+    """
     heard = []
 
     async def app(engine, scope, receive, send):
@@ -540,7 +542,10 @@ async def test_errors_on_the_messages_route_are_anthropic_s(serve):
 
 
 async def test_a_refusal_in_a_responses_history_reaches_vllm_as_text(serve):
-    """VLLM fails on the part that a blocked response has. The rest of the body stays; other bodies stay byte for byte."""
+    """VLLM fails on the part that a blocked response has.
+
+    The rest of the body stays; other bodies stay byte for byte.
+    """
     received = []
 
     async def app(engine, scope, receive, send):

@@ -1,4 +1,6 @@
-"""What a step costs the guard in the engine's process: something for each request in it, nothing for those that wait."""
+"""What a step costs the guard in the engine's process: something for each request in it, nothing for those that
+wait.
+"""
 
 from types import SimpleNamespace
 

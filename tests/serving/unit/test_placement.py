@@ -1,4 +1,6 @@
-"""The guard stands next to vLLM's routes: inside of authentication, CORS and request ids, whatever else is in the chain."""
+"""The guard stands next to vLLM's routes: inside of authentication, CORS and request ids, whatever else is in the
+chain.
+"""
 
 import json
 from types import SimpleNamespace
@@ -23,7 +25,9 @@ KEY = {"authorization": "Bearer k"}
 
 @pytest.fixture(scope="module")
 def app():
-    """VLLM's own application, with an API key, CORS and request ids; it has no engine, and the guard has not started."""
+    """VLLM's own application, with an API key, CORS and request ids; it has no engine, and the guard has not
+    started.
+    """
     flags = ["--middleware", "serving.api.middleware.GuardMiddleware", "--api-key", "k", "--enable-request-id-headers"]
     parser = make_arg_parser(FlexibleArgumentParser())
     return build_app(parser.parse_args([*flags, "--allowed-origins", '["http://page.test"]']), ("generate",))

@@ -1,4 +1,6 @@
-"""On a route whose forms the guard does not know a blocked prompt is an HTTP error: no byte of the route's own leaves."""
+"""On a route whose forms the guard does not know a blocked prompt is an HTTP error: no byte of the route's own
+leaves.
+"""
 
 import asyncio
 import json

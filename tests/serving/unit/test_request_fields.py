@@ -67,7 +67,10 @@ ODD = {
 
 @pytest.mark.parametrize("odd", ODD)
 def test_a_long_body_is_read_by_the_letter_or_not_at_all(odd):
-    """Its wish is not ignored: the client is told. Where the body does not say that it is JSON, vLLM takes none from it."""
+    """Its wish is not ignored: the client is told.
+
+    Where the body does not say that it is JSON, vLLM takes none from it.
+    """
     body = ODD[odd] % (b"x" * MIB)
     with pytest.raises(UnreadableBody):
         fields_of(body, is_json=True)

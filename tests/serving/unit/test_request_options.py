@@ -122,7 +122,9 @@ def test_malformed_moderation_is_refused(moderation, where):
     ids=["escaped key", "escaped key and value", "UTF-16", "UTF-16 without a mark", "UTF-8 with a mark"],
 )
 def test_other_spellings_of_the_same_json(body):
-    """The web framework reads escapes and the other Unicode encodings, so the guard must: a wish to tighten is not lost."""
+    """The web framework reads escapes and the other Unicode encodings, so the guard must: a wish to tighten is not
+    lost.
+    """
     assert json.loads(body) == {"moderation": {"mode": "block"}}
     assert read_moderation(content_of(body)).input_mode == "block"
 

@@ -94,7 +94,9 @@ async def test_allowed_bytes_are_untouched():
 
 
 async def test_held_until_decided():
-    """Not a byte leaves before every prompt has its verdict, however much the app has sent; then all of it, in order."""
+    """Not a byte leaves before every prompt has its verdict, however much the app has sent; then all of it, in
+    order.
+    """
     waiting = Prompt("chatcmpl-1", 1, None)
     answer = Answer(waiting)
     await answer.start(SSE)
@@ -134,7 +136,9 @@ async def test_a_stream_that_was_held_can_still_be_replaced():
     ],
 )
 async def test_blocked_json(route, kind):
-    """The body is built anew: status 200, right length whatever the message's alphabet; the app's other headers stay."""
+    """The body is built anew: status 200, right length whatever the message's alphabet; the app's other headers
+    stay.
+    """
     answer = Answer(blocked(), route=route)
     await answer.start([*JSON, (b"content-length", b"6"), (b"x-own", b"1")], status=500)
     await answer.body(b"SECRET")
@@ -305,7 +309,9 @@ async def test_moderation_chunk_of_a_chat_stream(prompts):
 
 
 async def test_moderation_of_a_responses_stream():
-    """The Responses API has typed events only: the stream opens with `response.created`; the response holds the object."""
+    """The Responses API has typed events only: the stream opens with `response.created`; the response holds the
+    object.
+    """
     answer = Answer(blocked(), wants_moderation=True, route="/v1/responses")
     await answer.start(SSE)
     await answer.body(b"x")
@@ -512,7 +518,9 @@ def ended(**options):
 
 
 async def test_a_message_that_is_ended_in_its_middle_is_a_refusal():
-    """Otherwise vLLM leaves out the stop reason, which it does not know: Anthropic's clients would see an unfinished turn."""
+    """Otherwise vLLM leaves out the stop reason, which it does not know: Anthropic's clients would see an unfinished
+    turn.
+    """
     whole = Answer(ended(), route="/v1/messages")
     await whole.start()
     await whole.body(b'{"id":"m","content":[]}')

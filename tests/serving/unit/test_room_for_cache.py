@@ -1,4 +1,6 @@
-"""The KV cache and the scores beside it fit into the memory that vLLM found, by vLLM's own way of laying a cache out."""
+"""The KV cache and the scores beside it fit into the memory that vLLM found, by vLLM's own way of laying a cache
+out.
+"""
 
 from math import prod
 

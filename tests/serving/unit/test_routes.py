@@ -154,7 +154,9 @@ PATHS = ["/metrics", "/metrics/", "/metrics/x", "/metricsfoo", "/metrics?name[]=
 @pytest.mark.parametrize("accept", ["*/*", "application/openmetrics-text", "text/plain; version=0.0.4"])
 @pytest.mark.parametrize("path", PATHS)
 async def test_metrics_tell_scores_to_the_key_alone(started, path, accept):
-    """Under every path that vLLM takes for its metrics, in every format and compressed: by the key, not by the spelling."""
+    """Under every path that vLLM takes for its metrics, in every format and compressed: by the key, not by the
+    spelling.
+    """
     app = await started()
     headers = {"accept": accept, "accept-encoding": "gzip"}
     transport = httpx.ASGITransport(app=app)

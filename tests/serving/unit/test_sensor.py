@@ -117,7 +117,9 @@ def hidden():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_scores_are_the_bank_s_scores(tapped, hidden, backend):
-    """What the taps gather in one pass, plus the bias, is what the bank gives for the streams: offline equals served."""
+    """What the taps gather in one pass, plus the bias, is what the bank gives for the streams: offline equals
+    served.
+    """
     model, sensor, probes, _ = tapped
     for _ in range(2):
         run(model, backend, hidden.clone())
@@ -214,7 +216,9 @@ def test_a_model_without_steering_or_with_a_single_tensor_stream(artifact, hidde
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_batch_of_one_is_read_and_steered_alike(tapped, hidden, backend):
-    """The Transformers backend has one dimension more: same scores, and what is added reaches the model's own tensor."""
+    """The Transformers backend has one dimension more: same scores, and what is added reaches the model's own
+    tensor.
+    """
     model, sensor, probes, steering = tapped
     sensor.coefficients[2] = torch.tensor([1.5, 1.0, 1.0, 0.5])
     streams, expected = by_hand(hidden, steering, sensor.coefficients[:TOKENS])

@@ -105,7 +105,9 @@ def test_response():
 
 
 def test_response_stream():
-    """Every event is one of the official types; numbers ascend; the stream opens with `created`, ends with `incomplete`."""
+    """Every event is one of the official types; numbers ascend; the stream opens with `created`, ends with
+    `incomplete`.
+    """
     found = events(shapes.response_stream(refusal()))
     parsed = [TypeAdapter(ResponseStreamEvent).validate_python(content) for _, content in found]
     assert [event.type for event in parsed] == [name for name, _ in found]

@@ -1,4 +1,6 @@
-"""Steering in vLLM's real scheduler: a request that may undo it is blocked, and each decision steers what it is about."""
+"""Steering in vLLM's real scheduler: a request that may undo it is blocked, and each decision steers what it is
+about.
+"""
 
 from dataclasses import dataclass
 
@@ -215,7 +217,9 @@ def test_the_policy_may_steer_all_the_same(run, what):
 @pytest.mark.parametrize("shadowed", [{"mode": "shadow"}, {"extra": {"shadow": True, "caller": KEY}}])
 @pytest.mark.parametrize("what", ["verdict", "answer"])
 def test_in_shadow_mode_it_is_recorded_only(run, what, shadowed):
-    """What would have been done is decided, for the whole policy and for a caller who may ask for it: nothing is done."""
+    """What would have been done is decided, for the whole policy and for a caller who may ask for it: nothing is
+    done.
+    """
     scores = (5.0, 0.0) if what == "verdict" else (0.0, 5.0)
     found = run(*scores, bad_words=["I"], **shadowed)
     told = found.verdict[what]
@@ -233,7 +237,9 @@ def test_other_decisions_are_left_alone(run, tightened):
 
 
 def test_a_session_is_steered_as_its_last_input_is_decided(config):
-    """A streamed input goes on: the decision on what was asked before does not steer what is asked now, and a new one may."""
+    """A streamed input goes on: the decision on what was asked before does not steer what is asked now, and a new one
+    may.
+    """
     stepped = Watched(config(POLICY.format(mode="enforce", constrained="", key=KEY)))
     found = []
     for score in (5.0, 0.0, 5.0):

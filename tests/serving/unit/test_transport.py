@@ -58,7 +58,9 @@ def test_orders_and_scores_pass_the_executors_queue(through_queue):
 
 
 def test_rays_executor_is_the_one_of_several_processes():
-    """Its workers are called by the same loop, through the same queues; not past the guard, as in Ray's older executor."""
+    """Its workers are called by the same loop, through the same queues; not past the guard, as in Ray's older
+    executor.
+    """
     assert issubclass(RayExecutorV2, MultiprocExecutor)
     assert RayExecutorV2.execute_model is MultiprocExecutor.execute_model
     assert RayExecutorV2.sample_tokens is MultiprocExecutor.sample_tokens
@@ -95,7 +97,9 @@ class Stage:
 
 
 class Runner:
-    """A model runner that knows of hidden states only, as the V1 runner does, and answers as one that is not the last."""
+    """A model runner that knows of hidden states only, as the V1 runner does, and answers as one that is not the
+    last.
+    """
 
     def __init__(self, answer):
         self._answer = answer

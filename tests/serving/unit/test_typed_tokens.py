@@ -1,4 +1,6 @@
-"""Special tokens in a request's text: found however they are written, and where no prompt is made of them left alone."""
+"""Special tokens in a request's text: found however they are written, and where no prompt is made of them left
+alone.
+"""
 
 import json
 import time

@@ -161,7 +161,9 @@ async def test_a_verdict_on_a_prompt_that_nobody_waits_for_is_not_counted(regist
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 async def test_n_completions_are_one_prompt(hear, exchange, outputs, registry, order):
-    """Each brings its own verdict, in any order: the most severe is what the client is told and what is counted, once."""
+    """Each brings its own verdict, in any order: the most severe is what the client is told and what is counted,
+    once.
+    """
     allowed, blocked = BOUND.judge([1.0]), BOUND.judge([3.0])
     produced = [
         outputs.one(outputs.completion(0), verdict=allowed, finished=False),
@@ -254,7 +256,9 @@ SAID = {
 @pytest.mark.parametrize("has_tokens", [True, False])
 @pytest.mark.parametrize("said", SAID.values(), ids=SAID)
 async def test_no_client_can_say_what_the_gate_says(hear, exchange, outputs, registry, said, has_tokens):
-    """A stop string or stop token is reported as what it is, though spelt as the gate's reasons begin: no block, no end."""
+    """A stop string or stop token is reported as what it is, though spelt as the gate's reasons begin: no block, no
+    end.
+    """
     item = outputs.one(outputs.completion(), verdict=BOUND.judge([0.0]))
     (completion,) = item.outputs
     completion.stop_reason, completion.finish_reason = said, "stop"
@@ -283,7 +287,10 @@ async def test_what_the_gate_said_of_another_prompt_says_nothing_of_this(hear, e
 
 
 async def test_a_client_that_leaves_is_counted(hear, exchange, outputs, registry):
-    """Gone before the verdict: unscored, aborted. Gone after it: counted by its verdict only. vLLM's generator is closed."""
+    """Gone before the verdict: unscored, aborted.
+
+    Gone after it: counted by its verdict only. vLLM's generator is closed.
+    """
     early, _, closed = hear(outputs.one(finished=False), outputs.one(outputs.completion()))
     generator = early("p", SamplingParams(), "early")
     await anext(generator)
@@ -405,7 +412,9 @@ async def test_a_client_may_tighten_what_has_no_verdict(hear, exchange, outputs)
 
 
 async def test_a_verdict_that_cannot_be_read_is_none(hear, exchange, outputs, registry, monkeypatch):
-    """It is one prompt's fault: what the gate had blocked stays blocked, and outputs of others are processed as ever."""
+    """It is one prompt's fault: what the gate had blocked stays blocked, and outputs of others are processed as
+    ever.
+    """
     monkeypatch.setattr("serving.api.verdict_reader.Verdict.from_wire", lambda _wire: 1 / 0)
     for blocked in (False, True):
         item = outputs.one(outputs.completion(blocked=blocked), verdict=BOUND.judge([1.0]))

@@ -60,7 +60,9 @@ def test_what_was_under_way_is_dropped_in_version_026(before_027):
 
 
 def test_what_is_to_be_delivered_is_in_version_026(before_027):
-    """A request that vLLM itself takes back to make room keeps what it has under way, and so does one with nothing there."""
+    """A request that vLLM itself takes back to make room keeps what it has under way, and so does one with nothing
+    there.
+    """
     scheduler, handed_on = before_027
     scheduler._preempt_request(_request(in_flight=1), 0.0)
     scheduler._preempt_request(_request(in_flight=0), 0.0, drop_stale_output=True)

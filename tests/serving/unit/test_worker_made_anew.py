@@ -56,7 +56,9 @@ def ray_actor(config):
 
 @pytest.mark.parametrize("make", [one_process, many_processes, ray_actor])
 def test_an_executor_s_worker_is_guarded_each_time_that_it_is_made(config, loaded, make):
-    """The executors of vLLM have no other way to a worker than `worker_cls`, and none to a model but its `load_model`."""
+    """The executors of vLLM have no other way to a worker than `worker_cls`, and none to a model but its
+    `load_model`.
+    """
     for _ in range(2):
         with pytest.raises(LoadingError):
             make(config)

@@ -1,6 +1,7 @@
 """The environment variables of vLLM that somebody has looked at and that may be set, by what they are for.
 
-Those that may not are in `serving.launch.environment`. A name that is in neither is new: `test_environment` fails for it.
+Those that may not are in `serving.launch.environment`. A name that is in neither is new: `test_environment` fails for
+it.
 """
 
 LEFT_ALONE = {

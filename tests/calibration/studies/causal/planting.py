@@ -5,7 +5,9 @@ from tiny import HARMFUL_WORDS, HIDDEN, PLAIN_WORDS, SPECIALS, make_model
 
 
 def plant_dormant(tokenizer):
-    """Return the model and three orthogonal directions: `used` varies and acts, `dormant` only acts, `idle` only varies."""
+    """Return the model and three orthogonal directions: `used` varies and acts, `dormant` only acts, `idle` only
+    varies.
+    """
     model = make_model(len(tokenizer), seed=1)
     used, dormant, idle, answer, word = torch.linalg.qr(torch.randn(HIDDEN, HIDDEN)).Q[:5]
     planes = torch.stack([used, dormant, idle, answer, word])

@@ -1,4 +1,6 @@
-"""Concept sensitivity and the illusion check know a direction that acts from one that does not, and from one that cheats."""
+"""Concept sensitivity and the illusion check know a direction that acts from one that does not, and from one that
+cheats.
+"""
 
 import numpy as np
 import pytest

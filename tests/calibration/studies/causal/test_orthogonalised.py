@@ -1,4 +1,6 @@
-"""Ablating activations and orthogonalising weights are one and the same thing, in every family; and nothing saves it."""
+"""Ablating activations and orthogonalising weights are one and the same thing, in every family; and nothing saves
+it.
+"""
 
 from pathlib import Path
 
