@@ -21,6 +21,8 @@ SCHEMA_VERSION: Literal[1] = 1
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}\.[a-z]{1,8}$")]
 Site = Literal["resid_post", "mlp_neurons"]
+EMBEDDINGS = -1
+"""In the place of a block: the residual stream as it enters the first one, before any token has attended to another."""
 Role = Literal["detects", "escalates"]
 Operator = Literal["add", "affine", "low_rank", "rotate", "ablate"]
 Gate = Literal["hard", "soft"]
@@ -119,6 +121,7 @@ class Probe(_Strict):
     """`escalates`: it says that a prompt is unusual, not that it is harmful, and no policy may block by it alone."""
     site: Site = "resid_post"
     layers: tuple[int, ...] = Field(min_length=1)
+    """Blocks, by index. At `resid_post`, `EMBEDDINGS` (-1) stands for the stream that enters the first of them."""
     width: int | None = Field(None, ge=1)
     """`mlp_neurons` only: neurons of each block that is read."""
     channels: int = Field(1, ge=1)
@@ -156,7 +159,7 @@ class Probe(_Strict):
 
     @model_validator(mode="after")
     def _layers_ascend(self) -> Self:
-        _require_ascending(self.layers)
+        _require_ascending(self.layers, lowest=EMBEDDINGS if self.site == "resid_post" else 0)
         return self
 
     @model_validator(mode="after")
@@ -255,9 +258,9 @@ class SteeringVector(_Strict):
         return own | gate if self.gate else own
 
 
-def _require_ascending(layers: tuple[int, ...]) -> None:
-    if list(layers) != sorted(set(layers)) or layers[0] < 0:
-        raise ValueError("layers must be distinct, ascending and not negative")
+def _require_ascending(layers: tuple[int, ...], lowest: int = 0) -> None:
+    if list(layers) != sorted(set(layers)) or layers[0] < lowest:
+        raise ValueError(f"layers must be distinct, ascending and not below {lowest}")
 
 
 class DataDigest(_Strict):

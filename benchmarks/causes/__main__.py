@@ -19,7 +19,7 @@ from calibration.prompts.starter_set import starter_set
 from calibration.report.evidence import Evidence
 from probes.artifact import Artifact
 
-_METHODS = ("refusal_direction", "harmfulness_direction", "classifiers", "safety_neurons")
+_METHODS = ("refusal_direction", "harmfulness_direction", "safety_neurons")
 _STUDIES = (
     "neuron_patching", "alignment_tax", "safety_heads", "grafting", "refusal_answers", "steered_answers", "attribution",
     "subspace_illusion", "refusal_by_category",
@@ -32,6 +32,7 @@ _TOO_WIDE = 12
 def main(
     model: Annotated[Path, typer.Argument(help="Folder of a chat model in safetensors.")],
     work: Annotated[Path, typer.Option(help="Folder for the copy and its artifact.")] = Path(".bench/causes"),
+    limit: Annotated[int, typer.Option(min=60, help="Most training prompts per class.")] = 400,
     write: Annotated[Path | None, typer.Option(help="Write the findings to this Markdown file.")] = None,
 ) -> None:
     """Teach a copy of a chat model to refuse, and ask what its refusals hang on."""
@@ -39,7 +40,7 @@ def main(
     if not (copy / "config.json").exists():
         save_aligned(model, copy)
     if not (artifact / "manifest.json").exists():
-        settings = Settings(partner=model, only=(*_METHODS, *_STUDIES), forms=0, skip_long=True)
+        settings = Settings(partner=model, only=(*_METHODS, *_STUDIES), forms=0, skip_long=True, limit=limit)
         calibrate(copy, divide(starter_set()), artifact, settings)
     text = "\n".join(findings(Evidence.of(Artifact.load(artifact))))
     if write is not None:

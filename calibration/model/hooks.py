@@ -3,7 +3,7 @@
 No other file registers any. A hook is gone when its block is left, whatever happened in it.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from probes.errors import ModelError
+from probes.manifest import EMBEDDINGS
 
 Visit = Callable[[torch.Tensor], torch.Tensor | None]
 """Takes a tensor; returns what is to stand in its place, or None where it stays."""
@@ -54,6 +55,11 @@ def on_input(module: nn.Module, visit: Visit) -> Iterator[None]:
 
     with _registered(module.register_forward_pre_hook(hook, with_kwargs=True)):
         yield
+
+
+def on_stream(blocks: Sequence[nn.Module], layer: int, visit: Visit) -> AbstractContextManager[None]:
+    """Within the block, `visit` sees the residual stream behind a block, or at `EMBEDDINGS` before the first one."""
+    return on_input(blocks[0], visit) if layer == EMBEDDINGS else on_output(blocks[layer], visit)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from calibration.model.chat_model import ChatModel
-from calibration.model.hooks import on_input, on_output, together
+from calibration.model.hooks import on_input, on_output, on_stream, together
 from probes.steering import Move, displacement
 
 Strengths = Callable[[torch.Tensor], torch.Tensor]
@@ -55,7 +55,7 @@ def added(chat: ChatModel, layer: int, vector: torch.Tensor, *, only: torch.Tens
 def steered(chat: ChatModel, moves: Mapping[int, Move], strengths: Strengths) -> Iterator[None]:
     """Within the block, each move displaces the stream after its block, at the strengths given; elsewhere it stays."""
     with together(
-        on_output(chat.blocks[layer], _displace(move, strengths, chat.device)) for layer, move in moves.items()
+        on_stream(chat.blocks, layer, _displace(move, strengths, chat.device)) for layer, move in moves.items()
     ):
         yield
 
@@ -130,7 +130,7 @@ def recentred(
         edited[rows, positions] = (exact + gap.unsqueeze(-1) * unit).to(stream.dtype)
         return edited
 
-    with on_output(chat.blocks[layer], recentre):
+    with on_stream(chat.blocks, layer, recentre):
         yield
 
 
@@ -145,5 +145,5 @@ def grafted(chat: ChatModel, layer: int, states: torch.Tensor, positions: torch.
         edited[torch.arange(len(positions), device=stream.device), positions] = states.to(stream)
         return edited
 
-    with on_output(chat.blocks[layer], graft):
+    with on_stream(chat.blocks, layer, graft):
         yield

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from calibration.model.chat_model import ChatModel
-from calibration.model.hooks import on_output, together
+from calibration.model.hooks import on_output, on_stream, together
 from calibration.prompts.batching import Batch
 
 
@@ -36,7 +36,7 @@ def stream_gradients(
     """Return the gradient of the refusal metric on `resid_post` by block: float32 `[B, T, D]`, zero on padding."""
     kept: dict[int, torch.Tensor] = {}
 
-    with together(on_output(chat.blocks[layer], partial(kept.__setitem__, layer)) for layer in layers):
+    with together(on_stream(chat.blocks, layer, partial(kept.__setitem__, layer)) for layer in layers):
         with differentiable(chat):
             metric = refusal_log_odds(chat.differentiable_logits(batch), tokens).sum()
         found = torch.autograd.grad(metric, [kept[layer] for layer in layers])

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from calibration.model.chat_model import ChatModel
-from calibration.model.hooks import on_input, on_output, together
+from calibration.model.hooks import on_input, on_output, on_stream, together
 from calibration.prompts.batching import Batch, make_batch
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts, read_template
@@ -41,13 +41,16 @@ __all__ = ["InProcess", "Recording", "read_blocks", "read_shard", "record"]
 def read_blocks(
     chat: ChatModel, layers: Sequence[int], keep: Callable[[torch.Tensor], torch.Tensor]
 ) -> Iterator[dict[int, torch.Tensor]]:
-    """Fill the dictionary, at each pass, with `keep(resid_post [B, T, D])` by layer. Hooks are gone at exit."""
+    """Fill the dictionary, at each pass, with `keep(stream [B, T, D])` by layer. Hooks are gone at exit.
+
+    A layer is a block, whose output is kept, or `EMBEDDINGS`.
+    """
     kept: dict[int, torch.Tensor] = {}
 
     def see(layer: int, stream: torch.Tensor) -> None:
         kept[layer] = keep(stream)
 
-    with together(on_output(chat.blocks[layer], partial(see, layer)) for layer in layers):
+    with together(on_stream(chat.blocks, layer, partial(see, layer)) for layer in layers):
         yield kept
 
 

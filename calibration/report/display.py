@@ -14,7 +14,7 @@ from calibration.fitting.contract import Method, Study
 from calibration.fitting.metrics import certified_thresholds
 from calibration.fitting.study import StudyResult
 from probes.artifact import BENIGN_ANSWERS, BENIGN_SCORES, HARMFUL_ANSWERS, HARMFUL_SCORES, Artifact
-from probes.manifest import Evaluation, FormRates, Probe, Rate
+from probes.manifest import EMBEDDINGS, Evaluation, FormRates, Probe, Rate
 from probes.readout import Readout
 
 _NOT_QUOTED = "–"
@@ -244,4 +244,4 @@ def _readout(readout: Readout) -> str:
 
 
 def _blocks(layers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, layers))
+    return ", ".join("embeddings" if layer == EMBEDDINGS else str(layer) for layer in layers)

@@ -1,4 +1,4 @@
-"""The decoder of a served model: which modules are its blocks, and how the residual stream leaves them.
+"""The decoder of a served model: which modules are its blocks, and how the residual stream enters and leaves them.
 
 Both are found by structure, in two short forward passes over made-up tokens, and never by name. Most of vLLM's blocks
 hand the stream on in two parts, which the next block adds up; some hand on the sum, and a few of those something else
@@ -22,6 +22,9 @@ from probes.errors import ModelError
 
 DryRun = Callable[[], object]
 """One forward pass of the model over a few made-up tokens, without a KV cache."""
+
+Entry = int | str
+"""Which argument of a block the stream is: its place, or its name."""
 
 _REMEDY = "serve a decoder-only language model; docs/compatibility.md lists those that were tried"
 _NOTABLE = 1e-3
@@ -74,6 +77,30 @@ def find_decoder(model: nn.Module, num_layers: int, dry_run: DryRun) -> Decoder:
     if len(set(reads)) > 1:
         raise _no_decoder(model, "has blocks that hand on the residual stream in different ways")
     return Decoder(blocks, is_split=any(reads))
+
+
+def entry_of(model: nn.Module, decoder: Decoder, dry_run: DryRun) -> Entry:
+    """Return where the first block takes the stream: the one argument that is like what leaves the block.
+
+    Raises `ModelError` where it cannot be told from others. The first block must be on this pipeline stage.
+    """
+    entries: set[Entry] = set()
+
+    def look(_block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        given: list[tuple[Entry, Any]] = [*enumerate(args), *kwargs.items()]
+        entries.update(place for place, each in given if _is_like(each, hidden))
+
+    with _eagerly(model), _explained(model), torch.no_grad(), ExitStack() as hooks:
+        hooks.callback(decoder.blocks[0].register_forward_hook(look, with_kwargs=True).remove)
+        dry_run()
+    if len(entries) != 1:
+        raise _no_decoder(model, "has a first block that takes more than one stream, or none")
+    return entries.pop()
+
+
+def _is_like(argument: Any, hidden: torch.Tensor) -> bool:
+    return isinstance(argument, torch.Tensor) and argument.is_floating_point() and argument.shape == hidden.shape
 
 
 def on_this_stage(blocks: nn.ModuleList) -> list[nn.Module]:

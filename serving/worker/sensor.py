@@ -12,9 +12,10 @@ from torch import nn
 from vllm.model_executor.layers.linear import RowParallelLinear
 from vllm.model_executor.models.utils import PPMissingLayer
 
+from probes.manifest import EMBEDDINGS
 from probes.scoring import ProbeBank, Tap
 from probes.steering import Move, SteeringBank
-from serving.worker.decoder import Decoder, DryRun, find_decoder, token_rows
+from serving.worker.decoder import Decoder, DryRun, Entry, entry_of, find_decoder, token_rows
 from serving.worker.down_projection import down_projection, entrance, own_rows
 from serving.worker.tap import laid_out, project, write  # importing it registers the ops
 
@@ -42,7 +43,7 @@ def install(
     blocks = decoder.blocks
     device = next(model.parameters()).device
     columns = _columns(probes)
-    here = {tap: reading for tap, reading in probes.readings.items() if _is_here(blocks[tap.layer])}
+    here = {tap: reading for tap, reading in probes.readings.items() if _is_here(blocks[max(tap.layer, 0)])}
     projections = {
         tap: down_projection(blocks[tap.layer], tap.layer, len(reading.matrix))
         for tap, reading in here.items()
@@ -60,6 +61,8 @@ def install(
         first = columns[tap].start
         if tap in projections:
             _install_neurons(blocks[tap.layer], projections[tap], reading.matrix, sensor, first)
+        elif tap.layer == EMBEDDINGS:
+            _install_entry(decoder, entry_of(model, decoder, dry_run), reading.matrix, sensor, first)
         else:
             _install_read(decoder, tap.layer, reading.matrix, sensor, first)
     for layer, moves in steering.moves.items():
@@ -92,6 +95,17 @@ def _install_read(decoder: Decoder, layer: int, matrix: torch.Tensor, sensor: Se
     block.register_forward_hook(read)
 
 
+def _install_entry(decoder: Decoder, entry: Entry, matrix: torch.Tensor, sensor: Sensor, first: int) -> None:
+    # Under a name of its own: what is read behind the first block has a matrix there, too.
+    _register(decoder.blocks[0], matrix, sensor, "foreguard_entry_matrix")
+
+    def read(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream = token_rows(args[entry] if isinstance(entry, int) else kwargs[entry])
+        write(project(stream, None, module.foreguard_entry_matrix), module.foreguard_parts, first)
+
+    decoder.blocks[0].register_forward_pre_hook(read, with_kwargs=True)
+
+
 def _install_neurons(
     block: nn.Module, projection: RowParallelLinear, matrix: torch.Tensor, sensor: Sensor, first: int
 ) -> None:
@@ -104,8 +118,8 @@ def _install_neurons(
     called.register_forward_pre_hook(read)
 
 
-def _register(module: nn.Module, matrix: torch.Tensor, sensor: Sensor) -> None:
-    module.register_buffer("foreguard_matrix", matrix.T.to(sensor.parts.device).contiguous(), persistent=False)
+def _register(module: nn.Module, matrix: torch.Tensor, sensor: Sensor, name: str = "foreguard_matrix") -> None:
+    module.register_buffer(name, matrix.T.to(sensor.parts.device).contiguous(), persistent=False)
     module.register_buffer("foreguard_parts", sensor.parts, persistent=False)
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 
 from probes.artifact import BENIGN_SCORES, MANIFEST, TENSORS, Artifact
 from probes.errors import ArtifactCorrupt, ArtifactError, SchemaTooNew
-from probes.manifest import Evaluation, Manifest, Probe, Rate, SteeringVector
+from probes.manifest import EMBEDDINGS, Evaluation, Manifest, Probe, Rate, SteeringVector
 from probes.readout import Readout
 
 PROBE = {"method": "m", "layers": (0,)}
@@ -171,7 +171,7 @@ def test_edited_manifest(saved, path, value):
         (("probes", 0, "layers"), [], "probes.0.layers"),
         (("probes", 0, "layers"), [2, 1], "probes.0"),
         (("probes", 0, "layers"), [1, 1], "probes.0"),
-        (("probes", 0, "layers"), [-1], "probes.0"),
+        (("probes", 0, "layers"), [-2], "probes.0"),
         (("probes", 0, "layers"), [4], "manifest.json"),
         (("probes", 0, "name"), "harm", "manifest.json"),
         (("probes", 0, "bias"), float("nan"), "probes.0.bias"),
@@ -193,6 +193,13 @@ def test_malformed_manifest(saved, path, value, field):
         Artifact.load(saved)
     assert caught.value.field == field
     assert "calibrate" in caught.value.remedy
+
+
+def test_embeddings_have_a_stream_and_no_neurons():
+    """A probe may read the stream that enters the first block; there is no block, and so no neuron, before it."""
+    assert Probe(name="p", method="m", layers=(EMBEDDINGS, 0)).layers == (-1, 0)
+    with pytest.raises(ValidationError, match="not below 0"):
+        Probe(name="p", method="m", layers=(EMBEDDINGS,), site="mlp_neurons", width=4)
 
 
 @pytest.mark.parametrize("layers", [(2, 1), (1, 1), (-1,)])

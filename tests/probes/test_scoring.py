@@ -11,7 +11,7 @@ from probes.artifact import Artifact
 from probes.errors import ArtifactError
 from probes.fingerprint import Fingerprint
 from probes.head import HEADS
-from probes.manifest import Manifest, Probe
+from probes.manifest import EMBEDDINGS, Manifest, Probe
 from probes.readout import Readout
 from probes.scoring import ProbeBank, Tap
 from probes.template import whole
@@ -37,7 +37,11 @@ readouts = st.one_of(
         temperature=st.floats(0.1, 10),
     ),
 )
-layer_sets = st.sets(st.integers(0, LAYERS - 1), min_size=1).map(lambda layers: tuple(sorted(layers)))
+FIRST = {"resid_post": EMBEDDINGS, "mlp_neurons": 0}
+layer_sets = {
+    site: st.sets(st.integers(first, LAYERS - 1), min_size=1).map(lambda layers: tuple(sorted(layers)))
+    for site, first in FIRST.items()
+}
 
 
 @st.composite
@@ -52,7 +56,7 @@ def probe_lists(draw):
                 method="planted",
                 site=site,
                 width=NEURONS if site == "mlp_neurons" else None,
-                layers=draw(layer_sets),
+                layers=draw(layer_sets[site]),
                 readout=readout,
                 channels=draw(st.integers(1, 3)) * (2 if readout.kind == "attention" else 1),
                 head=draw(st.sampled_from(["sum", "mlp", "mahalanobis"])),
@@ -75,13 +79,13 @@ def artifacts(draw):
 
 
 def activations_of(num_tokens, seed):
-    """Random activations at every site of every block."""
+    """Random activations at every site of every block, and before the first."""
     generator = torch.Generator().manual_seed(seed)
     widths = {"resid_post": HIDDEN, "mlp_neurons": NEURONS}
     return {
         Tap(site, layer): torch.randn(num_tokens, width, generator=generator)
         for site, width in widths.items()
-        for layer in range(LAYERS)
+        for layer in range(FIRST[site], LAYERS)
     }
 
 

@@ -63,8 +63,14 @@ class Reference:
 
     @torch.no_grad()
     def read(self, token_ids: list[int]) -> dict[str, list[torch.Tensor]]:
-        """Return what is at every site of every block, `[T, W]`, each read at the module's own output or input."""
-        read: dict[str, list[torch.Tensor]] = {"resid_post": [], "mlp_neurons": []}
+        """Return what is at every site of every block, `[T, W]`, each read at the module's own output or input.
+
+        `embeddings` has one: what enters the first block.
+        """
+        read: dict[str, list[torch.Tensor]] = {"embeddings": [], "resid_post": [], "mlp_neurons": []}
+
+        def keep_embeddings(_module, args, kwargs):
+            read["embeddings"].append((args[0] if args else kwargs["hidden_states"])[0].float())
 
         def keep_stream(_module, _args, output):
             read["resid_post"].append((output if isinstance(output, torch.Tensor) else output[0])[0].float())
@@ -73,7 +79,8 @@ class Reference:
             read["mlp_neurons"].append(args[0][0].float())
 
         blocks = self.model.model.layers
-        hooks = [block.register_forward_hook(keep_stream) for block in blocks]
+        hooks = [blocks[0].register_forward_pre_hook(keep_embeddings, with_kwargs=True)]
+        hooks += [block.register_forward_hook(keep_stream) for block in blocks]
         hooks += [block.mlp.down_proj.register_forward_pre_hook(keep_neurons) for block in blocks]
         try:
             self.model(torch.tensor([token_ids]))

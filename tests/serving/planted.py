@@ -12,7 +12,7 @@ import torch
 from probes.artifact import Artifact
 from probes.canary import canary_prompt
 from probes.fingerprint import fingerprint
-from probes.manifest import Manifest, Probe, SteeringVector, Watch
+from probes.manifest import EMBEDDINGS, Manifest, Probe, SteeringVector, Watch
 from probes.readout import Readout
 from tests.serving.lab import MODEL, Reference, of
 
@@ -148,10 +148,11 @@ def _wide(reference: Reference) -> dict[str, dict]:
 
 
 def _over_content(_: Reference) -> dict[str, dict]:
-    """Return perceptrons on the content of two blocks: on its mean, and on each token of it."""
+    """Return perceptrons on the content of two blocks: on its mean, and on each token of it and its embedding."""
     mean, window = Readout(kind="mean", over="content"), Readout(kind="swim", window=8, over="content")
     each = {"layers": (1, 3), "channels": 12, "head": "mlp", "scale": 3.0}
-    return {"h_content": {**each, "readout": mean}, "h_tokens": {**each, "readout": window, "head_reads": "token"}}
+    tokens = {"layers": (EMBEDDINGS, 1, 3), "readout": window, "head_reads": "token"}
+    return {"h_content": {**each, "readout": mean}, "h_tokens": {**each, **tokens}}
 
 
 def _made(reference: Reference, fields: dict[str, dict], seed: int) -> list[tuple[Probe, dict[str, torch.Tensor]]]:
@@ -164,7 +165,7 @@ def _made(reference: Reference, fields: dict[str, dict], seed: int) -> list[tupl
         own = {}
         for key, shape in probe.shapes(reference.hidden_size).items():
             own[key.rpartition(".")[2]] = torch.randn(*shape, generator=generator)
-        sizes = [torch.cat([read[probe.site][layer] for read in sample]).std() for layer in probe.layers]
+        sizes = [torch.cat([_at(read, probe.site, layer) for read in sample]).std() for layer in probe.layers]
         own["weight"] /= torch.stack(sizes)[:, None, None] * math.sqrt(own["weight"].shape[-1] * len(probe.layers))
         made.append((probe, own | _precisions(own)))
     return made
@@ -176,6 +177,10 @@ def _precisions(own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 Read = dict[str, list[torch.Tensor]]
 """What a prompt's pass left at each site, block by block: `Reference.read`."""
+
+
+def _at(read: Read, site: str, layer: int) -> torch.Tensor:
+    return read["embeddings"][0] if layer == EMBEDDINGS else read[site][layer]
 
 
 def naive_scores(artifact: Artifact, read: Read, frame: Collection[int] = ()) -> dict[str, float]:
@@ -191,7 +196,7 @@ def naive_score(artifact: Artifact, read: Read, name: str, frame: Collection[int
     probe = next(probe for probe in artifact.manifest.probes if probe.name == name)
     prefix = f"probe.{name}."
     own = {key.removeprefix(prefix): t.double() for key, t in artifact.tensors.items() if key.startswith(prefix)}
-    activations = [read[probe.site][layer].double() for layer in probe.layers]
+    activations = [_at(read, probe.site, layer).double() for layer in probe.layers]
     channels = sum(x @ weight.T for x, weight in zip(activations, own["weight"], strict=True)).T.tolist()
     if probe.readout.over == "content":
         content = [place for place in range(1, len(channels[0])) if place not in frame] or [-1]
@@ -211,7 +216,7 @@ def naive_answer(artifact: Artifact, read: Read, begin: int, watch: Watch) -> li
     """Return a watch's score of the answer that begins at token `begin`, after each of its tokens."""
     probe = next(probe for probe in artifact.manifest.probes if probe.name == watch.probe)
     weight = artifact.tensors[f"probe.{probe.name}.weight"].double()
-    activations = [read[probe.site][layer].double() for layer in probe.layers]
+    activations = [_at(read, probe.site, layer).double() for layer in probe.layers]
     tokens = sum(x @ own[0] for x, own in zip(activations, weight, strict=True)).tolist()[begin:]
     centre, spread = (artifact.tensors[f"watch.{watch.name}.{name}"].tolist() for name in ("centre", "spread"))
     found, best, level = [], -math.inf, 0.0

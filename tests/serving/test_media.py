@@ -150,7 +150,8 @@ def test_a_blocked_answer_tells_nothing_of_the_image(seeing):
     world, action = seeing
     replies = [ask(world, "chat", text_of(BENIGN[2]), url).json() for url in (RED, BLUE)]
     for reply in replies:
-        del reply["id"], reply["created"], reply["guardrail"]["event_id"]
+        del reply["id"], reply["created"]
+        reply.get("guardrail", {}).pop("event_id", None)
         assert (reply["choices"][0]["finish_reason"] == "content_filter") == (action == "block")
     if action == "block":
         assert replies[0] == replies[1]

@@ -8,7 +8,7 @@ import torch
 
 from calibration.fitting.fitted import FittedProbe
 from calibration.model.chat_model import ChatModel
-from calibration.model.hooks import on_input, on_output, together
+from calibration.model.hooks import on_input, on_stream, together
 from calibration.prompts.batching import Batch
 from probes.head import HEADS
 from probes.template import Template, Turn, whole
@@ -21,9 +21,12 @@ Activations = Mapping[int, torch.Tensor]
 def activations_of(chat: ChatModel, probe: FittedProbe) -> Iterator[Activations]:
     """Fill the mapping, at each pass, with what `probe` reads, still part of the graph."""
     kept: dict[int, torch.Tensor] = {}
-    reads_neurons = probe.spec.site == "mlp_neurons"
-    on, modules = (on_input, chat.down_projections()) if reads_neurons else (on_output, chat.blocks)
-    with together(on(modules[layer], partial(kept.__setitem__, layer)) for layer in probe.spec.layers):
+    visits = {layer: partial(kept.__setitem__, layer) for layer in probe.spec.layers}
+    down = chat.down_projections() if probe.spec.site == "mlp_neurons" else None
+    with together(
+        on_input(down[layer], visit) if down else on_stream(chat.blocks, layer, visit)
+        for layer, visit in visits.items()
+    ):
         yield kept
 
 

@@ -16,7 +16,7 @@ _RECIPE = Recipe(softmax_window_loss, (1.0,), spread=0.0, steps=600, learning_ra
 
 
 def fit_content(training: TrainingSet) -> Fitted:
-    """Return probe `content`, which reads blocks between a quarter and 85 % of the depth."""
+    """Return probe `content`, which reads embeddings, and blocks between a quarter and 85 % of the depth."""
     streams = read_content(training)
     weight, bias = train(streams.fit, _RECIPE)
     readout, evidence = streams.best_window(streams.select.token_scores(weight))

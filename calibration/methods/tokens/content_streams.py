@@ -1,7 +1,8 @@
 """What requests say, token by token: streams of their content, as they are and once more within other text.
 
 The chat template's tokens are left out: its tail is where a chat model gathers what it makes of a request, so that
-probes learn to read it there, and a request that goes on, or whose tail is cut, escapes them.
+probes learn to read it there, and a request that goes on, or whose tail is cut, escapes them. The embeddings are read
+beside the blocks: what stands before a request changes every block's stream of it, and never its embeddings.
 """
 
 from dataclasses import dataclass, replace
@@ -24,11 +25,14 @@ from calibration.prompts.messages import Message
 from calibration.prompts.prompt_file import Prompt
 from calibration.prompts.template import EncodedPrompts, encode_prompts, read_template
 from calibration.recording.places import content_positions
+from probes.manifest import EMBEDDINGS
 from probes.readout import Readout
 from probes.template import Template
 
 _MOST_PLAIN, _MOST_WITHIN = 1500, 1500
 """Prompts per class, as they are and within other text."""
+_MOST_CHOOSING = 300
+"""Selection prompts per class within other text."""
 _LEAST_WORDS, _MOST_WORDS = 8, 200
 """Words around a prompt, short stretches as often as long ones."""
 _BEHIND = 0.2
@@ -39,13 +43,13 @@ _SEED = 20_260
 
 @dataclass(frozen=True, slots=True)
 class ContentStreams:
-    """The streams of some blocks at what requests say."""
+    """The embeddings and the streams of some blocks at what requests say."""
 
     layers: tuple[int, ...]
     fit: TokenStreams
     """Fit prompts, as they are and within other text."""
     select: TokenStreams
-    """Selection prompts, as they are."""
+    """Selection prompts, likewise: a window that suits bare requests alone may lose them within text."""
 
     def best_window(self, scores: Scores) -> tuple[Readout, dict[str, float]]:
         """Return the window that finds most by the token `scores` of the selection prompts, and what it finds."""
@@ -61,18 +65,20 @@ class ContentStreams:
 
 
 def read_content(training: TrainingSet, most_layers: int | None = None) -> ContentStreams:
-    """Read blocks between a quarter and 85 % of the depth: all that can be held, or `most_layers`, evenly spread."""
+    """Read the embeddings and blocks between a quarter and 85 % of the depth, evenly spread.
+
+    They are as many blocks as can be held, or `most_layers`.
+    """
     fit, select = (_sample(training, rows, _MOST_PLAIN) for rows in (training.fit, training.select))
     within = _within(training, _sample(training, training.fit, _MOST_WITHIN))
-    layers, within = _affordable(training, [fit, select], within, most_layers)
+    choosing = training.prompts.subset(select) + _within(training, _sample(training, training.select, _MOST_CHOOSING))
+    layers, within = _affordable(training, training.prompts.subset(fit) + choosing, within, most_layers)
     template = read_template(training.chat.tokenizer)
 
     def streams(prompts: EncodedPrompts) -> TokenStreams:
         return _content_of(template, prompts, read_streams(training.chat, prompts, layers))
 
-    return ContentStreams(
-        layers, streams(training.prompts.subset(fit) + within), streams(training.prompts.subset(select))
-    )
+    return ContentStreams(layers, streams(training.prompts.subset(fit) + within), streams(choosing))
 
 
 def _sample(training: TrainingSet, rows: Rows, most: int) -> Rows:
@@ -81,14 +87,13 @@ def _sample(training: TrainingSet, rows: Rows, most: int) -> Rows:
 
 
 def _affordable(
-    training: TrainingSet, parts: list[Rows], within: EncodedPrompts, most_layers: int | None
+    training: TrainingSet, wanted: EncodedPrompts, within: EncodedPrompts, most_layers: int | None
 ) -> tuple[tuple[int, ...], EncodedPrompts]:
-    """Return the blocks that can be held of all prompts, and as many of those within other text as there is room
-    for.
-    """
-    plain = int(training.prompts.lengths[np.concatenate(parts)].sum())
-    layers = choose_layers(training.chat, plain + int(within.lengths.sum()), most_layers)
-    room = affordable_tokens(training.chat) // len(layers) - plain
+    """Return places that can be held of all prompts, and as many of those `within` as there is room for."""
+    num_wanted = int(wanted.lengths.sum())
+    blocks = choose_layers(training.chat, num_wanted + int(within.lengths.sum()), most_layers, beside=1)
+    layers = (EMBEDDINGS, *blocks)
+    room = affordable_tokens(training.chat) // len(layers) - num_wanted
     return layers, within.subset(np.flatnonzero(np.cumsum(within.lengths) <= room))
 
 

@@ -22,13 +22,13 @@ _RECIPE = Recipe(softmax_window_loss, (1.0,), spread=1.0, steps=600, learning_ra
 
 
 def fit_token_perceptron(training: TrainingSet) -> Fitted:
-    """Return probe `token_perceptron`, which reads three blocks between a quarter and 85 % of the depth."""
+    """Return probe `token_perceptron`, which reads embeddings and three blocks in the middle of the depth."""
     streams = read_content(training, _LAYERS)
     found = train_perceptron(streams.fit, _RECIPE, _HIDDEN)
     readout, evidence = streams.best_window(_outputs(found, streams.select.token_scores(found.inner)))
     spec = Probe(
         name="token_perceptron",
-        method=f"perceptron of {_HIDDEN} units on every token but the template's, at {len(streams.layers)} blocks",
+        method=f"perceptron of {_HIDDEN} units on every token but the template's, at {len(streams.layers)} places",
         layers=streams.layers,
         channels=_HIDDEN,
         readout=readout,

@@ -59,14 +59,14 @@ def affordable_tokens(chat: ChatModel) -> int:
     return _MOST_BYTES // (chat.hidden_size * next(chat.model.parameters()).element_size())
 
 
-def choose_layers(chat: ChatModel, num_tokens: int, most: int | None = None) -> tuple[int, ...]:
+def choose_layers(chat: ChatModel, num_tokens: int, most: int | None = None, beside: int = 0) -> tuple[int, ...]:
     """Return blocks between a quarter and 85 % of the depth, evenly spread: as many as can be held of `num_tokens`.
 
-    No more than `most` of them.
+    No more than `most` of them, and room is left for so many `beside` them.
     """
     low, high = (share * chat.num_layers for share in _DEPTHS)
     middle = [layer for layer in range(chat.num_layers) if low <= layer + 1 <= high] or [chat.num_layers - 1]
-    held = max(min(len(middle), most or _MOST_LAYERS, affordable_tokens(chat) // num_tokens), 1)
+    held = max(min(len(middle), most or _MOST_LAYERS, affordable_tokens(chat) // num_tokens - beside), 1)
     keep = np.unique(np.linspace(0, len(middle) - 1, held).round().astype(int))
     return tuple(middle[index] for index in keep)
 

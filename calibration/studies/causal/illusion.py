@@ -22,7 +22,7 @@ from calibration.fitting.fitted import Fitted
 from calibration.fitting.study import Skipped, StudyResult, Table
 from calibration.fitting.training_set import TrainingSet
 from calibration.model.chat_model import ChatModel
-from calibration.model.hooks import on_output, together
+from calibration.model.hooks import on_stream, together
 from calibration.model.refusal_metric import first_token_log_probs, refusal_metric
 from calibration.prompts.batching import Batch
 from calibration.prompts.progress import track
@@ -155,7 +155,7 @@ def moved(chat: ChatModel, moves: Mapping[int, DirectionPatch], positions: torch
         gap = (move.level - exact @ move.read.to(exact.device)) * positions
         return (exact + gap.unsqueeze(-1) * move.write.to(exact.device)).to(stream.dtype)
 
-    with together(on_output(chat.blocks[layer], partial(make, move)) for layer, move in moves.items()):
+    with together(on_stream(chat.blocks, layer, partial(make, move)) for layer, move in moves.items()):
         yield
 
 

@@ -14,6 +14,7 @@ from calibration.methods.tokens.token_level import score_rows
 from calibration.methods.tokens.token_perceptron import _LAYERS, _RECIPE, _outputs, fit_token_perceptron
 from calibration.methods.tokens.token_streams import TokenStreams, request_values
 from calibration.methods.tokens.token_training import train, train_perceptron
+from probes.manifest import EMBEDDINGS
 from probes.readout import Readout
 
 WIDTH = 16
@@ -66,7 +67,8 @@ def test_the_fitted_probe_serves_as_it_was_fitted(training):
     served = score_rows(training, [probe], np.arange(len(training.harmful)))[:, 0]
     select = read_content(training, _LAYERS).select
     tensors = {name: tensor.double().numpy() for name, tensor in probe.head.items()}
-    for row, units in zip(training.select, select.token_scores(probe.weight), strict=True):
+    plain = select.token_scores(probe.weight)[: len(training.select)]
+    for row, units in zip(training.select, plain, strict=True):
         each = np.maximum(units + tensors["head_bias"], 0) @ tensors["head_weight"] + probe.spec.bias
         width = min(probe.spec.readout.window, len(each))
         assert served[row] == pytest.approx(np.convolve(each, np.ones(width) / width, "valid").max(), abs=1e-3)
@@ -77,5 +79,6 @@ def test_both_probes_of_the_content_are_fitted_on_the_same_prompts(training):
     """So that their difference is what the hidden units add."""
     content, perceptron = fit_content(training).probes[0], fit_token_perceptron(training).probes[0]
     assert set(perceptron.spec.layers) <= set(content.spec.layers)
-    assert len(perceptron.spec.layers) <= _LAYERS
+    assert perceptron.spec.layers[0] == EMBEDDINGS
+    assert len(perceptron.spec.layers) <= 1 + _LAYERS
     assert content.spec.evidence.keys() == perceptron.spec.evidence.keys()

@@ -17,6 +17,7 @@ from calibration.recording import activations, shards
 from calibration.recording.activations import read_blocks, record
 from calibration.recording.places import content_positions
 from probes.errors import CalibrationError
+from probes.manifest import EMBEDDINGS
 
 WHERE = (0, 2, "content")
 
@@ -41,6 +42,18 @@ def test_hooks_read_hugging_face_hidden_states(chat, encoded):
         torch.testing.assert_close(streams[layer], expected[layer + 1])
     torch.testing.assert_close(chat.model.model.norm(streams[LAYERS - 1]), expected[LAYERS])
     assert not torch.allclose(streams[LAYERS - 1], expected[LAYERS])
+
+
+def test_embeddings_are_what_enters_the_first_block(chat, encoded):
+    """Each token's own row of the embedding, whatever stands before it; and the hook is gone."""
+    ids = encoded.token_ids[0]
+    batch = make_batch([ids, [*ids[:3], *ids]], [0, 1], chat.device)
+    with read_blocks(chat, [EMBEDDINGS], lambda stream: stream) as streams:
+        chat.last_logits(batch)
+    assert not any(block._forward_pre_hooks for block in chat.blocks)
+    short, long = streams[EMBEDDINGS]
+    assert torch.equal(short[: len(ids)], chat.model.get_input_embeddings()(torch.tensor(ids)))
+    assert torch.equal(long[3 : 3 + len(ids)], short[: len(ids)])
 
 
 def test_hooks_are_gone_after_a_failure(chat):

@@ -12,6 +12,7 @@ from itertools import takewhile
 import torch
 from safetensors.torch import load_file
 
+from probes.manifest import EMBEDDINGS
 from serving.offline.process import SMALL
 from tests.serving.architectures import checkpoint, quantised
 from tests.serving.architectures.configs import LONGEST, VOCABULARY
@@ -38,7 +39,9 @@ class Parity:
     kv_cache: tuple[str, ...]
     """The spec classes of the KV-cache groups."""
     streams: tuple[float, ...]
-    """Relative errors |served - reference| / |reference| over all tokens of a prompt: prompts times blocks."""
+    """Relative errors |served - reference| / |reference| over all tokens of a prompt: prompts times blocks, and before
+    them.
+    """
     neurons: tuple[float, ...]
     """The same at the neurons, of those blocks that have them."""
     without_neurons: str
@@ -65,7 +68,8 @@ def compare(folder, reference, asked, arguments):
     began = time.monotonic()
     about = serve(folder, asked, arguments, {"widths": reference.widths})
     served = load_file(folder / "read.safetensors")
-    blocks, widths = range(len(reference.blocks)), {int(layer): width for layer, width in about["widths"].items()}
+    blocks = range(EMBEDDINGS, len(reference.blocks))
+    widths = {int(layer): width for layer, width in about["widths"].items()}
     sites = [*(("resid_post", layer) for layer in blocks), *(("mlp_neurons", layer) for layer in widths)]
     columns = [*(reference.hidden_size for _ in blocks), *widths.values()]
     errors = {"resid_post": [], "mlp_neurons": []}

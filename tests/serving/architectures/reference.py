@@ -1,5 +1,5 @@
-"""What Transformers computes: the stream after every block and the input of every down-projection, one prompt at a
-time.
+"""What Transformers computes, one prompt at a time: the stream before the first block and after every one, and the
+input of every down-projection.
 """
 
 import torch
@@ -7,6 +7,7 @@ import torch
 from calibration.model.hooks import stream_of
 from calibration.model.structure import find_blocks, find_down_projections, neurons_of
 from probes.errors import ModelError
+from probes.manifest import EMBEDDINGS
 
 
 class Reference:
@@ -48,7 +49,12 @@ class Reference:
 
             return hook
 
-        handles = [block.register_forward_hook(keep_stream(layer)) for layer, block in enumerate(self.blocks)]
+        def keep_embeddings(_block, args, kwargs):
+            stream = args[0] if args else kwargs["hidden_states"]
+            found["resid_post", EMBEDDINGS] = stream.reshape(len(token_ids), -1).float()
+
+        handles = [self.blocks[0].register_forward_pre_hook(keep_embeddings, with_kwargs=True)]
+        handles += [block.register_forward_hook(keep_stream(layer)) for layer, block in enumerate(self.blocks)]
         handles += [module.register_forward_pre_hook(keep_neurons(layer)) for layer, module in self.down.items()]
         try:
             self.model(torch.tensor([token_ids]), use_cache=False)

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from probes.errors import ModelError
-from probes.manifest import Probe
+from probes.manifest import EMBEDDINGS, Probe
 from probes.scoring import ProbeBank
 from probes.steering import SteeringBank
 from serving.offline.recorder import Gathered, RecordingWorker
@@ -17,7 +17,9 @@ from serving.worker.sensor import install
 
 
 class ParityWorker(RecordingWorker):
-    """A recording worker whose model bears the sensor too: at all blocks, and at the neurons where there are any."""
+    """A recording worker whose model bears the sensor too: before and behind all blocks, and at neurons where there
+    are any.
+    """
 
     def load_model(self, **options):
         super().load_model(**options)
@@ -47,7 +49,7 @@ class ParityWorker(RecordingWorker):
         self.read = Gathered(num_prompts, where, content, 1, self.sensor.parts.shape[1])
 
     def foreguard_write(self, path):
-        """Write `<place>` `[N, L * D + widths]`: every block's stream, then every block's neurons."""
+        """Write `<place>` `[N, (1 + L) * D + widths]`: the embeddings, every block's stream, every block's neurons."""
         save_file({name.partition(".")[0]: values for name, values in self.read.tensors().items()}, path)
 
     def foreguard_about(self):
@@ -66,13 +68,15 @@ class ParityWorker(RecordingWorker):
         rounding = 2 * torch.finfo(self.vllm_config.model_config.dtype).eps
         for row, before, length, own in self._prompt_rows(step):
             read = torch.from_numpy(self.bank.add_up(self.sensor.parts[own].numpy()))
-            torch.testing.assert_close(read[:, : recorded.shape[1]], recorded[own], rtol=rounding, atol=rounding)
+            streams = read[:, self.foreguard_size[1] :][:, : recorded.shape[1]]
+            torch.testing.assert_close(streams, recorded[own], rtol=rounding, atol=rounding)
             self.read.add(row, before, length, read)
 
 
 def unit_vectors(num_layers, hidden_size, widths):
-    """Return probes whose channels are the activations themselves: the streams of all blocks, then their neurons."""
-    probes = [Probe(name=f"stream_{n}", method="unit", layers=(n,), channels=hidden_size) for n in range(num_layers)]
+    """Return probes whose channels are the activations themselves: embeddings, streams of all blocks, neurons."""
+    streams = range(EMBEDDINGS, num_layers)
+    probes = [Probe(name=f"stream_{n + 1}", method="unit", layers=(n,), channels=hidden_size) for n in streams]
     probes += [
         Probe(name=f"neurons_{n}", method="unit", site="mlp_neurons", width=width, layers=(n,), channels=width)
         for n, width in widths.items()

@@ -7,7 +7,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.models.utils import PPMissingLayer
 
 from probes.errors import ModelError
-from serving.worker.decoder import Decoder, find_decoder, token_rows
+from serving.worker.decoder import Decoder, entry_of, find_decoder, token_rows
 
 HIDDEN, LAYERS, TOKENS = 8, 3, 5
 
@@ -164,6 +164,32 @@ def test_a_pipeline_stage_is_judged_by_its_own_blocks():
     model = Stage(first=LAYERS - 1)
     with pytest.raises(ModelError, match="one decoder block"):
         find_decoder(model, LAYERS, model)
+
+
+class Named(Model):
+    """Hands everything on by its name."""
+
+    def forward(self):
+        hidden, residual = torch.randn(TOKENS, HIDDEN), None
+        for block in self.layers:
+            hidden, residual = block(hidden=hidden, residual=residual)
+
+
+@pytest.mark.parametrize(
+    ("model", "entry"), [(Model(), 0), (Model(Alone, batch=(1,)), 0), (Named(), "hidden"), (Model(Attending), 0)]
+)
+def test_the_stream_enters_by_the_argument_that_is_like_what_leaves(model, entry):
+    """By its place or by its name, and nothing is left behind in the model."""
+    decoder = find_decoder(model, LAYERS, model)
+    assert entry_of(model, decoder, model) == entry
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_first_block_that_is_handed_two_streams_is_refused():
+    """Nobody can say which of them the embeddings are."""
+    model = Stage(first=0)
+    with pytest.raises(ModelError, match="more than one stream, or none"):
+        entry_of(model, find_decoder(model, LAYERS, model), model)
 
 
 def test_nothing_is_compiled_and_nothing_stays():

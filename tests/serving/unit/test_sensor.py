@@ -7,7 +7,7 @@ from torch import nn
 
 from probes.artifact import Artifact
 from probes.fingerprint import Fingerprint
-from probes.manifest import Manifest, Probe, SteeringVector
+from probes.manifest import EMBEDDINGS, Manifest, Probe, SteeringVector
 from probes.scoring import ProbeBank, Tap
 from probes.steering import SteeringBank, displacement
 from serving.worker.sensor import install
@@ -49,10 +49,14 @@ class Model(nn.Module):
 
 @pytest.fixture
 def artifact():
-    """Probes on blocks 1 and (0, 3); steering vectors on (1, 2) and 2, and a gated one and an affine map on 1."""
+    """Probes on blocks 1, (0, 3), and before and behind block 0.
+
+    Steering vectors on (1, 2) and 2, and a gated one and an affine map on 1.
+    """
     empty = dict.fromkeys(("config", "weights", "tokenizer", "chat_template"), "")
     fingerprint = Fingerprint(architecture="A", num_layers=LAYERS, hidden_size=HIDDEN, dtype="float32", **empty)
     probes = (Probe(name="one", method="m", layers=(1,)), Probe(name="two", method="m", layers=(0, 3)))
+    probes += (Probe(name="three", method="m", layers=(EMBEDDINGS, 0)),)
     steering = tuple(
         SteeringVector(name=name, method="m", layers=layers, operator=operator, gate=gate, norm=1.0, cos_refusal=0.0)
         for name, layers, operator, gate in (
@@ -87,7 +91,7 @@ def dry_run(model):
 @torch.no_grad()
 def by_hand(hidden, steering=None, coefficients=None):
     """The residual stream after each block, and the output, computed without any tap; steered if so asked."""
-    model, residual, streams = Model().eval(), None, {}
+    model, residual, streams = Model().eval(), None, {EMBEDDINGS: hidden}
     for layer, block in enumerate(model.layers):
         hidden, residual = block(hidden, residual)
         streams[layer] = hidden + residual
@@ -178,7 +182,7 @@ def test_a_block_that_is_skipped_leaves_its_columns_silent(tapped, hidden):
     silence(sensor.parts)
     with torch.no_grad():
         model.layers[0](hidden, None)
-    assert silent(sensor.parts[:TOKENS]).all(0).tolist() == [False, True, True]
+    assert silent(sensor.parts[:TOKENS]).all(0).tolist() == [False, False, False, True, True]
     run(model, "eager", hidden)
     assert not silent(sensor.parts[:TOKENS]).any()
 
@@ -205,7 +209,7 @@ def test_a_model_without_steering_or_with_a_single_tensor_stream(artifact, hidde
     probes = ProbeBank.from_artifact(artifact)
     model = Whole().eval()
     sensor = install(model, LAYERS, TOKENS, probes, SteeringBank((), {}, ()), dry_run(model))
-    streams, stream = {}, hidden
+    streams, stream = {EMBEDDINGS: hidden}, hidden
     with torch.no_grad():
         model(hidden)
         for layer, block in enumerate(Whole().eval().layers):
