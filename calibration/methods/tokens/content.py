@@ -7,7 +7,7 @@ requests with other text before them are among what it is trained on. Trained as
 from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.training_set import TrainingSet
-from calibration.methods.tokens.content_streams import read_content
+from calibration.methods.tokens.content_streams import READOUT, read_content
 from calibration.methods.tokens.token_losses import WINDOW, softmax_window_loss
 from calibration.methods.tokens.token_training import Recipe, train
 from probes.manifest import Probe
@@ -19,14 +19,13 @@ def fit_content(training: TrainingSet) -> Fitted:
     """Return probe `content`, which reads embeddings, and blocks between a quarter and 85 % of the depth."""
     streams = read_content(training)
     weight, bias = train(streams.fit, _RECIPE)
-    readout, evidence = streams.best_window(streams.select.token_scores(weight))
     spec = Probe(
         name="content",
         method=f"linear on every token but the template's, windows of {WINDOW} tokens in training",
         layers=streams.layers,
-        readout=readout,
+        readout=READOUT,
         bias=bias,
-        evidence=evidence,
+        evidence=streams.evidence(streams.select.token_scores(weight)),
     )
     return Fitted(probes=(FittedProbe(spec, weight),))
 

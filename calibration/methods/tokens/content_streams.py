@@ -11,7 +11,6 @@ import numpy as np
 
 from calibration.fitting.metrics import auroc, recall_at
 from calibration.fitting.training_set import Rows, TrainingSet
-from calibration.methods.tokens.token_losses import WINDOW
 from calibration.methods.tokens.token_streams import (
     Scores,
     TokenStreams,
@@ -31,13 +30,13 @@ from probes.template import Template
 
 _MOST_PLAIN, _MOST_WITHIN = 1500, 1500
 """Prompts per class, as they are and within other text."""
-_MOST_CHOOSING = 300
-"""Selection prompts per class within other text."""
 _LEAST_WORDS, _MOST_WORDS = 8, 200
 """Words around a prompt, short stretches as often as long ones."""
 _BEHIND = 0.2
 """Share of prompts within other text that have some of it behind them: what stands there changes few scores."""
-_WINDOWS = (8, WINDOW)
+READOUT = Readout(kind="swim", window=8, over="content")
+"""Half the window of training. Sixteen tokens mix a request with what stands beside it: of the requests found as they
+are, the lab model and SmolLM2 keep more within text by windows of eight."""
 _SEED = 20_260
 
 
@@ -49,19 +48,14 @@ class ContentStreams:
     fit: TokenStreams
     """Fit prompts, as they are and within other text."""
     select: TokenStreams
-    """Selection prompts, likewise: a window that suits bare requests alone may lose them within text."""
+    """Selection prompts, as they are."""
 
-    def best_window(self, scores: Scores) -> tuple[Readout, dict[str, float]]:
-        """Return the window that finds most by the token `scores` of the selection prompts, and what it finds."""
-        judged = []
-        for window in _WINDOWS:
-            # The template's tokens are gone from these scores already.
-            values = request_values(scores, Readout(kind="swim", window=window))
-            above, below = values[self.select.harmful], values[~self.select.harmful]
-            judged.append((recall_at(above, below, 0.01), auroc(above, below), window))
-        recall, area, window = max(judged, key=lambda each: each[:2])
-        readout = Readout(kind="swim", window=window, over="content")
-        return readout, {"selection_auroc": area, "selection_recall": recall}
+    def evidence(self, scores: Scores) -> dict[str, float]:
+        """Return what is found of the selection prompts by their token `scores`, read as `READOUT` has it."""
+        # The template's tokens are gone from these scores already.
+        values = request_values(scores, READOUT.model_copy(update={"over": "all"}))
+        above, below = values[self.select.harmful], values[~self.select.harmful]
+        return {"selection_auroc": auroc(above, below), "selection_recall": recall_at(above, below, 0.01)}
 
 
 def read_content(training: TrainingSet, most_layers: int | None = None) -> ContentStreams:
@@ -71,14 +65,14 @@ def read_content(training: TrainingSet, most_layers: int | None = None) -> Conte
     """
     fit, select = (_sample(training, rows, _MOST_PLAIN) for rows in (training.fit, training.select))
     within = _within(training, _sample(training, training.fit, _MOST_WITHIN))
-    choosing = training.prompts.subset(select) + _within(training, _sample(training, training.select, _MOST_CHOOSING))
-    layers, within = _affordable(training, training.prompts.subset(fit) + choosing, within, most_layers)
+    plain = training.prompts.subset(select)
+    layers, within = _affordable(training, training.prompts.subset(fit) + plain, within, most_layers)
     template = read_template(training.chat.tokenizer)
 
     def streams(prompts: EncodedPrompts) -> TokenStreams:
         return _content_of(template, prompts, read_streams(training.chat, prompts, layers))
 
-    return ContentStreams(layers, streams(training.prompts.subset(fit) + within), streams(choosing))
+    return ContentStreams(layers, streams(training.prompts.subset(fit) + within), streams(plain))
 
 
 def _sample(training: TrainingSet, rows: Rows, most: int) -> Rows:

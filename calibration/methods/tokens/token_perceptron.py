@@ -10,7 +10,7 @@ import numpy as np
 from calibration.fitting.contract import Method
 from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.training_set import TrainingSet
-from calibration.methods.tokens.content_streams import read_content
+from calibration.methods.tokens.content_streams import READOUT, read_content
 from calibration.methods.tokens.token_losses import softmax_window_loss
 from calibration.methods.tokens.token_streams import Scores
 from calibration.methods.tokens.token_training import Perceptron, Recipe, train_perceptron
@@ -25,17 +25,16 @@ def fit_token_perceptron(training: TrainingSet) -> Fitted:
     """Return probe `token_perceptron`, which reads embeddings and three blocks in the middle of the depth."""
     streams = read_content(training, _LAYERS)
     found = train_perceptron(streams.fit, _RECIPE, _HIDDEN)
-    readout, evidence = streams.best_window(_outputs(found, streams.select.token_scores(found.inner)))
     spec = Probe(
         name="token_perceptron",
         method=f"perceptron of {_HIDDEN} units on every token but the template's, at {len(streams.layers)} places",
         layers=streams.layers,
         channels=_HIDDEN,
-        readout=readout,
+        readout=READOUT,
         head="mlp",
         head_reads="token",
         bias=found.bias,
-        evidence=evidence,
+        evidence=streams.evidence(_outputs(found, streams.select.token_scores(found.inner))),
     )
     head = {"head_bias": found.inner_bias, "head_weight": found.outer}
     return Fitted(probes=(FittedProbe(spec, found.inner, head),))

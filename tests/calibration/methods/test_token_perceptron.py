@@ -67,8 +67,7 @@ def test_the_fitted_probe_serves_as_it_was_fitted(training):
     served = score_rows(training, [probe], np.arange(len(training.harmful)))[:, 0]
     select = read_content(training, _LAYERS).select
     tensors = {name: tensor.double().numpy() for name, tensor in probe.head.items()}
-    plain = select.token_scores(probe.weight)[: len(training.select)]
-    for row, units in zip(training.select, plain, strict=True):
+    for row, units in zip(training.select, select.token_scores(probe.weight), strict=True):
         each = np.maximum(units + tensors["head_bias"], 0) @ tensors["head_weight"] + probe.spec.bias
         width = min(probe.spec.readout.window, len(each))
         assert served[row] == pytest.approx(np.convolve(each, np.ones(width) / width, "valid").max(), abs=1e-3)
