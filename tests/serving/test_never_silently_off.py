@@ -12,7 +12,7 @@ import pytest
 
 from probes.errors import ServingError
 from serving.offline.process import SMALL, free_port, guarded_command
-from tests.serving.faults.plugins import install_plugin
+from tests.serving.faults.plugins import with_plugin
 from tests.serving.faults.server import faulty_command
 from tests.serving.lab import MODEL
 from tests.serving.server import FLAGS, SERVED_NAME, served
@@ -55,14 +55,6 @@ def ended(reference, artifact, artifact_folder, tmp_path):
 
 
 THREADS = {1: {}, 2: {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}}
-
-
-def with_plugin(name: str, folder: Path) -> dict[str, str]:
-    """Return an environment in which vLLM finds a plugin, or none."""
-    if not name:
-        return {}
-    install_plugin(folder, name)
-    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]), "VLLM_PLUGINS": name}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Plugins of somebody else's: vLLM loads each into all of its processes, and each takes a part of the guard out."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ def install_plugin(folder: Path, name: str) -> None:
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
     (about / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {__name__}:{name}\n")
+
+
+def with_plugin(name: str, folder: Path) -> dict[str, str]:
+    """Return an environment in which vLLM finds a plugin that is installed in `folder`, or none."""
+    if not name:
+        return {}
+    install_plugin(folder, name)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]), "VLLM_PLUGINS": name}
 
 
 def _change_configuration(change: Callable[[Any], None]) -> None:
@@ -76,3 +85,10 @@ def drop_middleware() -> None:
         return init(args, *rest, **options)
 
     app.init_entrypoints_middleware = init_without
+
+
+def hear_live() -> None:
+    """Take nothing out: add a model that hears."""
+    from tests.serving.hearing_live import register
+
+    register()
