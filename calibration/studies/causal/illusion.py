@@ -8,9 +8,9 @@ patch's displacement is made along each part alone. (The paper's other split, by
 read, says nothing here: the output head alone reads every direction of the residual stream.)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from calibration.prompts.batching import Batch
 from calibration.prompts.progress import track
 from calibration.prompts.template import EncodedPrompts
 from calibration.studies.causal.directions import Direction, required_directions
+from probes.manifest import EMBEDDINGS
 
 _MOST = 48
 _VARIATION = 0.99
@@ -72,12 +73,20 @@ class Patched:
 
 def illusion_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, ...]:
     """Return the study of every residual probe. Raises `Skipped` without one, and where nothing is refused."""
-    tokens, wanted = training.require_refusals(), required_directions(found, training.chat.hidden_size)
+    tokens, wanted = training.require_refusals(), _within_blocks(required_directions(found, training.chat.hidden_size))
     prompts = _refused(training, tokens)
     if not prompts.prompts:
         raise Skipped("the model refuses none of the harmful selection prompts tried")
     patched = [check(training, each, tokens, prompts) for each in track(wanted, "checking for illusions")]
     return (_study(patched, len(prompts.prompts)),)
+
+
+def _within_blocks(wanted: Sequence[Direction]) -> list[Direction]:
+    """Return the directions without their part at the embeddings: there is no prompt in them yet, only its words."""
+    parts = [{layer: unit for layer, unit in each.units.items() if layer != EMBEDDINGS} for each in wanted]
+    if not any(parts):
+        raise Skipped("probes read the embeddings alone")
+    return [replace(each, units=units) for each, units in zip(wanted, parts, strict=True) if units]
 
 
 def check(training: TrainingSet, direction: Direction, tokens: tuple[int, ...], prompts: EncodedPrompts) -> Patched:

@@ -12,6 +12,7 @@ from tiny import HIDDEN, make_prompts
 from calibration.fitting.fitted import Fitted
 from calibration.fitting.study import Skipped
 from calibration.fitting.training_set import TrainingSet
+from calibration.methods.tokens.content import fit_content
 from calibration.model.chat_model import ChatModel
 from calibration.prompts.template import EncodedPrompts
 from calibration.studies.causal.directions import Direction, directions
@@ -94,6 +95,15 @@ def test_where_probes_read_is_where_they_are_moved(training, found):
     assert by_name["harmfulness"].where == 2
     assert by_name["vector refusal"].where == "content"
     assert all(np.isclose(float(unit.norm()), 1) for each in by_name.values() for unit in each.units.values())
+
+
+def test_a_probe_that_reads_the_embeddings_too_is_checked_at_its_blocks(training):
+    """One that reads nothing else is not: there is no prompt in the embeddings yet, only its words."""
+    found = fit_content(training)
+    (study,) = illusion_study(training, found)
+    assert [row[0] for row in study.tables[0].rows] == ["content"]
+    with pytest.raises(Skipped, match="embeddings"):
+        illusion_study(training, Fitted(probes=found.probes[1:]))
 
 
 def test_studies_need_a_model_that_refuses(training, found):
