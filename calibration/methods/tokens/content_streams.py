@@ -50,6 +50,11 @@ class ContentStreams:
     select: TokenStreams
     """Selection prompts, as they are."""
 
+    def of_embeddings(self) -> "ContentStreams":
+        """Return the same prompts' embeddings, without the blocks' streams."""
+        fit, select = (each.blocks(slice(0, 1)) for each in (self.fit, self.select))
+        return ContentStreams((EMBEDDINGS,), fit, select)
+
     def evidence(self, scores: Scores) -> dict[str, float]:
         """Return what is found of the selection prompts by their token `scores`, read as `READOUT` has it."""
         # The template's tokens are gone from these scores already.
@@ -58,15 +63,15 @@ class ContentStreams:
         return {"selection_auroc": auroc(above, below), "selection_recall": recall_at(above, below, 0.01)}
 
 
-def read_content(training: TrainingSet, most_layers: int | None = None) -> ContentStreams:
+def read_content(training: TrainingSet, most_blocks: int | None = None) -> ContentStreams:
     """Read the embeddings and blocks between a quarter and 85 % of the depth, evenly spread.
 
-    They are as many blocks as can be held, or `most_layers`.
+    They are as many blocks as can be held, and no more than `most_blocks`.
     """
     fit, select = (_sample(training, rows, _MOST_PLAIN) for rows in (training.fit, training.select))
     within = _within(training, _sample(training, training.fit, _MOST_WITHIN))
     plain = training.prompts.subset(select)
-    layers, within = _affordable(training, training.prompts.subset(fit) + plain, within, most_layers)
+    layers, within = _affordable(training, training.prompts.subset(fit) + plain, within, most_blocks)
     template = read_template(training.chat.tokenizer)
 
     def streams(prompts: EncodedPrompts) -> TokenStreams:
@@ -81,11 +86,12 @@ def _sample(training: TrainingSet, rows: Rows, most: int) -> Rows:
 
 
 def _affordable(
-    training: TrainingSet, wanted: EncodedPrompts, within: EncodedPrompts, most_layers: int | None
+    training: TrainingSet, wanted: EncodedPrompts, within: EncodedPrompts, most_blocks: int | None
 ) -> tuple[tuple[int, ...], EncodedPrompts]:
     """Return places that can be held of all prompts, and as many of those `within` as there is room for."""
     num_wanted = int(wanted.lengths.sum())
-    blocks = choose_layers(training.chat, num_wanted + int(within.lengths.sum()), most_layers, beside=1)
+    num_tokens = num_wanted + int(within.lengths.sum())
+    blocks = choose_layers(training.chat, num_tokens, most_blocks, beside=1)
     layers = (EMBEDDINGS, *blocks)
     room = affordable_tokens(training.chat) // len(layers) - num_wanted
     return layers, within.subset(np.flatnonzero(np.cumsum(within.lengths) <= room))

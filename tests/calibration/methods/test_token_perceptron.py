@@ -7,7 +7,7 @@ from recorded import training_set
 from tiny import make_prompts
 
 from calibration.fitting.metrics import auroc
-from calibration.methods.tokens.content import _RECIPE as LINEAR
+from calibration.methods.tokens.content import RECIPE as LINEAR
 from calibration.methods.tokens.content import fit_content
 from calibration.methods.tokens.content_streams import read_content
 from calibration.methods.tokens.token_level import score_rows

@@ -45,6 +45,7 @@ NAMES = [
     "attention",
     "multimax",
     "content",
+    "wording",
     "token_perceptron",
     "refusal_readout",
     "neurons",
