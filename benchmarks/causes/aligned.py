@@ -33,8 +33,8 @@ _MOST = 320
 _MOST_TOKENS = 160
 """Of a prompt: longer ones cost more than they teach."""
 _ANSWER_TOKENS = 40
-_BATCH, _EPOCHS = 8, 1
-_RATE, _WARM_UP = 5e-5, 10
+_BATCH, _EPOCHS = 8, 2
+_RATE, _WARM_UP = 2e-4, 10
 _SEED = 0
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import typer
 
 from benchmarks.detection.standing import Scores, among_real_users
@@ -19,8 +20,12 @@ from benchmarks.detection.starter_table import seeds_table, table
 from benchmarks.detection.traffic import Traffic, traffic
 from calibration.evaluation.sentence_embedding import SentenceEncoder
 from calibration.fitting.bag_of_words import tfidf_scores
+from calibration.fitting.fitted import FittedProbe
+from calibration.fitting.linear import Linear
 from calibration.fitting.training_set import Rows, TrainingSet, set_aside
 from calibration.methods.classifiers.linear_classifiers import fit_classifiers, fit_logistic
+from calibration.methods.classifiers.rolling import rolling_of
+from calibration.methods.tokens.token_level import score_rows
 from calibration.model.chat_model import ChatModel
 from calibration.prompts.progress import track
 from calibration.recording.places import place_of
@@ -45,8 +50,9 @@ def main(
     met = traffic(ChatModel.load(model), model, data, work, most, most_real)
     scorers = _Scorers.of(met)
     divided = [met.divided(seed) for seed in range(seeds)]
-    found = [among_real_users(each, dict(scorers.leaving_out(each))) for each in divided]
-    text = table(found[0])
+    left_out = [dict(scorers.leaving_out(each)) for each in divided]
+    found = [among_real_users(each, scores) for each, scores in zip(divided, left_out, strict=True)]
+    text = table(among_real_users(divided[0], left_out[0] | scorers.rolling(divided[0])))
     if seeds > 1:
         text += "\n" + seeds_table(found)
     if write is not None:
@@ -59,7 +65,7 @@ class _Scorers:
     """What is fitted again and again: regressions at two places of the model, and the two controls."""
 
     training: TrainingSet
-    probes: tuple[Probe, ...]
+    probes: tuple[FittedProbe, ...]
     """Where to read, and with which penalty; chosen on the starter set, for all fits."""
     embedded: npt.NDArray[np.float32] | None
     """Of every prompt, where a sentence embedding is installed `[N, E]`."""
@@ -69,7 +75,7 @@ class _Scorers:
         """Choose on the starter set, and embed every prompt."""
         select = set_aside(met.training.prompts, met.starter, _SHARE_TO_CHOOSE)
         own = replace(met.training, fit=np.setdiff1d(met.starter, select), select=select)
-        chosen = [probe.spec for probe in fit_classifiers(own).probes if probe.spec.name in ("logistic", "pooled")]
+        chosen = [probe for probe in fit_classifiers(own).probes if probe.spec.name in ("logistic", "pooled")]
         encoder = SentenceEncoder.load()
         texts = [prompt.text for prompt in met.training.prompts.prompts]
         return cls(met.training, tuple(chosen), encoder.encode(texts) if encoder else None)
@@ -82,6 +88,23 @@ class _Scorers:
             both = np.concatenate([met.starter, others])
             for on, found in (("starter", by_starter), ("public", self._fitted(others)), ("both", self._fitted(both))):
                 yield from (((name, f"{what}, {on}"), each) for what, each in found.items())
+
+    def rolling(self, met: Traffic) -> dict[tuple[str, str], Scores]:
+        """Return by family the scores `[N]` of all prompts by the worst stretch, from fits on all that is left.
+
+        One pass of the model reads all of these fits.
+        """
+        [pooled] = [probe for probe in self.probes if probe.spec.name == "pooled"]
+        rows = {name: np.concatenate([met.starter, met.without(name)]) for name in met.public}
+        fits = [self._refitted(pooled, each, f"pooled_{place}") for place, each in enumerate(rows.values())]
+        scores = score_rows(self.training, fits, np.arange(len(self.training.harmful)))
+        return {(name, "worst stretch, both"): scores[:, place] for place, name in enumerate(rows)}
+
+    def _refitted(self, probe: FittedProbe, rows: Rows, name: str) -> FittedProbe:
+        linear = self._linear(probe.spec, rows)
+        rolling = rolling_of(probe)
+        weight = torch.from_numpy(linear.weight.astype(np.float32))[None, None]
+        return replace(rolling, spec=rolling.spec.model_copy(update={"name": name, "bias": linear.bias}), weight=weight)
 
     def _fitted(self, rows: Rows) -> dict[str, Scores]:
         prompts, harmful = self.training.prompts, self.training.harmful
@@ -97,13 +120,20 @@ class _Scorers:
         """Return for all prompts `[N]` the sum of the log-odds by regressions at each probe's place, fitted on
         `rows`.
         """
-        total, harmful = np.zeros(len(self.training.harmful)), self.training.harmful
+        total = np.zeros(len(self.training.harmful))
         for probe in self.probes:
-            where = place_of(probe.readout)
-            assert where is not None, probe.name  # noqa: S101 - both are fitted on a recording
-            features = self.training.features(probe.layers[0], where)
-            total += fit_logistic(features[rows], harmful[rows], probe.evidence["inverse_penalty"])(features)
+            total += self._linear(probe.spec, rows)(self._features(probe.spec))
         return total
+
+    def _linear(self, probe: Probe, rows: Rows) -> Linear:
+        """Return a regression at the probe's place, with its penalty, fitted on `rows`."""
+        features = self._features(probe)[rows]
+        return fit_logistic(features, self.training.harmful[rows], probe.evidence["inverse_penalty"])
+
+    def _features(self, probe: Probe) -> npt.NDArray[np.float32]:
+        where = place_of(probe.readout)
+        assert where is not None, probe.name  # noqa: S101 - both are fitted on a recording
+        return self.training.features(probe.layers[0], where)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ whatever stands before and behind it. Of a short request the mean over all of it
 from dataclasses import replace
 
 from calibration.fitting.contract import Method
-from calibration.fitting.fitted import Fitted
+from calibration.fitting.fitted import Fitted, FittedProbe
 from calibration.fitting.training_set import TrainingSet
 from calibration.methods.classifiers.linear_classifiers import fit_pooled
 from probes.readout import Readout
@@ -20,7 +20,11 @@ _WINDOW = 8
 
 def fit_rolling(training: TrainingSet) -> Fitted:
     """Return probe `rolling`."""
-    pooled = fit_pooled(training)
+    return Fitted(probes=(rolling_of(fit_pooled(training)),))
+
+
+def rolling_of(pooled: FittedProbe) -> FittedProbe:
+    """Return the regression of `pooled`, read by stretches."""
     spec = pooled.spec.model_copy(
         update={
             "name": "rolling",
@@ -29,7 +33,7 @@ def fit_rolling(training: TrainingSet) -> Fitted:
             "evidence": {"inverse_penalty": pooled.spec.evidence["inverse_penalty"]},
         }
     )
-    return Fitted(probes=(replace(pooled, spec=spec),))
+    return replace(pooled, spec=spec)
 
 
 METHOD = Method("rolling", fit_rolling, rank=35, plain=True)
