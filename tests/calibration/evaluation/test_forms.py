@@ -122,25 +122,31 @@ def test_a_calibration_certifies_endings_and_says_how_forms_did(calibrated):
 
 
 class Told:
-    """Requests whose scores are known: 1 where a probe finds harm, 0 elsewhere. The second probe misses one form."""
+    """Requests whose scores are known: 1 where a probe finds harm, 0 elsewhere.
+
+    The second probe misses one form. The third finds half of the requests, and in that form the other half.
+    """
 
     requests: ClassVar = {True: ("harm",) * 300, False: ("bread",) * 400}
 
     def ask(self, forms, *, harmful):
         """As `Asked.ask`; harmless requests have small scores."""
         rows = np.arange(len(self.requests[harmful]))
-        found = np.ones((len(rows), 2)) if harmful else np.linspace(0, 0.5, len(rows))[:, None].repeat(2, axis=1)
+        found = np.ones((len(rows), 3)) if harmful else np.linspace(0, 0.5, len(rows))[:, None].repeat(3, axis=1)
         named = [forms[row % len(forms)].name for row in rows]
         ending = next((str(each) for each, names in BY_ENDING.items() if named[0] in names), str(Ending.TEMPLATE))
         if harmful:
-            found[[name == "raw" for name in named], 1] = 0
-        scores, none = found.astype(np.float32), np.full((len(rows), 2), -np.inf, np.float32)
+            raw = np.array([name == "raw" for name in named])
+            found[raw, 1] = 0
+            found[:, 2] = (rows >= 150) ^ raw
+        scores, none = found.astype(np.float32), np.full((len(rows), 3), -np.inf, np.float32)
         closed, left = (scores, none) if ending == Ending.TEMPLATE else (none, scores)
         return Answered(rows, closed, left, np.array([ending] * len(rows)), np.ones(len(rows), np.int64))
 
 
 def test_a_probe_is_certified_for_an_ending_that_it_holds_in_every_form():
-    """Two forms of three are not enough: whoever asks takes the third."""
-    spec = {"method": "m", "layers": (0,), "readout": Readout(kind="mean")}
-    found = certify_endings(Told(), [Probe(name="holds", **spec), Probe(name="misses_raw", **spec)])
-    assert found.certified == {"holds": (Ending.PREFILL, Ending.OPEN), "misses_raw": (Ending.PREFILL,)}
+    """Two forms of three are not enough: whoever asks takes the third. Nor are as many requests, if they are others."""
+    names, spec = ("holds", "misses_raw", "others"), {"method": "m", "layers": (0,), "readout": Readout(kind="mean")}
+    found = certify_endings(Told(), [Probe(name=name, **spec) for name in names])
+    held = (Ending.PREFILL, Ending.OPEN)
+    assert found.certified == {"holds": held, "misses_raw": held[:1], "others": held[:1]}
