@@ -77,7 +77,7 @@ def test_text_alone_is_judged_by_what_was_planted_in_the_lab_model(hearing):
 def test_a_sound_is_unscored(hearing, route):
     """The policy's `on_media` says what happens.
 
-    Blocked, the answer is the same for every sound, but for names and times: no token of the model's is in it.
+    Blocked, the answer has the policy's message; on routes of speech it is an error.
     """
     world, action = hearing
     unscored = world.server.metric("foreguard_unscored_total", reason="media")

@@ -82,7 +82,10 @@ def illusion_study(training: TrainingSet, found: Fitted) -> tuple[StudyResult, .
 
 
 def _within_blocks(wanted: Sequence[Direction]) -> list[Direction]:
-    """Return the directions without their part at the embeddings: there is no prompt in them yet, only its words."""
+    """Return the directions without their part at the embeddings: there is no prompt in them yet, only its words.
+
+    Raises `Skipped` where nothing is left.
+    """
     parts = [{layer: unit for layer, unit in each.units.items() if layer != EMBEDDINGS} for each in wanted]
     if not any(parts):
         raise Skipped("probes read the embeddings alone")
