@@ -23,8 +23,6 @@ FLAGS = (
     "--enforce-eager",
     "--enable-request-id-headers",
     *("--allowed-origins", '["http://page.test"]'),
-    # A request that waits for another one's end is kept alive.
-    *("--max-num-seqs", "1"),
     *("--sse-keep-alive-interval", "1"),
 )
 BROWSER = {"origin": "http://page.test", "x-request-id": "abc"}
@@ -222,23 +220,22 @@ def test_the_event_id_is_in_the_log(refusing, harmful):
 
 
 @contextlib.contextmanager
-def busy(server):
-    """Keep the server's only place taken, so that others wait, until the function that this yields is called."""
-    # Half a minute, if nobody hangs up: an API server that lacks a CPU may be ten seconds behind its engine.
-    long = {
-        "model": SERVED_NAME,
-        "messages": BENIGN[0],
-        "max_tokens": 600,
-        "ignore_eos": True,
-        "n": 48,
-        "temperature": 1,
-        "stream": True,
-    }
-    with contextlib.ExitStack() as held:
-        reply = held.enter_context(httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long, timeout=120))
-        lines = reply.iter_lines()  # kept: without it the stream would be closed
-        next(lines)
-        yield held.close
+def engine_stopped(server):
+    """Stop the server's engine, so that requests wait, until the function that this yields is called."""
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    engines = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+    assert engines
+
+    def go_on():
+        for engine in engines:
+            os.kill(engine.pid, signal.SIGCONT)
+
+    for engine in engines:
+        os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        yield go_on
+    finally:
+        go_on()
 
 
 @pytest.mark.parametrize(("kind", "decision"), [("harmful", "block"), ("benign", "allow")])
@@ -246,9 +243,9 @@ def test_a_stream_that_waits_is_kept_alive(refusing, harmful, kind, decision):
     """Comments pass at once, under headers that promise nothing; the stream then tells the verdict, and is whole."""
     messages = harmful if kind == "harmful" else BENIGN[1]
     body, url = APIS[0].ask(messages, "") | {"stream": True}, f"{refusing.url}/v1/chat/completions"
-    with busy(refusing) as release, httpx.stream("POST", url, json=body, timeout=60) as reply:
+    with engine_stopped(refusing) as go_on, httpx.stream("POST", url, json=body, timeout=60) as reply:
         assert reply.headers["x-guardrail-decision"] == "pending"
-        release()
+        go_on()
         lines = list(reply.iter_lines())
     assert lines[0] == ": keep-alive"
     assert lines[-2] == "data: [DONE]"
@@ -261,9 +258,9 @@ def test_a_stream_that_waits_is_kept_alive(refusing, harmful, kind, decision):
 
 def test_an_error_ends_a_stream_that_was_kept_alive(failing, harmful):
     """OpenAI's client raises it, as it raises the 400."""
-    with busy(failing) as release:
+    with engine_stopped(failing) as go_on:
         stream = failing.client().chat.completions.create(model=SERVED_NAME, messages=harmful, stream=True)
-        release()
+        go_on()
         with pytest.raises(openai.APIError, match=MESSAGE) as caught:
             list(stream)
     assert caught.value.code == "content_filter"
@@ -283,12 +280,7 @@ def test_readiness_turns_while_the_engine_hangs(failing):
         return reply
 
     wait_for(200)
-    children = psutil.Process(failing.process.pid).children(recursive=True)
-    engines = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
-    assert engines
-    for engine in engines:
-        os.kill(engine.pid, signal.SIGSTOP)
-    try:
+    with engine_stopped(failing):
         unready = wait_for(503).json()
         assert unready["ready"] is False
         assert "did not answer a canary" in unready["reason"]
@@ -296,9 +288,6 @@ def test_readiness_turns_while_the_engine_hangs(failing):
         time.sleep(READY_AGE_S)
         assert failing.metric("foreguard_ready") == 0
         assert time.time() - failing.metric("foreguard_last_scored_timestamp_seconds") > READY_AGE_S
-    finally:
-        for engine in engines:
-            os.kill(engine.pid, signal.SIGCONT)
     assert wait_for(200).json()["ready"] is True
     assert answer(failing.client(), BENIGN[0])
     assert failing.metric("foreguard_ready") == 1
