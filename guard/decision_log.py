@@ -8,7 +8,6 @@ import logging
 import sys
 
 from guard.journal import Decision
-from guard.policy_set import PolicySet
 from guard.verdict import Action
 
 LOGGER = "foreguard.decisions"
@@ -17,15 +16,14 @@ LOGGER = "foreguard.decisions"
 class DecisionLog:
     """The sink that writes down the verdicts that the policy wants written down."""
 
-    def __init__(self, policies: PolicySet, model: str) -> None:
+    def __init__(self, model: str) -> None:
         """`model` is what the server calls the model itself, where no adapter answers."""
-        self._policies = policies
         self._model = model
         self._logger = _logger()
 
     def record(self, decision: Decision) -> None:
         """Write one line about a verdict on a prompt, or on its answer."""
-        verdict, wanted = decision.verdict, self._policies.policy.decision_log
+        verdict, wanted = decision.verdict, decision.policy.decision_log
         notable = verdict.decision is not Action.ALLOW or verdict.unscored is not None
         if wanted.which == "none" or (wanted.which == "notable" and not notable):
             return

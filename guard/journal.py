@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, Protocol
 
+from guard.policy import Policy
 from guard.verdict import Verdict
 
 logger = logging.getLogger("vllm.foreguard.journal")
@@ -21,6 +22,8 @@ class Decision:
     """A verdict, and what it is on. It holds nothing of the prompt's text and nothing of the answer's."""
 
     verdict: Verdict
+    policy: Policy
+    """By which it was made."""
     judged: Literal["prompt", "answer"] = "prompt"
     request_id: str = ""
     """vLLM's own."""

@@ -4,11 +4,12 @@ Counted once a prompt, in the process that answers the client, so they add up ov
 (prometheus-client's multiprocess mode). Every label value comes from an enumeration, the artifact or the policy.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from guard.decide import BoundPolicy
 from guard.journal import Decision
 from guard.policy_set import PolicySet
 from guard.verdict import Action, Mode, Unscored, Verdict
@@ -28,6 +29,9 @@ PUBLIC: dict[str, bool] = {
     "foreguard_ready": True,
     "foreguard_last_scored_timestamp_seconds": True,
     "foreguard_policy_info": True,
+    "foreguard_policy_reloads": True,
+    "foreguard_policy_last_reload_successful": True,
+    "foreguard_policy_last_reload_success_timestamp_seconds": True,
     # Before and after a request of one's own, each of these tells what a probe made of it, or how far it is from a
     # block.
     "foreguard_score": False,
@@ -38,6 +42,7 @@ PUBLIC: dict[str, bool] = {
 MODEL_ITSELF = ""
 """The label `adapter` of a prompt to the model without one: Prometheus takes an empty label for none."""
 
+ReloadResult = Literal["applied", "refused"]
 UNRECORDED = "unrecorded"
 """Type of error: a prompt that was treated as it must be, and could not be counted."""
 
@@ -55,7 +60,6 @@ class GuardMetrics:
 
     def __init__(self, registry: CollectorRegistry, policies: PolicySet) -> None:
         """`policies` have the thresholds that are published, and the probes whose scores are."""
-        bound = {MODEL_ITSELF: policies.model, **policies.adapters}
         self.requests = Counter(
             "foreguard_requests",
             "Prompts decided, by what was decided and the mode it was decided in.",
@@ -107,8 +111,42 @@ class GuardMetrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
-        self._publish_policy(registry, bound)
-        self._start_at_zero(bound)
+        self.threshold = Gauge(
+            "foreguard_threshold",
+            "Score above which a rule's condition holds; not a number for a rule that is no longer in force.",
+            ["rule", "probe", "adapter"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self.policy_info = Gauge(
+            "foreguard_policy_info",
+            "1 for the policy in force, 0 for one that was.",
+            ["name", "version", "mode"],
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self.reloads = Counter(
+            "foreguard_policy_reloads",
+            "Times that the policy file changed, by what became of it.",
+            ["result"],
+            registry=registry,
+        )
+        self.reload_succeeded = Gauge(
+            "foreguard_policy_last_reload_successful",
+            "Whether what the policy file says is in force: 0 after a change that was refused.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.reloaded_at = Gauge(
+            "foreguard_policy_last_reload_success_timestamp_seconds",
+            "Unix time at which the policy in force was put in force.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self._published: dict[Gauge, set[tuple[str, ...]]] = {self.threshold: set(), self.policy_info: set()}
+        self._scores: dict[tuple[str, str], Histogram] = {}
+        self._start_at_zero()
+        self.publish(policies)
 
     def record(self, decision: Decision) -> None:
         """Count a decision, as a sink of the journal does."""
@@ -149,28 +187,42 @@ class GuardMetrics:
         """Count a prompt that could not be counted."""
         self.errors.labels(UNRECORDED).inc()
 
-    def _publish_policy(self, registry: CollectorRegistry, bound: Mapping[str, BoundPolicy]) -> None:
-        threshold = Gauge(
-            "foreguard_threshold",
-            "Score above which a rule's condition holds.",
-            ["rule", "probe", "adapter"],
-            registry=registry,
-            multiprocess_mode="mostrecent",
-        )
-        for adapter, own in bound.items():
-            for (rule, probe), value in own.thresholds.items():
-                threshold.labels(rule, probe, adapter).set(value)
-        info = Gauge(
-            "foreguard_policy_info",
-            "The policy in force; always 1.",
-            ["name", "version", "mode"],
-            registry=registry,
-            multiprocess_mode="mostrecent",
-        )
-        policy = bound[MODEL_ITSELF].policy
-        info.labels(policy.name, policy.version, policy.mode.value).set(1)
+    def observe_reload(self, result: ReloadResult) -> None:
+        """Count a change of the policy file: it is in force, or it was refused and what was in force still is."""
+        self.reloads.labels(result).inc()
+        self.reload_succeeded.set(result == "applied")
 
-    def _start_at_zero(self, bound: Mapping[str, BoundPolicy]) -> None:
+    def publish(self, policies: PolicySet) -> None:
+        """Publish the thresholds of policies that come into force, and name them."""
+        bound, policy = {MODEL_ITSELF: policies.model, **policies.adapters}, policies.policy
+        thresholds: dict[tuple[str, ...], float] = {
+            (rule, probe, adapter): value
+            for adapter, own in bound.items()
+            for (rule, probe), value in own.thresholds.items()
+        }
+        self._exchange(self.threshold, thresholds, math.nan)
+        self._exchange(self.policy_info, {(policy.name, policy.version, policy.mode.value): 1.0}, 0.0)
+        self.reload_succeeded.set(1)
+        self.reloaded_at.set_to_current_time()
+        # Looked up once: there may be many probes, and this is done for every prompt.
+        self._scores |= {
+            (adapter, probe): self.score.labels(probe, adapter)
+            for adapter, own in bound.items()
+            for probe in (*own.probes, *own.policy.combine)
+        }
+
+    def _exchange(self, gauge: Gauge, values: Mapping[tuple[str, ...], float], gone: float) -> None:
+        """Set a gauge to `values`, and to `gone` where it had others: a series cannot be taken out of the files that
+        several processes share.
+        """
+        known = self._published[gauge]
+        for labels in known - values.keys():
+            gauge.labels(*labels).set(gone)
+        for labels, value in values.items():
+            gauge.labels(*labels).set(value)
+        known.update(values)
+
+    def _start_at_zero(self) -> None:
         # A series that appears only with its first event hides that event from rate().
         for action in Action:
             for mode in Mode:
@@ -182,9 +234,5 @@ class GuardMetrics:
                 self.unscored_answers.labels(reason.value)
                 self.errors.labels(reason.value)
         self.errors.labels(UNRECORDED)
-        # Looked up once: there may be many probes, and this is done for every prompt.
-        self._scores = {
-            (adapter, probe): self.score.labels(probe, adapter)
-            for adapter, own in bound.items()
-            for probe in (*own.probes, *own.policy.combine)
-        }
+        for result in get_args(ReloadResult):
+            self.reloads.labels(result)

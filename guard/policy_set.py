@@ -1,4 +1,4 @@
-"""The policies in force in one process. Whoever judges or answers by a policy asks here."""
+"""The policy of one process: bound to all that is served, and exchanged as a whole while requests are under way."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,6 +33,18 @@ class PolicySet:
         return self.model.policy
 
     @property
+    def digest(self) -> str:
+        """`Policy.digest` of the operator's policy."""
+        return self.policy.digest
+
+    @property
     def subjects(self) -> tuple[BoundPolicy, ...]:
         """The model's policy, and then its adapters': by the number of a request's subject."""
         return (self.model, *self.adapters.values())
+
+
+@dataclass(slots=True)
+class InForce:
+    """Which policies a process goes by now. A request keeps those that it came in under."""
+
+    current: PolicySet

@@ -80,9 +80,13 @@ class GuardConfig(BaseModel):
 
     def bind_policies(self, artifacts: Sequence[Artifact]) -> PolicySet:
         """Bind the policy to the model's artifact and its adapters', as `load_artifacts` has them. Raises likewise."""
+        return self.bind(self._load_policy(), artifacts)
+
+    def bind(self, policy: Policy, artifacts: Sequence[Artifact]) -> PolicySet:
+        """Bind a `policy` that was read later to all artifacts. Raises `PolicyError` where it does not fit them."""
         artifact, *others = artifacts
         names = [each.name for each in self.adapters]
-        return PolicySet.bind(self._load_policy(), artifact, dict(zip(names, others, strict=True)))
+        return PolicySet.bind(policy, artifact, dict(zip(names, others, strict=True)))
 
     def _load_policy(self) -> Policy:
         policy = load_policy(self.policy)

@@ -33,12 +33,18 @@ STREAM_PARTS = "foreguard_parts"
 
 EXTRA = "foreguard"
 """Key of `additional_config` (the guard's configuration), of `SamplingParams.extra_args` (what a caller may ask of the
-gate, and `PROMPT`: where there is none, the request came past the API server's verdict reader) and of
+gate, `POLICY`, and `PROMPT`: where there is none, the request came past the API server's verdict reader) and of
 `EngineCoreOutput.kv_transfer_params` (the `VERDICT`, and `PROMPT`)."""
 
 PROMPT = "prompt"
 """Under `EXTRA`: the prompt's name, which the API process makes up and no client can guess. A prompt may have several
 requests (`n`) in the engine."""
+
+POLICY = "policy"
+"""Under `EXTRA`: the digest of the policy by which the API process answers the request, and the gate is to decide."""
+
+POLICY_TEXT = "policy_text"
+"""Under `EXTRA`, of a canary: the policy of that digest, in YAML. The gate has it from then on."""
 
 CANARY = f"canary-{secrets.token_hex(16)}"
 """In place of such a name: the guard asks itself.

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from guard.policy import Policy
+from guard.policy_set import PolicySet
 from guard.verdict import Action, Verdict
 
 current: ContextVar["Exchange | None"] = ContextVar("foreguard_exchange", default=None)
@@ -21,7 +22,9 @@ class Prompt:
 
     request_id: str
     n: int
-    model: str | None
+    policies: PolicySet
+    """Those that it came in under: by which it is decided and answered, whatever comes into force meanwhile."""
+    model: str | None = None
     """The LoRA adapter that answers, if one does."""
     asked: dict[str, object] = field(default_factory=dict)
     """What the caller asked of the gate, as `Exchange` has it."""
@@ -58,8 +61,8 @@ class Prompt:
 class Exchange:
     """One HTTP request to a guarded route."""
 
-    policy: Policy
-    """By which it is answered."""
+    policies: PolicySet
+    """Those that it came in under: by which it is decided and answered, whatever comes into force meanwhile."""
     asked: dict[str, object] = field(default_factory=dict)
     """What the caller may ask of the gate: `tighten`, `shadow`, `caller`."""
     route: str | None = None
@@ -73,6 +76,11 @@ class Exchange:
     """Whether completions begin with their prompt."""
     created: int = field(default_factory=lambda: int(time.time()))
     prompts: list[Prompt] = field(default_factory=list)
+
+    @property
+    def policy(self) -> Policy:
+        """The operator's own."""
+        return self.policies.policy
 
     @property
     def decided(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from guard.policy_set import PolicySet
+from guard.policy_set import InForce, PolicySet
 from serving.api import shapes
 from serving.api.exchange import Exchange, current
 from serving.api.history import readable
@@ -49,18 +49,18 @@ class GuardedRequests:
     def __init__(
         self,
         app: ASGIApp,
-        policies: PolicySet,
+        in_force: InForce,
         model: str,
         limits: Limits,
         *,
         spellings: Sequence[str] = (),
         forces_usage: bool,
     ) -> None:
-        """`app` is vLLM's; `model` is what it serves; no request may hold one of the `spellings`; `forces_usage` is
-        whether every stream ends with its token counts.
+        """`app` is vLLM's; `model` is what it serves; `spellings` are those of special tokens, which a policy may have
+        refused; `forces_usage` is whether every stream ends with its token counts.
         """
         self._app = app
-        self._policies = policies
+        self._in_force = in_force
         self._model = model
         self._limits = limits
         self._spellings = spellings
@@ -69,14 +69,15 @@ class GuardedRequests:
     async def answer(self, path: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection; `path` is the known one that it asks for, if it asks for one."""
         if scope["type"] != "http":
-            with _opened(self._exchange(path, {}, scope)):
+            with _opened(self._exchange(self._in_force.current, path, {}, scope)):
                 await self._app(scope, receive, send)
             return
         route = ROUTES.get(path) if path else None
         try:
             body, replay = await read_body(receive, scope["headers"], self._limits)
-            require_none_typed(body, self._spellings)
-            exchange = self._exchange(path, fields_of(body, is_json=_is_json(scope)), scope)
+            policies = self._in_force.current
+            require_none_typed(body, self._spellings if policies.policy.special_tokens == "refuse" else ())
+            exchange = self._exchange(policies, path, fields_of(body, is_json=_is_json(scope)), scope)
         except tuple(_REFUSED) as error:
             await _refusal(route, error)(scope, receive, send)
             return
@@ -96,14 +97,14 @@ class GuardedRequests:
             # A route may not know what to make of a completion without tokens.
             await responder.fail(error)
 
-    def _exchange(self, path: str | None, content: dict[str, Any], scope: Scope) -> Exchange:
+    def _exchange(self, policies: PolicySet, path: str | None, content: dict[str, Any], scope: Scope) -> Exchange:
         """Return the exchange of one request. Raises `UnguardedRequest` and `BadModeration`."""
         require_guarded(content)
         moderation = read_moderation(content)
-        policy = self._policies.policy
+        policy = policies.policy
         caller = identify(scope["headers"], policy)
         return Exchange(
-            policy,
+            policies,
             asked=asked(moderation, caller),
             route=path,
             caller=caller.name if caller else None,

@@ -7,7 +7,7 @@ It touches, of vLLM's application state: `args`, `vllm_config`, `engine_client`,
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,22 +17,28 @@ from starlette.responses import JSONResponse
 from guard.decision_log import DecisionLog
 from guard.journal import Journal
 from guard.metrics import GuardMetrics
+from guard.policy import Policy
+from guard.policy_set import InForce, PolicySet
+from guard.watched_file import WatchedFile
+from probes.artifact import Artifact
 from probes.errors import ForeguardError, ServingError
 from serving.api import readiness, shapes
 from serving.api.beams import refuse_beams
 from serving.api.guarded_requests import ASGIApp, GuardedRequests, Scope
 from serving.api.keys import Keys
 from serving.api.placement import placed_inside
+from serving.api.policy_reload import PolicyReload
 from serving.api.public_metrics import public_metrics
 from serving.api.readiness import Readiness
 from serving.api.request_body import Limits, Message, Receive
 from serving.api.responder import Send
 from serving.api.routes import METRICS, OPEN, ROUTES, has_control_characters, known_path
 from serving.api.selftest import Expected, ask_engines, canary, engines
-from serving.api.typed_tokens import refused_spellings
+from serving.api.typed_tokens import typed_spellings
 from serving.api.verdict_reader import VerdictReader
 from serving.checked import require_files
 from serving.config import GuardConfig
+from serving.policy_fit import require_guarded_adapters, require_readable_answers, require_templates
 from serving.settings import body_timeout, max_body, ready_age
 
 logger = logging.getLogger("vllm.foreguard.middleware")
@@ -83,6 +89,7 @@ class _Guard:
         self._requests: GuardedRequests | None = None
         self._keys = Keys((), None)
         self._readiness: Readiness | None = None
+        self._reload: PolicyReload | None = None
         self._is_reached = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,33 +133,38 @@ class _Guard:
         config = GuardConfig.from_vllm(state.vllm_config.additional_config)
         artifacts, models = config.load_artifacts(), state.openai_serving_models
         policies = config.bind_policies(artifacts)
-        policy = policies.policy
+        in_force = InForce(policies)
         subjects = [None, *(models.lora_requests[name] for name in policies.adapters)]
-        expected = [Expected.of(each, policy, own) for each, own in zip(artifacts, subjects, strict=True)]
+        expected = [Expected.of(each, own) for each, own in zip(artifacts, subjects, strict=True)]
         self._keys, limits = Keys.of(state.args), Limits(max_body(), body_timeout())
         age, client = ready_age(), state.engine_client
         refuse_beams()
-        verdict = await canary(client, expected)
+        verdict = await canary(client, expected, policies.digest)
         require_files()
         metrics = GuardMetrics(REGISTRY, policies)
         model = models.base_model_paths[0].name
-        self._readiness = Readiness(partial(_asked_awake, client, client.generate, expected[:1]), metrics, age)
+        ask = partial(ask_engines, client, client.generate, expected[:1])
+        self._readiness = Readiness(partial(_asked_awake, client, ask, in_force), metrics, age)
         # A client's prompt says nothing of the engines that it did not go to.
         on_scored = self._readiness.note_scored if len(engines(client)) == 1 else lambda: None
-        journal = Journal(metrics, DecisionLog(policies, model), on_drop=metrics.observe_unrecorded)
-        VerdictReader(policies, journal, on_scored).attach(client)
+        journal = Journal(metrics, DecisionLog(model), on_drop=metrics.observe_unrecorded)
+        VerdictReader(in_force, journal, on_scored).attach(client)
         self._readiness.begin()
+        bind = partial(_bound, config, artifacts, state)
+        self._reload = PolicyReload(WatchedFile(config.policy), in_force, metrics, bind, ask)
+        self._reload.begin()
         forces_usage = bool(getattr(state.args, "enable_force_include_usage", False))
-        spellings = refused_spellings(policy, artifacts)
         self._requests = GuardedRequests(
-            self.app, policies, model, limits, spellings=spellings, forces_usage=forces_usage
+            self.app, in_force, model, limits, spellings=typed_spellings(artifacts), forces_usage=forces_usage
         )
+        policy = policies.policy
         logger.info("guard ready: policy %s, mode %s, canary scores %s", policy.label, policy.mode, verdict.scores)
 
     async def stop(self) -> None:
         """End what runs beside the requests."""
-        if self._readiness is not None:
-            await self._readiness.end()
+        for each in (self._reload, self._readiness):
+            if each is not None:
+                await each.end()
 
     async def _tell_readiness(self, scope: Scope, receive: Receive, send: Send) -> None:
         unready = (503, {"ready": False, "reason": "the guard has not passed its self-test"})
@@ -160,11 +172,20 @@ class _Guard:
         await JSONResponse(body, status, {"cache-control": "no-store"})(scope, receive, send)
 
 
-async def _asked_awake(engine_client: Any, generate: Any, expected: Sequence[Expected]) -> None:
+async def _asked_awake(engine_client: Any, ask: Callable[[str], Awaitable[object]], in_force: InForce) -> None:
     """Ask every engine with a canary prompt. Raises `ServingError` if one does not see it, or sleeps."""
     if await engine_client.is_sleeping():
         raise ServingError("the engine sleeps", field="/sleep", remedy="wake it up")
-    await ask_engines(engine_client, generate, expected)
+    await ask(in_force.current.digest)
+
+
+def _bound(config: GuardConfig, artifacts: Sequence[Artifact], state: Any, policy: Policy) -> PolicySet:
+    """Bind a policy that was read later. Raises `ForeguardError` where it does not fit what is served."""
+    require_templates(policy, artifacts)
+    served = [module.name for module in state.args.lora_modules or ()]
+    require_guarded_adapters(policy, served, [each.name for each in config.adapters])
+    require_readable_answers(policy, state.vllm_config)
+    return config.bind(policy, artifacts)
 
 
 def _not_ready(path: str | None) -> JSONResponse:

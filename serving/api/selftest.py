@@ -15,13 +15,12 @@ from typing import Any
 
 from vllm.sampling_params import SamplingParams
 
-from guard.policy import Policy
 from guard.verdict import Verdict
 from probes.artifact import Artifact
 from probes.canary import canary_prompt, tolerances
 from probes.errors import PolicyError, ServingError
 from probes.template import Template
-from serving.wire import CANARY, EXTRA, PROMPT, VERDICT
+from serving.wire import CANARY, EXTRA, POLICY, POLICY_TEXT, PROMPT, VERDICT
 
 logger = logging.getLogger("vllm.foreguard.selftest")
 
@@ -40,13 +39,11 @@ class Expected:
     """By probe, how far they may be away."""
     template: Template | None
     """The chat template, as whose the prompt ends."""
-    policy: str
-    """`Policy.digest` of this process's policy, which every engine must have, too."""
     adapter: Any = None
     """vLLM's `LoRARequest`, for an adapter."""
 
     @classmethod
-    def of(cls, artifact: Artifact, policy: Policy, adapter: Any = None) -> "Expected":
+    def of(cls, artifact: Artifact, adapter: Any = None) -> "Expected":
         """Return what is expected of the model that `artifact` was calibrated on."""
         kept = artifact.manifest.canary
         if not kept:
@@ -56,18 +53,22 @@ class Expected:
                 artifact.manifest.digest[:12],
             )
         allowed = tolerances(artifact) if kept else {}
-        return cls(kept, allowed, artifact.manifest.template, policy.digest, adapter)
+        return cls(kept, allowed, artifact.manifest.template, adapter)
 
-    def require(self, verdict: Verdict | None) -> Verdict:
-        """Return the verdict. Raises `ServingError` where the guard did not see the prompt, or read something else."""
+    def require(self, verdict: Verdict | None, policy: str) -> Verdict:
+        """Return the verdict, which is to be by the `policy` of this digest.
+
+        Raises `ServingError` where the guard did not see the prompt, or read something else, and `PolicyError` where it
+        decided by another policy.
+        """
         if verdict is None:
             raise ServingError("the engine answered, but no verdict came with it", field="self-test", remedy=_REMEDY)
         if verdict.unscored or not all(map(math.isfinite, verdict.scores.values())):
             problem = f"the canary prompt was not scored ({verdict.unscored})"
             raise ServingError(problem, field="self-test", remedy=_REMEDY)
-        if verdict.policy_digest != self.policy:
+        if verdict.policy_digest != policy:
             raise PolicyError(
-                "the policy changed while the server was starting: an engine decides by another one",
+                f"an engine decides by another policy ({verdict.policy}, digest {verdict.policy_digest}; here {policy})",
                 field="policy",
                 remedy="start the server again; where it runs on several machines, give all of them one policy",
             )
@@ -90,30 +91,36 @@ class Expected:
             )
 
 
-async def canary(engine_client: Any, expected: Sequence[Expected]) -> Verdict:
+async def canary(engine_client: Any, expected: Sequence[Expected], policy: str) -> Verdict:
     """Return the model's verdict on a canary prompt.
 
     Raises `ForeguardError` when the guard did not see it as `expected`. Every engine of a data-parallel group is asked,
     for the model itself, which is `expected` first, and for each adapter; and then every rank whether it read the same.
     """
     try:
-        verdicts = await asyncio.wait_for(ask_engines(engine_client, engine_client.generate, expected), TIMEOUT_S)
+        asking = ask_engines(engine_client, engine_client.generate, expected, policy)
+        verdicts = await asyncio.wait_for(asking, TIMEOUT_S)
     except TimeoutError as error:
         raise ServingError(f"no answer within {TIMEOUT_S:.0f} s", field="self-test", remedy=_REMEDY) from error
     await _require_agreement(engine_client)
     return verdicts[0]
 
 
-async def ask_engines(engine_client: Any, generate: Generate, expected: Sequence[Expected]) -> list[Verdict]:
-    """Return the verdict of each engine on a canary prompt. Raises `ForeguardError` when one is not as `expected`.
+async def ask_engines(
+    engine_client: Any, generate: Generate, expected: Sequence[Expected], policy: str, text: str | None = None
+) -> list[Verdict]:
+    """Return the verdict of each engine on a canary prompt, by the `policy` of this digest.
 
-    `generate` is vLLM's own: what goes through the verdict reader's is traffic.
+    Raises `ForeguardError` when one is not as `expected`.
+
+    A policy that is new to the engines comes with its `text`, in YAML. `generate` is vLLM's own: what goes through the
+    verdict reader's is traffic.
     """
-    return [
-        each.require(await _ask(engine_client, generate, rank, each))
-        for each in expected
-        for rank in engines(engine_client)
-    ]
+    about = {POLICY: policy} | ({} if text is None else {POLICY_TEXT: text})
+    asked = [(each, rank) for each in expected for rank in engines(engine_client)]
+    # All at once: none waits for another engine's queue.
+    verdicts = await asyncio.gather(*(_ask(engine_client, generate, rank, each, about) for each, rank in asked))
+    return [each.require(verdict, policy) for (each, _), verdict in zip(asked, verdicts, strict=True)]
 
 
 def engines(engine_client: Any) -> list[int | None]:
@@ -129,12 +136,14 @@ async def _require_agreement(engine_client: Any) -> None:
         raise ServingError(f"the ranks do not agree: {error}", field="self-test", remedy=_REMEDY) from error
 
 
-async def _ask(engine_client: Any, generate: Generate, rank: int | None, asked: Expected) -> Verdict | None:
+async def _ask(
+    engine_client: Any, generate: Generate, rank: int | None, asked: Expected, about: dict[str, str]
+) -> Verdict | None:
     verdict = None
     prompt = {"prompt_token_ids": canary_prompt(engine_client.model_config.get_vocab_size(), asked.template)}
     # No two API server processes ask under one name.
     name = f"foreguard-canary-{uuid.uuid4().hex}"
-    params = SamplingParams(max_tokens=1, extra_args={EXTRA: {PROMPT: CANARY}})
+    params = SamplingParams(max_tokens=1, extra_args={EXTRA: {PROMPT: CANARY, **about}})
     async for output in generate(prompt, params, name, lora_request=asked.adapter, data_parallel_rank=rank):
         carried = (output.kv_transfer_params or {}).get(EXTRA)
         verdict = Verdict.from_wire(carried[VERDICT]) if carried else verdict

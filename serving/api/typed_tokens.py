@@ -9,9 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from guard.policy import Policy
 from probes.artifact import Artifact
-from probes.errors import PolicyError
 
 _NO_PROMPT = frozenset({"stop", "bad_words"})
 """Fields of a request that name special tokens, and that no prompt is made of."""
@@ -24,20 +22,9 @@ class TypedSpecialToken(ValueError):
     """A request holds a special token as text; the text of the error is fit for the client."""
 
 
-def refused_spellings(policy: Policy, artifacts: Sequence[Artifact]) -> tuple[str, ...]:
-    """Return how the special tokens are typed that requests may not hold; none where the policy judges them.
-
-    Raises `PolicyError` where it refuses them and an artifact does not know them.
-    """
-    if policy.special_tokens == "judge":
-        return ()
+def typed_spellings(artifacts: Sequence[Artifact]) -> tuple[str, ...]:
+    """Return how the special tokens are typed that the artifacts know of."""
     templates = [artifact.manifest.template for artifact in artifacts]
-    if not all(template and template.spellings for template in templates):
-        raise PolicyError(
-            "the artifact does not know the tokenizer's special tokens, so that none can be refused",
-            field="special_tokens",
-            remedy="calibrate again, or set special_tokens to judge",
-        )
     return tuple(dict.fromkeys(each for template in templates if template for each in template.spellings))
 
 

@@ -19,12 +19,12 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import SamplingParams
 
 from guard.journal import Decision, Journal
-from guard.policy_set import PolicySet
+from guard.policy_set import InForce
 from guard.verdict import Action, Unscored, Verdict
 from probes.errors import ServingError
 from serving.api.exchange import Prompt, current
 from serving.api.hidden_logprobs import hide_prompt
-from serving.wire import ANSWER, CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
+from serving.wire import ANSWER, CANARY, EXTRA, POLICY, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
 
 logger = init_logger("vllm.foreguard.verdict_reader")
 
@@ -36,15 +36,15 @@ class VerdictReader:
 
     def __init__(
         self,
-        policies: PolicySet,
+        in_force: InForce,
         journal: Journal,
         on_scored: Callable[[], None] = lambda: None,
     ) -> None:
-        """`policies` are for answers that come without a verdict, and have what a blocked completion says.
+        """`in_force` are the policies of what no exchange was opened for.
 
         `journal` has every decision once; `on_scored` is told of each prompt that has a score.
         """
-        self._policies = policies
+        self._in_force = in_force
         self._journal = journal
         self._on_scored = on_scored
         self._prompts: dict[str, Prompt] = {}
@@ -79,24 +79,9 @@ class VerdictReader:
         if prompt and VERDICT in carried:
             # A prompt has no verdict while one of its verdicts cannot be read.
             known, prompt.verdict = prompt.verdict, None
-            self._record(prompt, self._own(Verdict.from_wire(carried[VERDICT])), known)
+            self._record(prompt, _own(prompt, Verdict.from_wire(carried[VERDICT])), known)
         if prompt and ANSWER in carried:
             self._record_answer(prompt, carried[ANSWER])
-
-    def _own(self, verdict: Verdict) -> Verdict:
-        """Return the verdict.
-
-        Raises `ServingError` where another policy than this process has decided: it says nothing.
-        """
-        own = self._policies.policy
-        if verdict.policy_digest != own.digest:
-            raise ServingError(
-                f"decided by {verdict.policy} with the digest {verdict.policy_digest!r}, which is another policy than "
-                f"this process has, {own.label} with {own.digest!r}",
-                field="policy",
-                remedy="start the server again",
-            )
-        return verdict
 
     def _record(self, prompt: Prompt, verdict: Verdict, known: Verdict | None = None) -> None:
         """Take in one of the prompt's verdicts, of which `known` is the most severe so far.
@@ -120,7 +105,7 @@ class VerdictReader:
 
     def _record_answer(self, prompt: Prompt, carried: dict[str, Any]) -> None:
         num_tokens = carried.pop("tokens")
-        verdict = self._own(Verdict.from_wire(carried))
+        verdict = _own(prompt, Verdict.from_wire(carried))
         self._journal.record(replace(_decision(verdict, prompt), judged="answer", num_tokens=num_tokens))
         if prompt.answer is None or verdict.decision.severity > prompt.answer.decision.severity:
             prompt.answer = verdict
@@ -131,10 +116,10 @@ class VerdictReader:
         ) -> AsyncGenerator[RequestOutput, None]:
             exchange = current.get()
             lora = options.get("lora_request")
-            asked = exchange.asked if exchange is not None else {}
-            entry = Prompt(request_id, n=sampling_params.n or 1, model=lora.lora_name if lora else None, asked=asked)
+            policies = exchange.policies if exchange is not None else self._in_force.current
+            entry = Prompt(request_id, sampling_params.n or 1, policies, lora.lora_name if lora else None)
             if exchange is not None:
-                entry.route, entry.caller = exchange.route, exchange.caller
+                entry.asked, entry.route, entry.caller = exchange.asked, exchange.route, exchange.caller
                 exchange.prompts.append(entry)
             params = _with_asked(sampling_params, entry)
             return self._heard(generate(prompt, params, request_id, **options), entry, params)
@@ -146,7 +131,7 @@ class VerdictReader:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield what may leave."""
         self._prompts[entry.name] = entry
-        stopped, message = False, self._policies.policy.response.message
+        stopped, message = False, entry.policies.policy.response.message
         try:
             async for output in outputs:
                 if entry.verdict is None and _needs_verdict(entry, output) and self._withholds(entry):
@@ -174,13 +159,32 @@ class VerdictReader:
         """Decide on an answer that came without a verdict; return whether it is blocked."""
         logger.error("an answer came without a verdict; it is unscored")
         tighten, shadow = bool(entry.asked.get("tighten")), bool(entry.asked.get("shadow"))
-        verdict = self._policies.model.judge(Unscored.NO_VERDICT, tighten=tighten, shadow=shadow)
+        verdict = entry.policies.model.judge(Unscored.NO_VERDICT, tighten=tighten, shadow=shadow)
         self._record(entry, verdict)
         return verdict.action is Action.BLOCK
 
 
 def _decision(verdict: Verdict, prompt: Prompt) -> Decision:
-    return Decision(verdict, request_id=prompt.request_id, route=prompt.route, model=prompt.model, caller=prompt.caller)
+    policy = prompt.policies.policy
+    return Decision(
+        verdict, policy, request_id=prompt.request_id, route=prompt.route, model=prompt.model, caller=prompt.caller
+    )
+
+
+def _own(prompt: Prompt, verdict: Verdict) -> Verdict:
+    """Return the verdict.
+
+    Raises `ServingError` where it was made by another policy than the prompt came in under: it says nothing.
+    """
+    own = prompt.policies
+    if verdict.policy_digest != own.digest:
+        raise ServingError(
+            f"decided by {verdict.policy} with the digest {verdict.policy_digest!r}, which is another policy than "
+            f"that of the request, {own.policy.label} with {own.digest!r}",
+            field="policy",
+            remedy="start the server again",
+        )
+    return verdict
 
 
 def _is_canary(output: Any) -> bool:
@@ -192,7 +196,10 @@ def _with_asked(params: SamplingParams, entry: Prompt) -> SamplingParams:
     # A client can fill `extra_args` through `vllm_xargs`; what it put under the guard's key is thrown away. By the name
     # the gate knows that the request came this way.
     params = copy.copy(params)  # which may serve several prompts
-    params.extra_args = {**(params.extra_args or {}), EXTRA: {**entry.asked, PROMPT: entry.name}}
+    params.extra_args = {
+        **(params.extra_args or {}),
+        EXTRA: {**entry.asked, PROMPT: entry.name, POLICY: entry.policies.digest},
+    }
     return params
 
 

@@ -34,6 +34,11 @@ class AnswerWatch:
         self._begins = np.zeros(capacity, dtype=np.int64)
         self._decided = np.zeros(capacity, dtype=np.int64)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no answer has a row."""
+        return len(self._free) == len(self._begins)
+
     def end(self, case: Case) -> None:
         """Watch the case's answer no longer."""
         case.answer_begin = None

@@ -15,12 +15,12 @@ from vllm.v1.outputs import ModelRunnerOutput
 from guard.verdict import Unscored
 from probes.answer_reading import WatchBank
 from probes.artifact import Artifact
-from probes.errors import ServingError
 from probes.template import Ending
 from serving.core.answer_end import kept_of
 from serving.core.answer_watch import AnswerWatch
 from serving.core.case import Case
 from serving.core.policies import Policies
+from serving.policy_fit import require_readable_answers
 from serving.wire import ANSWERS, AnswerTokens
 
 logger = init_logger("vllm.foreguard.gate")
@@ -29,45 +29,45 @@ _MOST_BEFORE = 1024
 """Tokens of an answer's beginning that are read: one after another, which must not hold up other requests."""
 
 
+_Key = tuple[int, str]
+"""A subject, and the digest of a policy."""
+
+
 class AnswerWatches:
-    """An `AnswerWatch` for each subject whose answers are watched."""
+    """An `AnswerWatch` for each subject and policy whose answers are watched."""
 
     def __init__(self, policies: Policies, artifacts: Sequence[Artifact], vllm_config: Any) -> None:
         """Raises `ServingError` where answers cannot be read as vLLM is set up."""
-        if any(policy.answers for policy in policies.bound):
-            _require_readable(vllm_config)
-        capacity = vllm_config.scheduler_config.max_num_seqs
-        self._watches: dict[int | None, AnswerWatch] = {}
-        first = 0
-        for subject, (policy, artifact) in enumerate(zip(policies.bound, artifacts, strict=True)):
-            watches = artifact.manifest.watches
-            columns = slice(first, first := first + len(watches))
-            if policy.answers:
-                bank = WatchBank.of(watches, artifact.tensors)
-                self._watches[subject] = AnswerWatch(policy.answers, bank, columns, capacity, policies.on_answer)
+        require_readable_answers(policies.current.policy, vllm_config)
+        self._judge = policies.on_answer
+        self._artifacts = artifacts
+        self._capacity = vllm_config.scheduler_config.max_num_seqs
+        self._watches: dict[_Key, AnswerWatch] = {}
 
     def begin(self, case: Case) -> None:
-        """Watch the answer to the case's prompt, if answers of its subject are watched.
+        """Watch the answer to the case's prompt, if the case's policy has rules on answers.
 
         It may start in the prompt: who asks for an answer in slices gives back what there is of it.
         """
-        if case.subject in self._watches:
+        if case.subject is not None and case.answer_rules:
             num_tokens = case.request.num_prompt_tokens
             start = case.turns[-1].start if case.ending is Ending.PREFILL else num_tokens
             case.answer_begin = max(start, num_tokens - _MOST_BEFORE)
 
     def end(self, case: Case) -> None:
         """Watch the case's answer no longer."""
-        if watch := self._watches.get(case.subject):
+        if watch := self._watches.get(_key(case)):
             watch.end(case)
 
     def take_in(self, step: SchedulerOutput, output: ModelRunnerOutput, cases: Sequence[Case]) -> None:
         """Read what a step took in of the answers of `cases`; those that crossed a threshold have a `crossing` then."""
         tokens: AnswerTokens | str = getattr(output, ANSWERS, Unscored.MISSING.value)
-        for subject, watch in self._watches.items():
-            own = [case for case in cases if case.subject == subject and case.answer_begin is not None]
-            if not own:
-                continue
+        watched: dict[_Key, list[Case]] = {}
+        for case in cases:
+            if case.answer_begin is not None:
+                watched.setdefault(_key(case), []).append(case)
+        for own in watched.values():
+            watch = self._watch_of(own[0])
             try:
                 if isinstance(tokens, str):
                     watch.lose(own, Unscored(tokens))
@@ -78,16 +78,25 @@ class AnswerWatches:
                 logger.exception("reading answers failed; those of this step are unscored")
                 watch.lose(own, Unscored.POLICY_ERROR)
 
+    def _watch_of(self, case: Case) -> AnswerWatch:
+        """Return the watch over the case's answer; where it is the first under a policy, those end that are idle."""
+        if (watch := self._watches.get(_key(case))) is None:
+            self._watches = {key: each for key, each in self._watches.items() if not each.is_idle}
+            watch = self._watches[_key(case)] = self._begun(case)
+        return watch
 
-def _require_readable(vllm_config: Any) -> None:
-    # There a step is laid out before it is known which drafts of the last one were accepted, so that the host does not
-    # know which tokens its rows are.
-    if vllm_config.speculative_config and vllm_config.scheduler_config.async_scheduling:
-        raise ServingError(
-            "answers cannot be watched under asynchronous scheduling while tokens are drafted",
-            field="answer_rules",
-            remedy="add `-- --no-async-scheduling`, or remove --speculative-config or the policy's answer_rules",
-        )
+    def _begun(self, case: Case) -> AnswerWatch:
+        subject, rules = case.subject or 0, case.answer_rules
+        assert rules is not None  # noqa: S101 - or the answer would not be watched
+        first = sum(len(artifact.manifest.watches) for artifact in self._artifacts[:subject])
+        own = self._artifacts[subject]
+        columns = slice(first, first + len(own.manifest.watches))
+        bank = WatchBank.of(own.manifest.watches, own.tensors)
+        return AnswerWatch(rules, bank, columns, self._capacity, self._judge)
+
+
+def _key(case: Case) -> _Key:
+    return case.subject or 0, case.answer_rules.policy.digest if case.answer_rules else ""
 
 
 def _rejected(step: SchedulerOutput, output: ModelRunnerOutput, cases: Sequence[Case]) -> dict[str, int]:

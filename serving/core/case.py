@@ -4,11 +4,13 @@ A case is asked, decided, acted on and told. Under asynchronous scheduling these
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vllm.v1.request import Request
 
+from guard.answer_rules import BoundAnswerRules
+from guard.decide import BoundPolicy
 from guard.verdict import Verdict
 from probes.template import Ending, Turn
 from serving.wire import Steer
@@ -34,6 +36,10 @@ class Case:
     turns: tuple[Turn, ...] = ()
     """Of its prompt; none where no probes score it."""
     ending: Ending = Ending.OPEN
+    policy: BoundPolicy | None = None
+    """By which it is decided, whatever comes into force meanwhile; none where nobody decides, as in a calibration."""
+    strengths: list[float] = field(default_factory=list)
+    """How strongly each steering vector of all artifacts acts on its answer where it is steered, `[S]`."""
     verdict: Verdict | None = None
     """On its prompt, once it is decided."""
     is_acted_on: bool = False
@@ -55,6 +61,11 @@ class Case:
         """VLLM's name for the request."""
         name: str = self.request.request_id
         return name
+
+    @property
+    def answer_rules(self) -> BoundAnswerRules | None:
+        """The rules on its answer, if its policy has any."""
+        return self.policy.answers if self.policy else None
 
     @property
     def is_due(self) -> bool:

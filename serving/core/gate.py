@@ -94,7 +94,7 @@ class GuardedScheduler(DroppingScheduler):
         self._open_case(session)
 
     def _open_case(self, request: Request) -> Case:
-        case = self._cases.open(Case(request, self._policies.subject_of(request)))
+        case = self._cases.open(self._policies.open(request))
         if case.subject is not None:
             case.turns, case.ending = prompt_turns(request, self._templates[case.subject])
             self._watches.begin(case)
@@ -214,7 +214,7 @@ class GuardedScheduler(DroppingScheduler):
 
     def _steer(self, case: Case, begin: int) -> None:
         keep_private(case.request, begin, self.hash_block_size)
-        case.steering = Steer(self._policies.strengths(case), begin)
+        case.steering = Steer(case.strengths, begin)
 
     def _resume_steered(self, case: Case) -> None:
         """Take the request's prompt tail back, to be computed again, steered.

@@ -1,4 +1,4 @@
-"""What the policies say of a request: that of the model, and those of its adapters.
+"""What the policies say of a request: that of the model, and those of its adapters, as they were when it came in.
 
 It touches, of `vllm/v1/request.py`: `Request` (`lora_request`, `mm_features`, `sampling_params`); of
 `vllm/lora/request.py`: `lora_name`, `lora_path`.
@@ -15,39 +15,68 @@ from vllm.logger import init_logger
 from vllm.v1.request import Request
 
 from guard.decide import BoundPolicy
+from guard.policy import Policy, Steering
+from guard.policy_file import parse_policy
 from guard.verdict import Action, Unscored, Verdict
 from probes.artifact import Artifact
 from serving.config import GuardConfig
 from serving.core.case import Case
 from serving.core.constraints import constraint_of
-from serving.wire import EXTRA, PROMPT
+from serving.wire import EXTRA, POLICY, POLICY_TEXT, PROMPT
 
 logger = init_logger("vllm.foreguard.gate")
 
+_MOST_KNOWN = 64
+"""Policies. A request names the one that was in force when it came in: no 64 follow on each other before it is here."""
+
 
 class Policies:
-    """The policies in force, each bound to its artifact. A subject is the model itself (0) or one of its adapters."""
+    """The policies of requests in the engine, each bound to the artifacts. A subject is the model itself (0) or one of
+    its adapters.
+
+    An API process hands over each policy before it answers by it, and names it in every request.
+    """
 
     def __init__(self, config: GuardConfig, artifacts: Sequence[Artifact]) -> None:
         """`artifacts` are those of `config`. Raises `PolicyError` for a policy that does not fit them."""
-        self.bound = config.bind_policies(artifacts).subjects
-        self._strengths = _strengths(self.bound, artifacts)
+        self._config = config
+        self._artifacts = artifacts
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
-        self._behind_middleware = config.behind_middleware
+        first = config.bind_policies(artifacts)
+        self.current = first
+        """The last that was handed over: what requests go by that name none, or one that is not known."""
+        self._known = {first.digest: first}
 
-    def subject_of(self, request: Request) -> int | None:
+    def open(self, request: Request) -> Case:
+        """Return a request's case, under the policy that it names."""
+        asked, subject = asked_of(request), self._subject_of(request)
+        if POLICY_TEXT in asked:
+            self._take(asked[POLICY], asked[POLICY_TEXT])
+        policies = self._known.get(asked.get(POLICY, ""), self.current)
+        policy = policies.subjects[subject or 0]
+        strengths = _strengths(subject or 0, policy.policy.steering, self._artifacts)
+        return Case(request, subject, policy=policy, strengths=strengths)
+
+    def _take(self, digest: str, text: str) -> None:
+        """Take in the policy of this digest."""
+        try:
+            taken = self._known.pop(digest, None) or self._config.bind(parse_policy(text), self._artifacts)
+            self._known[taken.digest] = self.current = taken
+        except Exception:
+            # The canary that brings it comes back under another policy, and the API process goes on by its own.
+            logger.exception("a policy could not be taken in; requests go by %s", self.current.policy.label)
+        while len(self._known) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def _subject_of(self, request: Request) -> int | None:
         """Return whose probes score the request, as `Case.subject` has it."""
         adapter = request.lora_request
         # Another folder under a known name is another adapter: vLLM may be told to load one while it runs.
         return 0 if adapter is None else self._adapters.get((adapter.lora_name, Path(adapter.lora_path)))
 
-    def strengths(self, case: Case) -> list[float]:
-        """Return how strongly each steering vector of all artifacts acts on the case's answer, `[S]`."""
-        return self._strengths[case.subject or 0]
-
     def on_prompt(self, case: Case, scores: list[list[float]] | str) -> Verdict:
         """Return the verdict on a prompt by its turns' `scores` `[turns][K]`, or by the reason why it has none."""
-        policy, asked = self.bound[case.subject or 0], asked_of(case.request)
+        policy, asked = _policy_of(case), asked_of(case.request)
         tighten = bool(asked.get("tighten"))
         try:
             reading = Unscored(scores) if isinstance(scores, str) else scores
@@ -56,21 +85,22 @@ class Policies:
                 case.ending,
                 has_media=bool(case.request.mm_features),
                 tighten=tighten,
-                shadow=self._may_shadow(asked),
+                shadow=_may_shadow(policy.policy, asked),
             )
         except Exception:
             # Whatever failed, the request is unscored, counted and treated as the policy says, and the engine lives on.
             logger.exception("the policy failed on a request; it is treated as unscored")
             verdict = policy.judge(Unscored.POLICY_ERROR, tighten=tighten)
-        if self._behind_middleware and PROMPT not in asked:
+        if self._config.behind_middleware and PROMPT not in asked:
             verdict = _bypassing(verdict, policy)
         return self._held_to(case, verdict)
 
     def on_answer(self, case: Case, reading: npt.NDArray[np.float64] | Unscored) -> Verdict:
         """Return the verdict on an answer by its watches' scores so far `[W]`, or by the reason why it has none."""
-        asked, rules = asked_of(case.request), self.bound[case.subject or 0].answers
+        asked, rules = asked_of(case.request), case.answer_rules
         assert rules is not None  # noqa: S101 - or the answer would not be watched
-        verdict = rules.judge(reading, tighten=bool(asked.get("tighten")), shadow=self._may_shadow(asked))
+        shadow = _may_shadow(rules.policy, asked)
+        verdict = rules.judge(reading, tighten=bool(asked.get("tighten")), shadow=shadow)
         return self._held_to(case, verdict)
 
     def _held_to(self, case: Case, verdict: Verdict) -> Verdict:
@@ -78,17 +108,11 @@ class Policies:
 
         The policy may have such a request steered all the same.
         """
-        steering = self.bound[case.subject or 0].policy.steering
+        steering = _policy_of(case).policy.steering
         if verdict.decision is not Action.STEER or steering is None or steering.constrained is Action.STEER:
             return verdict
         constraint = constraint_of(case.request.sampling_params)
         return verdict.blocked_for(constraint) if constraint else verdict
-
-    def _may_shadow(self, asked: dict[str, Any]) -> bool:
-        # Loosening needs the digest of a key that the policy names: not even a hole in the API server could forge it.
-        return bool(asked.get("shadow")) and any(
-            caller.may_shadow and caller.is_known_by(asked.get("caller")) for caller in self.bound[0].policy.callers
-        )
 
 
 def asked_of(request: Request) -> dict[str, Any]:
@@ -109,12 +133,22 @@ def _bypassing(verdict: Verdict, policy: BoundPolicy) -> Verdict:
     return replace(severest, scores={}, unscored=Unscored.BYPASSED)
 
 
-def _strengths(policies: Sequence[BoundPolicy], artifacts: Sequence[Artifact]) -> list[list[float]]:
-    """Return for the model and each adapter how strongly every artifact's vectors act when it is steered, `[S]`."""
-    vectors = [(owner, vector.name) for owner, each in enumerate(artifacts) for vector in each.manifest.steering]
+def _policy_of(case: Case) -> BoundPolicy:
+    assert case.policy is not None  # noqa: S101 - `Policies.open` gave it one
+    return case.policy
 
-    def of(subject: int) -> list[float]:
-        steering = policies[subject].policy.steering
-        return [steering.strength if steering and (subject, steering.vector) == each else 0.0 for each in vectors]
 
-    return [of(subject) for subject in range(len(artifacts))]
+def _may_shadow(policy: Policy, asked: dict[str, Any]) -> bool:
+    # Loosening needs the digest of a key that the policy names: not even a hole in the API server could forge it.
+    return bool(asked.get("shadow")) and any(
+        caller.may_shadow and caller.is_known_by(asked.get("caller")) for caller in policy.callers
+    )
+
+
+def _strengths(subject: int, steering: Steering | None, artifacts: Sequence[Artifact]) -> list[float]:
+    """Return how strongly every artifact's vectors act on the subject's answer where it is steered, `[S]`."""
+    return [
+        steering.strength if steering and (owner, vector.name) == (subject, steering.vector) else 0.0
+        for owner, artifact in enumerate(artifacts)
+        for vector in artifact.manifest.steering
+    ]

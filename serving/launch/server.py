@@ -8,19 +8,16 @@ cannot import stops it.
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from guard.policy import Policy
-from guard.verdict import Action
 from probes.artifact import Artifact
-from probes.errors import PolicyError, ServingError
+from probes.errors import ServingError
 from probes.fingerprint import Fingerprint, fingerprint
 from probes.steering import require_servable_steering
 from serving.api.keys import Keys
-from serving.api.typed_tokens import refused_spellings
 from serving.checked import Checked
 from serving.config import AdapterConfig, GuardConfig
 from serving.launch.cpu_memory import choose_kv_cache
@@ -28,6 +25,7 @@ from serving.launch.environment import prepare_environment
 from serving.launch.guardable import require_guardable
 from serving.launch.model_folder import model_folder
 from serving.launch.supported import require_supported_vllm
+from serving.policy_fit import require_guarded_adapters, require_templates
 from serving.settings import require_settings
 
 WORKER = "serving.worker.worker.GuardedWorker"
@@ -107,9 +105,8 @@ def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]
     config = config.model_copy(update={"adapters": tuple(adapters)})
     artifacts = config.load_artifacts()
     config.bind_policies(artifacts)
-    _require_templates(policy, artifacts)
-    refused_spellings(policy, artifacts)
-    _require_guarded_adapters(policy, modules, launch.adapters)
+    require_templates(policy, artifacts)
+    require_guarded_adapters(policy, modules, launch.adapters)
     return config, checked.with_policy(policy)
 
 
@@ -128,34 +125,6 @@ def _check_adapter(
     artifact.manifest.fingerprint.require(found(adapter=modules[name]))
     digest = artifact.manifest.digest
     return AdapterConfig(name=name, path=modules[name], artifact=folder.resolve(), artifact_digest=digest)
-
-
-def _require_templates(policy: Policy, artifacts: Sequence[Artifact]) -> None:
-    """Raise where an artifact knows no chat template, unless the policy lets pass what is off the template."""
-    if policy.off_template is not Action.ALLOW and any(each.manifest.template is None for each in artifacts):
-        raise PolicyError(
-            "the artifact does not know the model's chat template, so that a prompt's form may change its verdict",
-            field="off_template",
-            remedy="calibrate again, or set off_template to allow: then each prompt is judged as one turn",
-        )
-
-
-def _require_guarded_adapters(policy: Policy, served: Collection[str], guarded: Collection[str]) -> None:
-    """Raise where an adapter's name in a request would lead around the guard, or the policy pins one that has no
-    artifact.
-    """
-    if (bare := sorted(set(served) - set(guarded))) and policy.on_unscored is not Action.BLOCK:
-        raise PolicyError(
-            f"lets pass what has no score, and {', '.join(bare)} has no artifact: whoever names it is not guarded",
-            field="on_unscored",
-            remedy="give each adapter its artifact (--adapter NAME=FOLDER), or set on_unscored to block",
-        )
-    if unknown := sorted(set(policy.adapters) - set(guarded)):
-        raise PolicyError(
-            f"no artifact was given for {', '.join(unknown)}",
-            field="adapters",
-            remedy="name it with --adapter NAME=FOLDER, or take it out of the policy",
-        )
 
 
 def _chat_template(args: Namespace) -> str | None:

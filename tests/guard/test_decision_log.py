@@ -10,7 +10,6 @@ from guard.decide import bind
 from guard.decision_log import LOGGER, DecisionLog
 from guard.journal import Decision
 from guard.policy import Policy
-from guard.policy_set import PolicySet
 from guard.verdict import Unscored
 
 RULE = {"name": "harmful", "action": "block", "category": "weapons", "when": {"harm": {"above": 2}}}
@@ -42,10 +41,10 @@ def lines():
 def write(settings, *scores, **prompt):
     """Judge these scores, and write the verdicts down."""
     policy = bound(**settings)
-    log = DecisionLog(PolicySet(policy), "served")
+    log = DecisionLog("served")
     verdicts = [policy.judge(each) for each in scores]
     for verdict in verdicts:
-        log.record(Decision(verdict, request_id="chatcmpl-1", **prompt))
+        log.record(Decision(verdict, policy.policy, request_id="chatcmpl-1", **prompt))
     return verdicts
 
 
@@ -95,5 +94,5 @@ def test_an_adapter_is_the_model(lines):
 
 def test_an_operator_s_logging_configuration_stands(lines):
     """A logger that has a handler gets no other."""
-    DecisionLog(PolicySet(bound()), "served")
+    DecisionLog("served")
     assert not any(type(handler) is logging.StreamHandler for handler in logging.getLogger(LOGGER).handlers)

@@ -1,5 +1,6 @@
 """Metrics count each verdict once, start at zero, and add up over processes."""
 
+import math
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from guard.decide import bind
 from guard.metrics import PUBLIC, GuardMetrics, is_public
+from guard.policy import Policy
 from guard.policy_set import PolicySet
 from guard.verdict import Action, Mode, Unscored
 
@@ -115,6 +117,43 @@ def test_adapters_have_series_of_their_own(bound, policy, registry):
     assert read("foreguard_score_bucket", probe="harm", adapter="polite", le="2.0") == 1
     assert read("foreguard_threshold", rule="r", probe="harm", adapter="") == 2
     assert read("foreguard_threshold", rule="r", probe="depth", adapter="polite") == own.thresholds["r", "depth"]
+
+
+def test_a_policy_that_comes_into_force_is_published(registry):
+    """Its thresholds and its name; those of the one before are not a number, and 0. New combinations have scores."""
+    rule = {"name": "old", "action": "block", "when": {"harm": {"above": 2}}}
+    settings = {"name": "p", "version": "1", "rules": [rule]}
+    first = bind(Policy.model_validate(settings), ["harm"], np.zeros((0, 1), dtype=np.float32))
+    rule = {"name": "new", "action": "block", "when": {"both": {"above": 3}}}
+    settings = {"name": "p", "version": "2", "mode": "shadow", "rules": [rule], "combine": {"both": {"harm": 2.0}}}
+    second = bind(Policy.model_validate(settings), ["harm"], np.zeros((0, 1), dtype=np.float32))
+    metrics = GuardMetrics(registry, PolicySet(first))
+    metrics.publish(PolicySet(second))
+
+    def value(name, /, **labels):
+        return registry.get_sample_value(name, labels)
+
+    assert math.isnan(value("foreguard_threshold", rule="old", probe="harm", adapter=""))
+    assert value("foreguard_threshold", rule="new", probe="both", adapter="") == 3
+    assert value("foreguard_policy_info", name="p", version="1", mode="enforce") == 0
+    assert value("foreguard_policy_info", name="p", version="2", mode="shadow") == 1
+    metrics.observe(first.judge([1.0]))
+    metrics.observe(second.judge([1.0]))
+    assert value("foreguard_score_count", probe="harm", adapter="") == 2
+    assert value("foreguard_score_count", probe="both", adapter="") == 1
+    metrics.publish(PolicySet(first))
+    assert value("foreguard_threshold", rule="old", probe="harm", adapter="") == 2
+    assert value("foreguard_policy_info", name="p", version="1", mode="enforce") == 1
+
+
+def test_reloads_are_counted_by_what_became_of_them(registry, bound):
+    """And a gauge says whether the file's policy is the one in force."""
+    metrics = GuardMetrics(registry, PolicySet(bound))
+    for result, good in (("applied", 1), ("refused", 0), ("refused", 0), ("applied", 1)):
+        metrics.observe_reload(result)
+        assert registry.get_sample_value("foreguard_policy_last_reload_successful") == good
+    for result in ("applied", "refused"):
+        assert registry.get_sample_value("foreguard_policy_reloads_total", {"result": result}) == 2
 
 
 def registered(registry):

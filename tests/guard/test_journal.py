@@ -1,6 +1,7 @@
 """The journal hands each decision to every sink, and a sink that fails holds nobody up."""
 
 from guard.journal import Decision, Journal
+from guard.policy import Policy
 from guard.verdict import Action, Mode, Verdict
 
 
@@ -21,9 +22,13 @@ class Keeping:
         self.given_up += 1
 
 
+RULE = {"name": "r", "action": "flag", "when": {"harm": {"above": 0}}}
+POLICY = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]})
+
+
 def decision(**about):
     verdict = Verdict(Action.FLAG, Action.FLAG, Mode.ENFORCE, {"harm": 1.0}, "p@1", "event")
-    return Decision(verdict, **about)
+    return Decision(verdict, POLICY, **about)
 
 
 def test_every_sink_has_every_decision_once_and_in_order():

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import openai
+import psutil
 
 from serving.offline.process import ServerProcess, running
 
@@ -45,6 +46,24 @@ class Server:
         wanted = [f'{key}="{text}"' for key, text in labels.items()]
         samples = self.process.metrics().items()
         return sum(value for head, value in samples if head.split("{")[0] == name and all(w in head for w in wanted))
+
+    @contextmanager
+    def engine_stopped(self) -> Iterator[Callable[[], None]]:
+        """Stop the engine, so that requests wait, until the function that this yields is called."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        engines = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
+        assert engines
+
+        def go_on() -> None:
+            for engine in engines:
+                engine.resume()
+
+        for engine in engines:
+            engine.suspend()
+        try:
+            yield go_on
+        finally:
+            go_on()
 
 
 def permitting(command: list[str], *variables: str) -> list[str]:

@@ -2,15 +2,11 @@
 back.
 """
 
-import contextlib
 import json
-import os
-import signal
 import time
 
 import httpx
 import openai
-import psutil
 import pytest
 
 from tests.serving.apis import APIS
@@ -219,31 +215,12 @@ def test_the_event_id_is_in_the_log(refusing, harmful):
     assert harmful[-1]["content"] not in line
 
 
-@contextlib.contextmanager
-def engine_stopped(server):
-    """Stop the server's engine, so that requests wait, until the function that this yields is called."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    engines = [child for child in children if "EngineCore" in " ".join(child.cmdline())]
-    assert engines
-
-    def go_on():
-        for engine in engines:
-            os.kill(engine.pid, signal.SIGCONT)
-
-    for engine in engines:
-        os.kill(engine.pid, signal.SIGSTOP)
-    try:
-        yield go_on
-    finally:
-        go_on()
-
-
 @pytest.mark.parametrize(("kind", "decision"), [("harmful", "block"), ("benign", "allow")])
 def test_a_stream_that_waits_is_kept_alive(refusing, harmful, kind, decision):
     """Comments pass at once, under headers that promise nothing; the stream then tells the verdict, and is whole."""
     messages = harmful if kind == "harmful" else BENIGN[1]
     body, url = APIS[0].ask(messages, "") | {"stream": True}, f"{refusing.url}/v1/chat/completions"
-    with engine_stopped(refusing) as go_on, httpx.stream("POST", url, json=body, timeout=60) as reply:
+    with refusing.engine_stopped() as go_on, httpx.stream("POST", url, json=body, timeout=60) as reply:
         assert reply.headers["x-guardrail-decision"] == "pending"
         go_on()
         lines = list(reply.iter_lines())
@@ -258,7 +235,7 @@ def test_a_stream_that_waits_is_kept_alive(refusing, harmful, kind, decision):
 
 def test_an_error_ends_a_stream_that_was_kept_alive(failing, harmful):
     """OpenAI's client raises it, as it raises the 400."""
-    with engine_stopped(failing) as go_on:
+    with failing.engine_stopped() as go_on:
         stream = failing.client().chat.completions.create(model=SERVED_NAME, messages=harmful, stream=True)
         go_on()
         with pytest.raises(openai.APIError, match=MESSAGE) as caught:
@@ -280,7 +257,7 @@ def test_readiness_turns_while_the_engine_hangs(failing):
         return reply
 
     wait_for(200)
-    with engine_stopped(failing):
+    with failing.engine_stopped():
         unready = wait_for(503).json()
         assert unready["ready"] is False
         assert "did not answer a canary" in unready["reason"]

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
 from probes.fingerprint import Fingerprint
 from probes.manifest import Manifest, Probe
+from serving import wire
 from serving.api.middleware import GuardMiddleware
 from serving.config import GuardConfig
 from serving.wire import EXTRA, PROMPT, STOP_BLOCKED, VERDICT, stop_reason
@@ -103,7 +104,7 @@ class Engine:
     async def generate(self, prompt, params, request_id, **options):
         """Yield the outputs of `params.n` completions."""
         asked = (params.extra_args or {}).get(EXTRA, {})
-        self.asked.append({name: word for name, word in asked.items() if name != PROMPT})
+        self.asked.append({name: word for name, word in asked.items() if name not in (PROMPT, wire.POLICY)})
         adapter = options.get("lora_request")
         bound = self._bound[adapter.lora_name if adapter else None]
         verdict = bound.judge(self.scores, tighten=bool(asked.get("tighten")), shadow=bool(asked.get("shadow")))
@@ -176,7 +177,7 @@ class Server:
                 base_model_paths=[SimpleNamespace(name="served-model")],
                 lora_requests={name: SimpleNamespace(lora_name=name) for name in names},
             ),
-            args=SimpleNamespace(api_key=None),
+            args=SimpleNamespace(api_key=None, lora_modules=None),
         )
         self.middleware = GuardMiddleware(self._with_lifespan(app))
 

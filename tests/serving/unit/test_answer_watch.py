@@ -64,7 +64,7 @@ def watch(rules, artifact):
 
 
 @pytest.fixture
-def cases():
+def cases(rules):
     """Watched answers by their requests' names, each made when it is first asked for, with `begin` where it begins."""
 
     class Begun(dict):
@@ -72,7 +72,8 @@ def cases():
             return self.begin(name)
 
         def begin(self, name, at=PROMPT, **request):
-            self[name] = Case(answering(name, **request), 0, answer_begin=at)
+            policy = SimpleNamespace(answers=rules)
+            self[name] = Case(answering(name, **request), 0, policy=policy, answer_begin=at)
             return self[name]
 
     return Begun()
@@ -131,11 +132,12 @@ def test_rejected_drafts_do_not_count(step):
 
 
 @pytest.fixture
-def watches(watch):
+def watches(rules, artifact):
     """The watch over all answers, of one model."""
-    made = AnswerWatches.__new__(AnswerWatches)
-    made._watches = {0: watch}
-    return made
+    policies = SimpleNamespace(current=SimpleNamespace(policy=rules.policy), on_answer=judge(rules))
+    scheduling = SimpleNamespace(max_num_seqs=2, async_scheduling=False)
+    vllm_config = SimpleNamespace(scheduler_config=scheduling, speculative_config=None)
+    return AnswerWatches(policies, [artifact], vllm_config)
 
 
 def test_drafts_behind_a_prompt_do_not_count(watches, cases):

@@ -1,13 +1,17 @@
 """An exchange knows when a request is decided, and sums up its prompts on the careful side."""
 
+import numpy as np
 import pytest
 
+from guard.decide import bind
 from guard.policy import Policy
+from guard.policy_set import PolicySet
 from guard.verdict import Action, Mode, Unscored, Verdict
 from serving.api.exchange import Exchange, Prompt
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
 POLICY = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]})
+POLICIES = PolicySet(bind(POLICY, ["harm"], np.zeros((0, 1), dtype=np.float32)))
 
 
 def verdict(action, unscored=None):
@@ -18,12 +22,12 @@ def verdict(action, unscored=None):
 def prompt(action=None, n=1, blocked=(), passed=False, unscored=None):
     """One prompt of a request."""
     found = verdict(action, unscored) if action else None
-    return Prompt("id", n, None, verdict=found, blocked=set(blocked), passed=passed)
+    return Prompt("id", n, POLICIES, verdict=found, blocked=set(blocked), passed=passed)
 
 
 def exchange(*prompts):
     """A request of several prompts."""
-    return Exchange(POLICY, prompts=list(prompts))
+    return Exchange(POLICIES, prompts=list(prompts))
 
 
 def test_nothing_is_decided_before_vllm_was_asked():

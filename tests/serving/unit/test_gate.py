@@ -5,6 +5,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
+from guard.binding import bind_to
+from guard.policy_file import parse_policy
 from serving import wire
 from serving.core.gate import GuardedScheduler
 from tests.serving.faults.plugins import patch_scheduler
@@ -133,3 +135,71 @@ def test_a_prompt_whose_blocks_could_not_be_loaded_is_not_decided_by_them(config
     gate.update_from_output(step, failed)
     assert gate._cases.get("fine").verdict is None
     assert not gate._step.to_tell
+
+
+def _named(bound, text=None, **about):
+    """What an API process says with a request that comes in under a policy, or with the canary that brings one."""
+    return {wire.EXTRA: {wire.POLICY: bound.policy.digest, **about} | ({wire.POLICY_TEXT: text} if text else {})}
+
+
+def test_a_request_is_decided_by_the_policy_that_it_names(config):
+    """Which a canary brought; one that is under way, or names an earlier one, is decided by its own.
+
+    One that names none, or one that nobody brought, goes by the last that was brought.
+    """
+    made = config()
+    first = made.bind_policies(made.load_artifacts()).model
+    text = made.policy.read_text().replace('version: "1"', 'version: "2"').replace("action: block", "action: flag")
+    second = bind_to(made.load_artifact(), parse_policy(text))
+    assert first.policy.digest != second.policy.digest
+    stepped = Stepped(made, under_way=2, asynchronous=True, max_num_batched_tokens=256, max_num_seqs=8)
+    stepped.scores = dict.fromkeys(("early", "canary", "late", "named", "plain", "unknown"), 9.0)
+    expected = {
+        "early": "block",
+        "canary": "flag",
+        "late": "flag",
+        "named": "block",
+        "plain": "flag",
+        "unknown": "flag",
+    }
+    about = {
+        "early": _named(first),
+        "canary": _named(second, text),
+        "late": _named(second),
+        "named": _named(first),
+        "plain": None,
+        "unknown": {wire.EXTRA: {wire.POLICY: "0" * 16}},
+    }
+    for number, (name, extra) in enumerate(about.items()):
+        stepped.add(name, range(100 * number, 100 * number + 40), max_tokens=2, extra_args=extra)
+    for _ in range(12):
+        stepped.step()
+    assert {name: verdict["decision"] for name, verdict in stepped.verdicts.items()} == expected
+    digests = {name: verdict["policy_digest"] for name, verdict in stepped.verdicts.items()}
+    assert digests == {name: (first if expected[name] == "block" else second).policy.digest for name in expected}
+
+
+@pytest.mark.parametrize("text", ["name: [", "no mapping"])
+def test_a_policy_that_is_none_is_not_taken_in(config, text):
+    """Not YAML, or no mapping: the gate goes on by its own, and the canary says so."""
+    made = config()
+    first = made.bind_policies(made.load_artifacts()).model
+    stepped = Stepped(made, max_num_batched_tokens=256, max_num_seqs=8)
+    stepped.scores = {"canary": 9.0}
+    stepped.add("canary", range(40), extra_args={wire.EXTRA: {wire.POLICY: "0" * 16, wire.POLICY_TEXT: text}})
+    stepped.step()
+    assert stepped.verdicts["canary"]["policy_digest"] == first.policy.digest
+
+
+def test_only_so_many_policies_are_kept(config):
+    """The last ones; the one in force is among them."""
+    made = config()
+    stepped = Stepped(made, max_num_batched_tokens=256, max_num_seqs=8)
+    digests = []
+    for number in range(200):
+        text = made.policy.read_text().replace('version: "1"', f'version: "{number + 2}"')
+        digests.append(parse_policy(text).digest)
+        about = {wire.EXTRA: {wire.POLICY: digests[-1], wire.POLICY_TEXT: text}}
+        stepped.add(f"canary{number}", range(40), max_tokens=1, extra_args=about)
+        stepped.step()
+    assert list(stepped.scheduler._policies._known) == digests[-64:]

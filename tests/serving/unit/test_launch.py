@@ -19,6 +19,7 @@ from serving.launch import server
 from serving.launch.model_folder import model_folder
 from serving.launch.supported import VERSIONS, is_supported, require_supported_vllm
 from serving.offline import process
+from serving.policy_fit import require_guarded_adapters
 from tests.serving.unit.conftest import POLICY
 
 
@@ -101,10 +102,10 @@ def test_an_adapter_without_an_artifact_is_no_way_round(policy, served, guarded,
     """
     made = Policy.model_validate(yaml.safe_load(POLICY) | policy)
     if field is None:
-        server._require_guarded_adapters(made, served, guarded)
+        require_guarded_adapters(made, served, guarded)
         return
     with pytest.raises(PolicyError) as caught:
-        server._require_guarded_adapters(made, served, guarded)
+        require_guarded_adapters(made, served, guarded)
     assert caught.value.field == field
     assert "--adapter" in caught.value.remedy
 

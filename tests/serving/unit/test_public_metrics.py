@@ -18,10 +18,12 @@ from serving.api.public_metrics import public_page
 RULES = [{"name": "secret_rule", "action": "block", "when": {"secret_probe": {"above": 2.125}}}]
 POLICY = Policy.model_validate({"name": "test", "version": "1", "rules": RULES})
 BOUND = bind(POLICY, ["secret_probe"], np.zeros((0, 1), dtype=np.float32))
-COUNTED = "requests", "unscored", "errors", "answers", "answers_unscored"
+COUNTED = "requests", "unscored", "errors", "answers", "answers_unscored", "policy_reloads"
+RELOADED = "last_reload_successful", "last_reload_success_timestamp_seconds"
 SERIES = {
     *(f"foreguard_{name}_{end}" for name in COUNTED for end in ("total", "created")),
     *(f"foreguard_decision_seconds_{end}" for end in ("bucket", "count", "sum", "created")),
+    *(f"foreguard_policy_{name}" for name in RELOADED),
     *(f"foreguard_{name}" for name in ("ready", "last_scored_timestamp_seconds", "policy_info")),
 }
 """Every series that whoever may ask for metrics may read."""

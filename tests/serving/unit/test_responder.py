@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
+from guard.decide import bind
 from guard.policy import Policy
+from guard.policy_set import PolicySet
 from guard.verdict import Action, Mode, Unscored, Verdict
 from serving.api.exchange import Exchange, Prompt
 from serving.api.responder import Responder
@@ -16,6 +19,15 @@ JSON = [(b"content-type", b"application/json")]
 SSE = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
+def policies(**settings):
+    """A policy of one rule, with these sections."""
+    policy = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]} | settings)
+    return PolicySet(bind(policy, ["harm"], np.zeros((0, 1), dtype=np.float32)))
+
+
+POLICIES = policies()
+
+
 def verdict(action=Action.ALLOW, **changes):
     """A verdict that acted."""
     return Verdict(action, action, Mode.ENFORCE, {"harm": 1.5}, "p@1", "fge_1", **changes)
@@ -23,12 +35,14 @@ def verdict(action=Action.ALLOW, **changes):
 
 def passed(n=1, **changes):
     """A prompt that got through."""
-    return Prompt("chatcmpl-1", n, None, verdict=verdict(), num_tokens=3, passed=True, **changes)
+    return Prompt("chatcmpl-1", n, POLICIES, verdict=verdict(), num_tokens=3, passed=True, **changes)
 
 
 def blocked(n=1, indices=(0,), **changes):
     """A prompt of which some completions were blocked."""
-    return Prompt("chatcmpl-1", n, None, verdict=verdict(Action.BLOCK), num_tokens=3, blocked=set(indices), **changes)
+    return Prompt(
+        "chatcmpl-1", n, POLICIES, verdict=verdict(Action.BLOCK), num_tokens=3, blocked=set(indices), **changes
+    )
 
 
 class Answer:
@@ -36,8 +50,7 @@ class Answer:
 
     def __init__(self, *prompts, style="refusal", category=False, route="/v1/chat/completions", **exchange):
         response = {"style": style, "message": "Nein – „so nicht“.", "category": category}
-        policy = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE], "response": response})
-        self.exchange = Exchange(policy, prompts=list(prompts), created=1700000000, **exchange)
+        self.exchange = Exchange(policies(response=response), prompts=list(prompts), created=1700000000, **exchange)
         self.sent = []
         self.responder = Responder(self._record, ROUTES[route], self.exchange, "served")
 
@@ -97,7 +110,7 @@ async def test_held_until_decided():
     """Not a byte leaves before every prompt has its verdict, however much the app has sent; then all of it, in
     order.
     """
-    waiting = Prompt("chatcmpl-1", 1, None)
+    waiting = Prompt("chatcmpl-1", 1, POLICIES)
     answer = Answer(waiting)
     await answer.start(SSE)
     await answer.body(b"data: 1\n\n", more=True)
@@ -113,7 +126,7 @@ async def test_held_until_decided():
 
 async def test_a_stream_that_was_held_can_still_be_replaced():
     """The first event, which vLLM sends before any token, was held, so the refusal is a whole stream of its own."""
-    waiting = Prompt("chatcmpl-1", 1, None)
+    waiting = Prompt("chatcmpl-1", 1, POLICIES)
     answer = Answer(waiting)
     await answer.start(SSE)
     await answer.body(b'data: {"role": "assistant"}\n\n', more=True)
@@ -506,7 +519,7 @@ async def test_a_stream_that_was_kept_alive_ends_with_the_error(route):
 @pytest.mark.parametrize("text", [b"", b"\n\n", b'data: {"a":1}\n\n', b': a\n\ndata: {"a":1}\n\n'])
 async def test_only_comments_pass(text):
     """Whatever else a message holds waits for the verdict."""
-    answer = Answer(Prompt("chatcmpl-1", 1, None))
+    answer = Answer(Prompt("chatcmpl-1", 1, POLICIES))
     await answer.start(SSE)
     await answer.body(text, more=True)
     assert answer.sent == []

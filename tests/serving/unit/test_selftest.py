@@ -12,7 +12,7 @@ from probes.template import Template
 from serving.api import selftest
 from serving.api.selftest import Expected, canary
 
-EXPECTED = (Expected({"harm": 0.5}, {"harm": 0.2}, None, "digest"),)
+EXPECTED = (Expected({"harm": 0.5}, {"harm": 0.2}, None),)
 
 
 def verdict(**changes):
@@ -44,7 +44,7 @@ def engine(outputs, *verdicts, vocabulary=50):
 async def test_a_scored_canary_passes(outputs):
     """The verdict is returned, from whichever output it came with, and its tokens exist in the vocabulary."""
     asked = engine(outputs, None, verdict(), None)
-    assert await canary(asked, EXPECTED) == verdict()
+    assert await canary(asked, EXPECTED, "digest") == verdict()
     (prompt,) = asked.prompts
     assert all(0 <= token < 50 for token in prompt)
     assert len(prompt) > 16
@@ -53,27 +53,27 @@ async def test_a_scored_canary_passes(outputs):
 async def test_a_canary_that_the_policy_blocks_passes(outputs):
     """Whether the canary is harmful is not the question; whether it was seen is."""
     blocked = verdict(rule="r")
-    assert await canary(engine(outputs, blocked), EXPECTED) == blocked
+    assert await canary(engine(outputs, blocked), EXPECTED, "digest") == blocked
 
 
 @pytest.mark.parametrize("scores", [{"harm": float("nan")}, {"harm": float("inf")}])
 async def test_scores_must_be_finite(outputs, scores):
     """A number that is none does not open the port."""
     with pytest.raises(ServingError, match="not scored"):
-        await canary(engine(outputs, verdict(scores=scores)), EXPECTED)
+        await canary(engine(outputs, verdict(scores=scores)), EXPECTED, "digest")
 
 
 @pytest.mark.parametrize("reason", Unscored)
 async def test_unscored_does_not_open_the_port(outputs, reason):
     """Each reason stops the start-up, and is named."""
     with pytest.raises(ServingError, match=reason.value):
-        await canary(engine(outputs, verdict(unscored=reason, scores={})), EXPECTED)
+        await canary(engine(outputs, verdict(unscored=reason, scores={})), EXPECTED, "digest")
 
 
 async def test_an_engine_without_the_gate_is_noticed(outputs):
     """It answers, but no verdict comes: the guard is not in it."""
     with pytest.raises(ServingError, match="no verdict"):
-        await canary(engine(outputs, None, None), EXPECTED)
+        await canary(engine(outputs, None, None), EXPECTED, "digest")
 
 
 async def test_an_engine_that_hangs_is_noticed(outputs, monkeypatch):
@@ -87,15 +87,15 @@ async def test_an_engine_that_hangs_is_noticed(outputs, monkeypatch):
 
     asked.generate = hang
     with pytest.raises(ServingError, match="no answer"):
-        await canary(asked, EXPECTED)
+        await canary(asked, EXPECTED, "digest")
 
 
 async def test_every_engine_of_a_data_parallel_group_is_asked(outputs):
     """One after the other, by its rank; a single engine by none."""
     alone, several = engine(outputs, verdict()), engine(outputs, verdict())
     several.engine_core = SimpleNamespace(core_engines=[b"0", b"1", b"2"])
-    await canary(alone, EXPECTED)
-    await canary(several, EXPECTED)
+    await canary(alone, EXPECTED, "digest")
+    await canary(several, EXPECTED, "digest")
     assert (alone.ranks, several.ranks) == ([None], [0, 1, 2])
 
 
@@ -108,20 +108,20 @@ async def test_ranks_that_do_not_agree_open_no_port(outputs):
 
     asked.collective_rpc = disagree
     with pytest.raises(ServingError, match="rank 1: it read tap_silent"):
-        await canary(asked, EXPECTED)
+        await canary(asked, EXPECTED, "digest")
 
 
 @pytest.mark.parametrize("score", [0.5, 0.31, 0.69])
 async def test_a_score_within_the_tolerance_passes(outputs, score):
     """Rounding in another order is no other model."""
-    await canary(engine(outputs, verdict(scores={"harm": score, "combination": 7.0})), EXPECTED)
+    await canary(engine(outputs, verdict(scores={"harm": score, "combination": 7.0})), EXPECTED, "digest")
 
 
 @pytest.mark.parametrize("score", [0.29, 0.71, -40.0])
 async def test_another_score_than_calibration_had_opens_no_port(outputs, score):
     """The error names the probe, what was expected and how closely, and what was found."""
     with pytest.raises(ServingError, match=rf"harm {score:g}, not 0.5 ± 0.2") as caught:
-        await canary(engine(outputs, verdict(scores={"harm": score})), EXPECTED)
+        await canary(engine(outputs, verdict(scores={"harm": score})), EXPECTED, "digest")
     assert caught.value.field == "self-test"
     assert "calibrate" in caught.value.remedy
 
@@ -129,27 +129,27 @@ async def test_another_score_than_calibration_had_opens_no_port(outputs, score):
 async def test_an_artifact_without_canary_scores_is_served(outputs, artifact, caplog):
     """One that an earlier version wrote: the log says what is not tested, and any finite score passes."""
     loaded = Artifact.load(artifact)
-    older = Expected.of(loaded, SimpleNamespace(digest="digest"))
-    await canary(engine(outputs, verdict(scores={"harm": 99.0})), [older])
+    older = Expected.of(loaded)
+    await canary(engine(outputs, verdict(scores={"harm": 99.0})), [older], "digest")
     assert "keeps no scores of the canary prompt" in caplog.text
     assert loaded.manifest.digest[:12] in caplog.text
 
 
 async def test_an_engine_with_another_policy_opens_no_port(outputs):
     """Edited, or exchanged, between the launch and the moment at which the engine read it."""
-    with pytest.raises(PolicyError, match="policy changed while the server was starting"):
-        await canary(engine(outputs, verdict(policy_digest="another")), EXPECTED)
+    with pytest.raises(PolicyError, match="an engine decides by another policy"):
+        await canary(engine(outputs, verdict(policy_digest="another")), EXPECTED, "digest")
 
 
 async def test_adapters_are_asked_for_scores_of_their_own(outputs):
     """Each by vLLM's request for it, on every engine, against its own artifact; the model's verdict is returned."""
     polite = SimpleNamespace(lora_name="polite")
-    own = Expected({"depth": 3.0}, {"depth": 0.2}, Template(tail=(7, 8)), "digest", polite)
+    own = Expected({"depth": 3.0}, {"depth": 0.2}, Template(tail=(7, 8)), polite)
     asked = engine(outputs, verdict(scores={"harm": 0.5, "depth": 3.1}))
     asked.engine_core = SimpleNamespace(core_engines=[b"0", b"1"])
-    found = await canary(asked, [*EXPECTED, own])
+    found = await canary(asked, [*EXPECTED, own], "digest")
     assert found.scores["harm"] == 0.5
     assert (asked.ranks, asked.adapters) == ([0, 1, 0, 1], [None, None, polite, polite])
     assert [prompt[-2:] == [7, 8] for prompt in asked.prompts] == [False, False, True, True]
     with pytest.raises(ServingError, match=r"adapter polite .* depth 0.5, not 3"):
-        await canary(engine(outputs, verdict(scores={"harm": 0.5, "depth": 0.5})), [*EXPECTED, own])
+        await canary(engine(outputs, verdict(scores={"harm": 0.5, "depth": 0.5})), [*EXPECTED, own], "digest")

@@ -12,7 +12,8 @@ import pytest
 from guard.policy import Policy
 from probes.errors import PolicyError
 from probes.template import Template
-from serving.api.typed_tokens import TypedSpecialToken, refused_spellings, require_none_typed
+from serving.api.typed_tokens import TypedSpecialToken, require_none_typed, typed_spellings
+from serving.policy_fit import require_templates
 
 SPELLINGS = ("<|user|>", "</s>", "<｜begin▁of▁sentence｜>", '<|"|>')
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 1.0}}}
@@ -89,18 +90,20 @@ def test_a_long_body_is_not_read_to_its_last_text(more):
     assert time.perf_counter() - began < 0.1
 
 
-def test_a_policy_that_judges_them_refuses_none():
-    """The default: no spelling is looked for."""
-    policy = Policy.model_validate({"name": "p", "version": "1", "rules": [RULE]})
-    assert refused_spellings(policy, []) == ()
+def test_the_spellings_are_those_of_all_artifacts():
+    """The model's and its adapters', each once; an artifact may know none."""
+    known = SimpleNamespace(manifest=SimpleNamespace(template=Template(tail=(1,), special=(1,), spellings=("<a>",))))
+    assert typed_spellings([known, SimpleNamespace(manifest=SimpleNamespace(template=None)), known]) == ("<a>",)
 
 
 @pytest.mark.parametrize("template", [None, Template(tail=(1,), special=(1,))])
 def test_an_artifact_that_knows_none_cannot_refuse_them(template):
     """The server does not start, instead of refusing nothing."""
-    policy = Policy.model_validate({"name": "p", "version": "1", "special_tokens": "refuse", "rules": [RULE]})
+    policy = {"name": "p", "version": "1", "off_template": "allow", "rules": [RULE]}
     known = SimpleNamespace(manifest=SimpleNamespace(template=Template(tail=(1,), special=(1,), spellings=("<a>",))))
     other = SimpleNamespace(manifest=SimpleNamespace(template=template))
-    assert refused_spellings(policy, [known, known]) == ("<a>",)
+    refusing = Policy.model_validate(policy | {"special_tokens": "refuse"})
+    require_templates(refusing, [known, known])
+    require_templates(Policy.model_validate(policy), [known, other])
     with pytest.raises(PolicyError, match="special_tokens"):
-        refused_spellings(policy, [known, other])
+        require_templates(refusing, [known, other])

@@ -17,11 +17,11 @@ from guard.decide import bind
 from guard.journal import Journal
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
-from guard.policy_set import PolicySet
+from guard.policy_set import InForce, PolicySet
 from guard.verdict import Action, Unscored, Verdict
 from serving.api.exchange import Exchange, current
 from serving.api.verdict_reader import VerdictReader
-from serving.wire import CANARY, EXTRA, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
+from serving.wire import CANARY, EXTRA, POLICY, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
 
 RULE = {"name": "r", "action": "block", "when": {"harm": {"above": 2}}}
 
@@ -34,6 +34,7 @@ def bound(on_unscored="block"):
 
 
 BOUND = bound()
+DIGEST = BOUND.policy.digest
 
 
 def journal_of(metrics):
@@ -50,7 +51,7 @@ def registry():
 @pytest.fixture
 def exchange():
     """The exchange in force while the test runs."""
-    opened = Exchange(BOUND.policy)
+    opened = Exchange(PolicySet(BOUND))
     token = current.set(opened)
     yield opened
     current.reset(token)
@@ -60,10 +61,12 @@ def exchange():
 def hear(registry, outputs):
     """A maker of (listening `generate`, what vLLM would see as parameters, ids of closed requests)."""
     metrics = GuardMetrics(registry, PolicySet(BOUND))
-    reader = VerdictReader(PolicySet(BOUND), journal_of(metrics))
+    reader = VerdictReader(InForce(PolicySet(BOUND)), journal_of(metrics))
 
     def make(*produced, fault=None, policy=BOUND):
         closed = []
+        if (opened := current.get()) is not None:
+            opened.policies = PolicySet(policy)
 
         async def generate(prompt, params, request_id, **options):
             generate.params = params
@@ -76,7 +79,7 @@ def hear(registry, outputs):
                 closed.append(request_id)
 
         client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-        (reader if policy is BOUND else VerdictReader(PolicySet(policy), journal_of(metrics))).attach(client)
+        (reader if policy is BOUND else VerdictReader(InForce(PolicySet(policy)), journal_of(metrics))).attach(client)
         return client.generate, lambda: generate.params, closed
 
     return make
@@ -124,7 +127,7 @@ async def test_heard_though_vllm_hands_on_another_output(registry, exchange, out
         yield outputs.one(outputs.completion())
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    VerdictReader(PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
+    VerdictReader(InForce(PolicySet(BOUND)), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     assert exchange.prompts[0].verdict == verdict
     assert counted(registry, "allow") == 1
@@ -152,7 +155,7 @@ async def test_a_verdict_on_a_prompt_that_nobody_waits_for_is_not_counted(regist
         yield outputs.one(finished=False)
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    VerdictReader(PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
+    VerdictReader(InForce(PolicySet(BOUND)), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     late = processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge([1.0])), *seen)
     assert late.kv_transfer_params is None
@@ -317,7 +320,7 @@ async def test_a_client_that_leaves_twice_is_counted(registry, outputs):
             await asyncio.sleep(60)
 
     client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-    VerdictReader(PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
+    VerdictReader(InForce(PolicySet(BOUND)), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
     generator = client.generate("p", SamplingParams(), "id")
     await anext(generator)
     closing = asyncio.create_task(generator.aclose())
@@ -341,9 +344,9 @@ async def test_what_a_client_puts_under_the_guard_s_key_is_thrown_away(hear, exc
     listening, params, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
     forged = SamplingParams(extra_args={EXTRA: {"shadow": True, "caller": "a" * 64}, "mine": 1})
     await drain(listening("p", forged, "id"))
-    assert params().extra_args == {"mine": 1, EXTRA: {PROMPT: exchange.prompts[0].name}}
+    assert params().extra_args == {"mine": 1, EXTRA: {PROMPT: exchange.prompts[0].name, POLICY: DIGEST}}
     await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True, PROMPT: 7}}), "id"))
-    assert params().extra_args == {EXTRA: {PROMPT: exchange.prompts[1].name}}
+    assert params().extra_args == {EXTRA: {PROMPT: exchange.prompts[1].name, POLICY: DIGEST}}
 
 
 async def test_what_the_middleware_heard_goes_to_the_gate(hear, exchange, outputs):
@@ -351,7 +354,7 @@ async def test_what_the_middleware_heard_goes_to_the_gate(hear, exchange, output
     exchange.asked = {"tighten": True}
     listening, params, _ = hear(outputs.one(outputs.completion(), verdict=BOUND.judge([0.0])))
     await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
-    assert params().extra_args == {EXTRA: {"tighten": True, PROMPT: exchange.prompts[0].name}}
+    assert params().extra_args == {EXTRA: {"tighten": True, PROMPT: exchange.prompts[0].name, POLICY: DIGEST}}
 
 
 async def test_routes_without_an_exchange_are_counted_and_scrubbed(hear, outputs, registry):
@@ -359,7 +362,7 @@ async def test_routes_without_an_exchange_are_counted_and_scrubbed(hear, outputs
     listening, params, _ = hear(outputs.one(outputs.completion(blocked=True), verdict=BOUND.judge([3.0])))
     (found,) = await drain(listening("p", SamplingParams(extra_args={EXTRA: {"shadow": True}}), "id"))
     assert found.outputs[0].text == "No."
-    assert params().extra_args[EXTRA].keys() == {PROMPT}
+    assert params().extra_args[EXTRA].keys() == {PROMPT, POLICY}
     assert counted(registry, "block") == 1
 
 
@@ -509,7 +512,7 @@ async def test_a_steered_prompt_shows_none_either(hear, exchange, outputs):
 async def test_the_canary_is_not_listened_to(registry, outputs):
     """Its verdict stays on the output, for the self-test, and is not counted."""
     processor = outputs.processor()
-    VerdictReader(PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(
+    VerdictReader(InForce(PolicySet(BOUND)), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(
         SimpleNamespace(generate=None, output_processor=processor)
     )
     verdict = BOUND.judge([1.0])
@@ -524,7 +527,9 @@ async def test_who_watches_the_engine_is_told_of_scored_prompts(registry, output
     """A prompt without a score is no sign that the guard sees."""
     told, processor = [], outputs.processor()
     reader = VerdictReader(
-        PolicySet(BOUND), journal_of(GuardMetrics(registry, PolicySet(BOUND))), on_scored=lambda: told.append(1)
+        InForce(PolicySet(BOUND)),
+        journal_of(GuardMetrics(registry, PolicySet(BOUND))),
+        on_scored=lambda: told.append(1),
     )
 
     async def generate(prompt, params, request_id):

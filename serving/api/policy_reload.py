@@ -1,0 +1,139 @@
+"""Reloading the policy: what the policy file says now comes into force, in every engine and here, without a restart.
+
+Each API process follows the file on its own. It checks a new policy as the launch checked the first one, and sends it
+to every engine with a canary prompt, which comes back decided by it. From then on requests that come in are decided and
+answered by the new policy, and those that are under way by their own. vLLM keeps messages in order, so an engine has a
+policy before it gets a request that names it.
+
+A policy that cannot come into force changes nothing: the log, and the metrics `foreguard_policy_*`, say so.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from guard.metrics import GuardMetrics
+from guard.policy import Policy
+from guard.policy_file import parse_policy
+from guard.policy_set import InForce, PolicySet
+from guard.watched_file import WatchedFile
+from probes.errors import ForeguardError, PolicyError
+
+logger = logging.getLogger("vllm.foreguard.policy")
+
+_LOOK_S = 0.25
+"""Between looks at the file. A change is taken in at the second look that finds it."""
+_ANSWER_S = 1.0
+"""How long an engine's answer is waited for. It has the policy by then; a full one has no place for the canary yet."""
+_RETRY_S = 5.0
+"""Between attempts to give engines a policy that they did not take."""
+
+
+class PolicyReload:
+    """Follows the policy file."""
+
+    def __init__(
+        self,
+        file: WatchedFile,
+        in_force: InForce,
+        metrics: GuardMetrics,
+        bind: Callable[[Policy], PolicySet],
+        hand_over: Callable[[str, str], Coroutine[Any, Any, object]],
+    ) -> None:
+        """`bind` raises `ForeguardError` for a policy that does not fit; `hand_over` takes a policy's digest and text
+        to every engine, and raises where one does not decide by it.
+        """
+        self._file = file
+        self._in_force = in_force
+        self._metrics = metrics
+        self._bind = bind
+        self._hand_over = hand_over
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    def begin(self) -> None:
+        """Follow the file from now on."""
+        self._keep(self._follow())
+
+    async def end(self) -> None:
+        """Follow it no longer."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                await self.look()
+            except Exception:
+                # Whatever failed, the policy in force holds; the next change is looked at all the same.
+                logger.exception("a change of the policy could not be looked at")
+                self._metrics.observe_reload("refused")
+
+    async def look(self) -> None:
+        """Put in force what the file says, if that is new."""
+        try:
+            content = await asyncio.to_thread(self._file.look)
+            if content is None:
+                return
+            policies = await asyncio.to_thread(self._checked, content)
+        except (OSError, ForeguardError) as error:
+            self._refuse(error)
+            return
+        if policies.digest == self._in_force.current.digest:
+            # Such as a comment that was mended, or a bad change that was taken back.
+            self._metrics.reload_succeeded.set(1)
+            return
+        problem = await self._announced(policies.digest, content.decode())
+        if problem is None:
+            self._put_in_force(policies)
+            return
+        self._refuse(problem)
+        await asyncio.sleep(_RETRY_S)
+        self._file.forget()
+
+    def _checked(self, content: bytes) -> PolicySet:
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise PolicyError(f"is not UTF-8: {error}", field="policy", remedy="save the file as UTF-8") from error
+        return self._bind(parse_policy(text))
+
+    async def _announced(self, digest: str, text: str) -> Exception | None:
+        """Give every engine the policy; return why one did not take it."""
+        task = self._keep(self._hand_over(digest, text))
+        done, _ = await asyncio.wait([task], timeout=_ANSWER_S)
+        if not done:
+            logger.warning("an engine has not yet answered by the policy with the digest %s: it may be full", digest)
+            task.add_done_callback(_tell_late)
+            return None
+        error = task.exception()
+        return error if isinstance(error, Exception) else None
+
+    def _put_in_force(self, policies: PolicySet) -> None:
+        before = self._in_force.current
+        self._metrics.publish(policies)
+        self._in_force.current = policies
+        self._metrics.observe_reload("applied")
+        logger.info(
+            "policy %s (digest %s) is in force, in place of %s (%s)",
+            *(policies.policy.label, policies.digest),
+            *(before.policy.label, before.digest),
+        )
+
+    def _refuse(self, error: Exception) -> None:
+        self._metrics.observe_reload("refused")
+        current = self._in_force.current
+        logger.error("the policy file was changed, and %s stays in force: %s", current.policy.label, error)
+
+    def _keep(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _tell_late(task: asyncio.Task[object]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        logger.error("an engine does not decide by the policy in force: what it decides is unscored: %s", error)
