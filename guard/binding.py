@@ -21,7 +21,7 @@ def bind_to(artifact: "Artifact", policy: Policy, *, pinned: bool = True) -> Bou
 
     manifest = artifact.manifest
     return bind(
-        policy.beside(manifest.combinations),
+        policy.with_combinations(manifest.combinations),
         [probe.name for probe in manifest.probes],
         np.asarray(artifact.tensors[BENIGN_SCORES].numpy()),
         escalating=manifest.escalating,

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 import sys
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,8 +17,9 @@ from guard.console import table_console
 from probes.errors import ForeguardError, PolicyError
 
 if TYPE_CHECKING:  # these import numpy and torch, which `--help` does not need
-    from guard.decide import BoundPolicy
     from guard.policy import Condition, Policy, TargetFpr
+    from guard.rollout import RolloutSettings
+    from probes.artifact import Artifact
 
 _PASSES_ARGUMENTS_ON = {"serve"}
 
@@ -62,24 +64,14 @@ def check(
 
         foreguard check policy.yaml --artifact ./artifact
     """
-    from guard.policy_file import load_policy
+    from guard.policy_file import load_policies
 
-    loaded = load_policy(policy)
-    bound = _bound(loaded, artifact) if artifact else None
-    thresholds = bound.thresholds if bound else {}
-    table = Table(title=f"{loaded.label}: {loaded.mode}, unscored prompts: {loaded.on_unscored}", title_justify="left")
-    for column in ("rule", "action", "when"):
-        table.add_column(column)
-    for rule in (*loaded.rules, *loaded.answer_rules):
-        conditions = [
-            _condition(name, condition, thresholds.get((rule.name, name))) for name, condition in rule.when.items()
-        ]
-        of_answer = " the answer" if rule in loaded.answer_rules else ""
-        table.add_row(rule.name, rule.action.value + of_answer, "\n".join(conditions))
-    console = table_console()
-    console.print(table)
-    for idle, before in (bound.idle_rules if bound else {}).items():
-        console.print(f"note: rule {idle} never decides: {before} fires wherever it would, and goes before it")
+    file = load_policies(policy)
+    known = _loaded(artifact) if artifact else None
+    for each in (file.policy, *file.variants.values()):
+        _show(each, known)
+    for line in _rollout(file.settings):
+        table_console().print(line)
 
 
 def key(
@@ -107,14 +99,46 @@ def key(
     typer.echo("    may_shadow: false\n    sees_scores: false")
 
 
-def _bound(policy: "Policy", artifact: Path) -> "BoundPolicy":
-    from guard.binding import bind_to
+def _loaded(artifact: Path) -> "Artifact":
     from probes.artifact import Artifact
     from probes.steering import require_servable_steering
 
     loaded = Artifact.load(artifact)
     require_servable_steering(loaded.manifest)
-    return bind_to(loaded, policy)
+    return loaded
+
+
+def _show(policy: "Policy", artifact: "Artifact | None") -> None:
+    """Print a policy's rules, and with an artifact their thresholds. Raises `PolicyError` where it does not fit it."""
+    from guard.binding import bind_to
+
+    bound = bind_to(artifact, policy) if artifact else None
+    thresholds = bound.thresholds if bound else {}
+    table = Table(title=f"{policy.label}: {policy.mode}, unscored prompts: {policy.on_unscored}", title_justify="left")
+    for column in ("rule", "action", "when"):
+        table.add_column(column)
+    for rule in (*policy.rules, *policy.answer_rules):
+        conditions = [
+            _condition(name, condition, thresholds.get((rule.name, name))) for name, condition in rule.when.items()
+        ]
+        of_answer = " the answer" if rule in policy.answer_rules else ""
+        table.add_row(rule.name, rule.action.value + of_answer, "\n".join(conditions))
+    console = table_console()
+    console.print(table)
+    for idle, before in (bound.idle_rules if bound else {}).items():
+        console.print(f"note: rule {idle} never decides: {before} fires wherever it would, and goes before it")
+
+
+def _rollout(settings: "RolloutSettings") -> Iterator[str]:
+    """Yield who comes under which variant, a line each, in the order in which it is asked."""
+    for override in settings.overrides:
+        lists = ("tenants", override.tenants), ("routes", override.routes), ("models", override.models)
+        whom = " and ".join(f"{name} {', '.join(each)}" for name, each in lists if each)
+        yield f"{whom}: variant {override.variant}"
+    if settings.canary:
+        yield f"{settings.canary.percent:g} % of the other callers: variant {settings.canary.variant}"
+    if settings.shadow:
+        yield f"judged beside, and only recorded: variant {settings.shadow}"
 
 
 def _condition(name: str, condition: "Condition", threshold: float | None) -> str:

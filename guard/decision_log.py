@@ -8,7 +8,7 @@ import logging
 import sys
 
 from guard.journal import Decision
-from guard.verdict import Action
+from guard.verdict import Action, Beside
 
 LOGGER = "foreguard.decisions"
 
@@ -43,11 +43,22 @@ class DecisionLog:
             "constraint": verdict.constraint,
             "policy": verdict.policy,
             "caller": decision.caller,
+            "tenant": decision.tenant,
+            **({"shadow": _beside(verdict.beside)} if verdict.beside else {}),
         }
         self._logger.info(json.dumps(line | ({"scores": verdict.scores} if wanted.scores else {})))
 
     def give_up(self) -> None:
         """Write nothing: there is no decision."""
+
+
+def _beside(beside: Beside) -> dict[str, str | None]:
+    return {
+        "policy": beside.policy,
+        "decision": beside.decision.value,
+        "rule": beside.rule,
+        "category": beside.category,
+    }
 
 
 def _logger() -> logging.Logger:

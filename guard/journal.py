@@ -33,6 +33,8 @@ class Decision:
     """The LoRA adapter that answers, if one does."""
     caller: str | None = None
     """The policy's name for the caller, if it has one."""
+    tenant: str | None = None
+    """The policy file's name for the caller's tenant, if it has one."""
     num_tokens: int = 0
     """Of an answer: how long it was when it crossed a threshold."""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))

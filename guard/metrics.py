@@ -10,8 +10,10 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from guard.decide import BoundPolicy
 from guard.journal import Decision
 from guard.policy_set import PolicySet
+from guard.rollout import Rollout
 from guard.verdict import Action, Mode, Unscored, Verdict
 
 # Scores are logits; a decision takes microseconds, where the usual buckets start at milliseconds.
@@ -22,6 +24,7 @@ SECONDS_BUCKETS = (1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1
 PUBLIC: dict[str, bool] = {
     "foreguard_requests": True,
     "foreguard_unscored": True,
+    "foreguard_shadow_decisions": False,
     "foreguard_errors": True,
     "foreguard_decision_seconds": True,
     "foreguard_answers": True,
@@ -58,12 +61,18 @@ def is_public(name: str) -> bool:
 class GuardMetrics:
     """The guard's metrics in one registry."""
 
-    def __init__(self, registry: CollectorRegistry, policies: PolicySet) -> None:
-        """`policies` have the thresholds that are published, and the probes whose scores are."""
+    def __init__(self, registry: CollectorRegistry, rollout: Rollout) -> None:
+        """`rollout` has the thresholds that are published, and the probes whose scores are."""
         self.requests = Counter(
             "foreguard_requests",
             "Prompts decided, by what was decided and the mode it was decided in.",
             ["action", "mode"],
+            registry=registry,
+        )
+        self.beside = Counter(
+            "foreguard_shadow_decisions",
+            "Prompts judged by the shadow variant, too, by what was decided and what that would have decided.",
+            ["action", "would"],
             registry=registry,
         )
         self.unscored = Counter(
@@ -114,14 +123,14 @@ class GuardMetrics:
         self.threshold = Gauge(
             "foreguard_threshold",
             "Score above which a rule's condition holds; not a number for a rule that is no longer in force.",
-            ["rule", "probe", "adapter"],
+            ["rule", "probe", "adapter", "variant"],
             registry=registry,
             multiprocess_mode="mostrecent",
         )
         self.policy_info = Gauge(
             "foreguard_policy_info",
             "1 for the policy in force, 0 for one that was.",
-            ["name", "version", "mode"],
+            ["name", "version", "mode", "variant"],
             registry=registry,
             multiprocess_mode="mostrecent",
         )
@@ -146,7 +155,7 @@ class GuardMetrics:
         self._published: dict[Gauge, set[tuple[str, ...]]] = {self.threshold: set(), self.policy_info: set()}
         self._scores: dict[tuple[str, str], Histogram] = {}
         self._start_at_zero()
-        self.publish(policies)
+        self.publish(rollout)
 
     def record(self, decision: Decision) -> None:
         """Count a decision, as a sink of the journal does."""
@@ -165,6 +174,8 @@ class GuardMetrics:
         if verdict.unscored:
             self.unscored.labels(verdict.unscored.value).inc()
             self.errors.labels(verdict.unscored.value).inc()
+        if verdict.beside:
+            self.beside.labels(verdict.decision.value, verdict.beside.decision.value).inc()
         for probe, score in verdict.scores.items():
             self._scores[adapter, probe].observe(score)
         self.decision_seconds.observe(verdict.decision_seconds)
@@ -192,22 +203,26 @@ class GuardMetrics:
         self.reloads.labels(result).inc()
         self.reload_succeeded.set(result == "applied")
 
-    def publish(self, policies: PolicySet) -> None:
+    def publish(self, rollout: Rollout) -> None:
         """Publish the thresholds of policies that come into force, and name them."""
-        bound, policy = {MODEL_ITSELF: policies.model, **policies.adapters}, policies.policy
+        policies = [each.policy for each in rollout.sets]
+        bound = [(adapter, own) for each in rollout.sets for adapter, own in _by_adapter(each)]
         thresholds: dict[tuple[str, ...], float] = {
-            (rule, probe, adapter): value
-            for adapter, own in bound.items()
+            (rule, probe, adapter, own.policy.variant): value
+            for adapter, own in bound
             for (rule, probe), value in own.thresholds.items()
         }
+        named: dict[tuple[str, ...], float] = {
+            (each.name, each.version, each.mode.value, each.variant): 1.0 for each in policies
+        }
         self._exchange(self.threshold, thresholds, math.nan)
-        self._exchange(self.policy_info, {(policy.name, policy.version, policy.mode.value): 1.0}, 0.0)
+        self._exchange(self.policy_info, named, 0.0)
         self.reload_succeeded.set(1)
         self.reloaded_at.set_to_current_time()
         # Looked up once: there may be many probes, and this is done for every prompt.
         self._scores |= {
             (adapter, probe): self.score.labels(probe, adapter)
-            for adapter, own in bound.items()
+            for adapter, own in bound
             for probe in (*own.probes, *own.policy.combine)
         }
 
@@ -225,6 +240,8 @@ class GuardMetrics:
     def _start_at_zero(self) -> None:
         # A series that appears only with its first event hides that event from rate().
         for action in Action:
+            for would in Action:
+                self.beside.labels(action.value, would.value)
             for mode in Mode:
                 self.requests.labels(action.value, mode.value)
                 self.answers.labels(action.value, mode.value)
@@ -236,3 +253,7 @@ class GuardMetrics:
         self.errors.labels(UNRECORDED)
         for result in get_args(ReloadResult):
             self.reloads.labels(result)
+
+
+def _by_adapter(policies: PolicySet) -> list[tuple[str, BoundPolicy]]:
+    return [(MODEL_ITSELF, policies.model), *policies.adapters.items()]

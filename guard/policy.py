@@ -28,11 +28,11 @@ from guard.guessable import GUESSABLE
 from guard.verdict import Action, Mode, Unscored, Verdict
 from probes.manifest import Name
 
-_Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-_Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 # YAML's `yes` and a quoted "3" are slips, not the numbers 1 and 3.
-_Number = Annotated[float, Strict()]
+Number = Annotated[float, Strict()]
 
 DEFAULT_MESSAGE = "I can't help with that request."
 
@@ -47,15 +47,15 @@ class TargetFpr(_Strict):
     `above` it means strictly above; `below` it means not above it, so that bands that share a promise leave no gap.
     """
 
-    target_fpr: _Number = Field(gt=0, lt=1)
-    confidence: _Number = Field(0.95, ge=0.5, lt=1)
+    target_fpr: Number = Field(gt=0, lt=1)
+    confidence: Number = Field(0.95, ge=0.5, lt=1)
 
 
 class Condition(_Strict):
     """A band of one score: strictly above a threshold, strictly below one, or both."""
 
-    above: _Number | TargetFpr | None = None
-    below: _Number | TargetFpr | None = None
+    above: Number | TargetFpr | None = None
+    below: Number | TargetFpr | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -76,11 +76,11 @@ class Condition(_Strict):
 class Rule(_Strict):
     """An action and the conditions, all of which must hold, that call for it."""
 
-    name: _Label
+    name: Label
     action: Literal[Action.FLAG, Action.STEER, Action.BLOCK]
     when: dict[Name, Condition] = Field(min_length=1)
     """Conditions by probe or combination."""
-    category: _Label | None = None
+    category: Label | None = None
     """What the rule is about, for records and, where `response.category` says so, for clients; it changes no
     decision."""
 
@@ -89,7 +89,7 @@ class Steering(_Strict):
     """What action `steer` adds, and how much of it."""
 
     vector: Name = "refusal"
-    strength: _Number = Field(1.0, gt=0, le=16)
+    strength: Number = Field(1.0, gt=0, le=16)
     """In units of the vector's norm."""
     constrained: Literal[Action.BLOCK, Action.STEER] = Action.BLOCK
     """What happens where a request's own constraints on its answer may leave no refusal to steer to."""
@@ -117,12 +117,14 @@ class DecisionLog(_Strict):
 class Caller(_Strict):
     """A caller whom the operator trusts with more than the public gets."""
 
-    name: _Label
-    key_sha256: _Digest
+    name: Label
+    key_sha256: Digest
     """SHA-256 of the bearer token, in hexadecimal: the policy holds no secret."""
     may_shadow: bool = False
     """Whether `moderation: {mode: score}` from this caller records without acting."""
     sees_scores: bool = False
+    may_choose: tuple[Label, ...] = ()
+    """Variants of the policy that this caller may ask for."""
 
     def is_known_by(self, digest: object) -> bool:
         """Return whether `digest` is that of this caller's token; how long it takes tells nothing of either."""
@@ -143,12 +145,12 @@ class Caller(_Strict):
 class Policy(_Strict):
     """A whole policy. Of the rules that fire, the most severe action wins; among equals, the first."""
 
-    name: _Label
-    version: _Label
+    name: Label
+    version: Label
     mode: Mode = Mode.ENFORCE
-    artifact: _Digest | None = None
+    artifact: Digest | None = None
     """Digest of the only artifact of a model itself that this policy may run with."""
-    adapters: dict[str, _Digest] = {}
+    adapters: dict[str, Digest] = {}
     """Digests of the only artifacts that adapters may have, by the adapter's name."""
     on_unscored: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
     off_template: Literal[Action.BLOCK, Action.FLAG, Action.ALLOW] = Action.BLOCK
@@ -159,7 +161,7 @@ class Policy(_Strict):
     special_tokens: Literal["judge", "refuse"] = "judge"
     """What is done where a request's text holds one of the tokenizer's special tokens: they divide turns as the chat
     template's own do, and are judged so, or the request is refused."""
-    combine: dict[Name, Annotated[dict[Name, _Number], Field(min_length=1)]] = {}
+    combine: dict[Name, Annotated[dict[Name, Number], Field(min_length=1)]] = {}
     """Weighted sums of probe scores, usable in rules like probes."""
     rules: tuple[Rule, ...] = Field(min_length=1)
     answer_rules: tuple[Rule, ...] = ()
@@ -171,6 +173,7 @@ class Policy(_Strict):
     """Whether every client sees scores. Scores help an attacker search for what passes."""
     callers: tuple[Caller, ...] = ()
     _digest: str = PrivateAttr("")
+    _variant: str = PrivateAttr("")
 
     def model_post_init(self, _context: Any, /) -> None:
         """Take the digest, once: copies for an artifact are of the same policy."""
@@ -182,15 +185,29 @@ class Policy(_Strict):
 
     @property
     def label(self) -> str:
-        """`name@version`, as clients and metrics see it."""
-        return f"{self.name}@{self.version}"
+        """`name@version`, or `name@version+variant`, as clients and records see it."""
+        return f"{self.name}@{self.version}" + (f"+{self._variant}" if self._variant else "")
+
+    @property
+    def variant(self) -> str:
+        """Which of its file's variants it is; empty for the file's own policy."""
+        return self._variant
 
     @property
     def digest(self) -> str:
         """The first 16 digits of the SHA-256 of all that the policy says: whether two processes read the same."""
         return self._digest
 
-    def beside(self, combinations: Mapping[str, Mapping[str, float]]) -> Self:
+    def in_file(self, content: str, variant: str = "") -> Self:
+        """Return the policy as one of a file that says more, by its `content`: as the `variant` of that name, if it is
+        one.
+        """
+        policy = self.model_copy()
+        policy._variant = variant  # noqa: SLF001 - of its own class
+        policy._digest = hashlib.sha256(f"{self._digest}{variant}{content}".encode()).hexdigest()[:16]  # noqa: SLF001
+        return policy
+
+    def with_combinations(self, combinations: Mapping[str, Mapping[str, float]]) -> Self:
         """Return the policy with an artifact's combinations at hand; those that it defines itself are its own."""
         return self.model_copy(
             update={"combine": {name: dict(each) for name, each in combinations.items()} | self.combine}

@@ -19,13 +19,16 @@ class PolicySet:
     model: BoundPolicy
     adapters: Mapping[str, BoundPolicy] = field(default_factory=dict)
     """By the adapter's name, in the order of `GuardConfig.adapters`."""
+    beside: Self | None = None
+    """What is judged on the same scores, and only recorded."""
 
     @classmethod
-    def bind(cls, policy: Policy, artifact: "Artifact", adapters: "Mapping[str, Artifact]") -> Self:
+    def bind(
+        cls, policy: Policy, artifact: "Artifact", adapters: "Mapping[str, Artifact]", beside: Self | None = None
+    ) -> Self:
         """Bind `policy` to the model's `artifact` and to each adapter's. Raises `PolicyError` where it does not fit."""
-        return cls(
-            bind_to(artifact, policy), {name: bind_to(own, policy.of_adapter(name)) for name, own in adapters.items()}
-        )
+        bound = {name: bind_to(own, policy.of_adapter(name)) for name, own in adapters.items()}
+        return cls(bind_to(artifact, policy), bound, beside)
 
     @property
     def policy(self) -> Policy:
@@ -41,10 +44,3 @@ class PolicySet:
     def subjects(self) -> tuple[BoundPolicy, ...]:
         """The model's policy, and then its adapters': by the number of a request's subject."""
         return (self.model, *self.adapters.values())
-
-
-@dataclass(slots=True)
-class InForce:
-    """Which policies a process goes by now. A request keeps those that it came in under."""
-
-    current: PolicySet

@@ -65,6 +65,19 @@ class Unscored(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """What a policy that is only recorded would have decided on the same scores."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    decision: Action
+    policy: str
+    """Its label."""
+    rule: str | None = None
+    category: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The decision on one prompt."""
 
@@ -78,7 +91,7 @@ class Verdict:
     scores: dict[str, float]
     """Raw score per probe and per combination; empty when unscored."""
     policy: str
-    """`name@version` of the policy that decided."""
+    """`Policy.label` of the policy that decided."""
     event_id: str
     rule: str | None = None
     """The rule that fired, if one did."""
@@ -91,6 +104,8 @@ class Verdict:
     """What the request asked of its answer that made a steer a block, if anything did: a field of vLLM's
     `SamplingParams`."""
     decision_seconds: float = 0.0
+    beside: Beside | None = None
+    """What the policy that is judged beside would have decided, where there is one."""
 
     def blocked_for(self, constraint: str) -> Self:
         """Return a block in the place of this steer, which the request's `constraint` would undo."""

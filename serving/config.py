@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guard.binding import bind_to
 from guard.decide import BoundPolicy
-from guard.policy import Policy
-from guard.policy_file import load_policy
-from guard.policy_set import PolicySet
+from guard.policy_file import load_policies
+from guard.rollout import PolicyFile, Rollout
 from probes.artifact import Artifact
 from probes.errors import ArtifactMismatch, ServingError
 from serving.checked import require_policy
@@ -76,22 +75,25 @@ class GuardConfig(BaseModel):
 
         Raises `PolicyError`, also for one that was changed.
         """
-        return bind_to(artifact, self._load_policy())
+        return bind_to(artifact, self._load_policies().policy)
 
-    def bind_policies(self, artifacts: Sequence[Artifact]) -> PolicySet:
-        """Bind the policy to the model's artifact and its adapters', as `load_artifacts` has them. Raises likewise."""
-        return self.bind(self._load_policy(), artifacts)
+    def bind_policies(self, artifacts: Sequence[Artifact]) -> Rollout:
+        """Bind the policy file's policies to the model's artifact and its adapters', as `load_artifacts` has them.
 
-    def bind(self, policy: Policy, artifacts: Sequence[Artifact]) -> PolicySet:
-        """Bind a `policy` that was read later to all artifacts. Raises `PolicyError` where it does not fit them."""
+        Raises likewise.
+        """
+        return self.bind(self._load_policies(), artifacts)
+
+    def bind(self, file: PolicyFile, artifacts: Sequence[Artifact]) -> Rollout:
+        """Bind a policy file that was read later to all artifacts. Raises `PolicyError` where it does not fit them."""
         artifact, *others = artifacts
         names = [each.name for each in self.adapters]
-        return PolicySet.bind(policy, artifact, dict(zip(names, others, strict=True)))
+        return Rollout.bind(file, artifact, dict(zip(names, others, strict=True)))
 
-    def _load_policy(self) -> Policy:
-        policy = load_policy(self.policy)
-        require_policy(policy)
-        return policy
+    def _load_policies(self) -> PolicyFile:
+        file = load_policies(self.policy)
+        require_policy(file.policy)
+        return file
 
 
 def _load(folder: Path, digest: str) -> Artifact:

@@ -105,7 +105,7 @@ def tune_policy(
     require_engine(engine, engine_args)
     text = _read_policy(policy)
     written = parse_policy(text, policy.name)
-    parsed = written.beside(artifact.manifest.combinations)
+    parsed = written.with_combinations(artifact.manifest.combinations)
     limits = parse_limits(request.at_most)
     platt = _platt_at(artifact, request.prevalence)
     _require_usable(artifact, file, harmful, limits)

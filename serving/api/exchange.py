@@ -6,6 +6,7 @@ context variable carries it across vLLM's code, which knows nothing of it.
 
 import secrets
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -32,6 +33,8 @@ class Prompt:
     """The guarded route that it came by, if it came by one."""
     caller: str | None = None
     """The policy's name for the caller, if it has one."""
+    tenant: str | None = None
+    """The policy file's name for the caller's tenant, if it has one."""
     name: str = field(default_factory=lambda: secrets.token_hex(16))
     """What the engine knows it by, and no client can guess."""
     verdict: Verdict | None = None
@@ -63,11 +66,15 @@ class Exchange:
 
     policies: PolicySet
     """Those that it came in under: by which it is decided and answered, whatever comes into force meanwhile."""
+    by_adapter: Callable[[str], PolicySet] | None = None
+    """Takes an adapter's name, and returns the policies that the request comes under where that one answers."""
     asked: dict[str, object] = field(default_factory=dict)
     """What the caller may ask of the gate: `tighten`, `shadow`, `caller`."""
     route: str | None = None
     caller: str | None = None
     """The policy's name for the caller."""
+    tenant: str | None = None
+    """The policy file's name for the caller's tenant."""
     wants_moderation: bool = False
     sees_scores: bool = False
     wants_usage: bool = False
@@ -76,6 +83,11 @@ class Exchange:
     """Whether completions begin with their prompt."""
     created: int = field(default_factory=lambda: int(time.time()))
     prompts: list[Prompt] = field(default_factory=list)
+
+    def answered_by(self, adapter: str) -> None:
+        """Take note of the adapter that answers: which one is known once vLLM has read the request."""
+        if self.by_adapter is not None:
+            self.policies = self.by_adapter(adapter)
 
     @property
     def policy(self) -> Policy:

@@ -5,11 +5,12 @@ Which route it is does not matter: where a prompt reaches the engine, the verdic
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from starlette.responses import JSONResponse
 
-from guard.policy_set import InForce, PolicySet
+from guard.rollout import Asking, InForce
 from serving.api import shapes
 from serving.api.exchange import Exchange, current
 from serving.api.history import readable
@@ -20,6 +21,7 @@ from serving.api.request_options import (
     BadModeration,
     UnguardedRequest,
     asked,
+    granted_variant,
     identify,
     read_moderation,
     require_guarded,
@@ -27,6 +29,7 @@ from serving.api.request_options import (
 )
 from serving.api.responder import Responder, Send
 from serving.api.routes import RESPONSES, ROUTES, Route
+from serving.api.tenants import tenant_of, token_digest
 from serving.api.typed_tokens import TypedSpecialToken, require_none_typed
 
 Scope = dict[str, Any]
@@ -69,15 +72,14 @@ class GuardedRequests:
     async def answer(self, path: str | None, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection; `path` is the known one that it asks for, if it asks for one."""
         if scope["type"] != "http":
-            with _opened(self._exchange(self._in_force.current, path, {}, scope)):
+            with _opened(self._exchange(path, {}, scope)):
                 await self._app(scope, receive, send)
             return
         route = ROUTES.get(path) if path else None
         try:
             body, replay = await read_body(receive, scope["headers"], self._limits)
-            policies = self._in_force.current
-            require_none_typed(body, self._spellings if policies.policy.special_tokens == "refuse" else ())
-            exchange = self._exchange(policies, path, fields_of(body, is_json=_is_json(scope)), scope)
+            exchange = self._exchange(path, fields_of(body, is_json=_is_json(scope)), scope)
+            require_none_typed(body, self._spellings if exchange.policy.special_tokens == "refuse" else ())
         except tuple(_REFUSED) as error:
             await _refusal(route, error)(scope, receive, send)
             return
@@ -97,17 +99,31 @@ class GuardedRequests:
             # A route may not know what to make of a completion without tokens.
             await responder.fail(error)
 
-    def _exchange(self, policies: PolicySet, path: str | None, content: dict[str, Any], scope: Scope) -> Exchange:
-        """Return the exchange of one request. Raises `UnguardedRequest` and `BadModeration`."""
+    def _exchange(self, path: str | None, content: dict[str, Any], scope: Scope) -> Exchange:
+        """Return the exchange of one request, under the policies that it comes under now.
+
+        Raises `UnguardedRequest` and `BadModeration`.
+        """
         require_guarded(content)
-        moderation = read_moderation(content)
+        rollout, moderation = self._in_force.current, read_moderation(content)
+        caller = identify(scope["headers"], rollout.base.policy)
+        tenant = tenant_of(scope["headers"], rollout.settings)
+        asking = Asking(
+            path,
+            self._model,
+            tenant,
+            tenant or token_digest(scope["headers"]) or _address(scope),
+            granted_variant(moderation, caller, rollout),
+        )
+        policies = rollout.choose(asking)
         policy = policies.policy
-        caller = identify(scope["headers"], policy)
         return Exchange(
             policies,
+            by_adapter=lambda name: rollout.choose(replace(asking, model=name)),
             asked=asked(moderation, caller),
             route=path,
             caller=caller.name if caller else None,
+            tenant=tenant,
             wants_moderation=moderation is not None,
             sees_scores=policy.expose_scores or (caller is not None and caller.sees_scores),
             wants_usage=self._forces_usage or wants_usage(content),
@@ -122,6 +138,11 @@ def _opened(exchange: Exchange) -> Iterator[None]:
         yield
     finally:
         current.reset(token)
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else ""
 
 
 def _is_json(scope: Scope) -> bool:

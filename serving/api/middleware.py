@@ -17,8 +17,7 @@ from starlette.responses import JSONResponse
 from guard.decision_log import DecisionLog
 from guard.journal import Journal
 from guard.metrics import GuardMetrics
-from guard.policy import Policy
-from guard.policy_set import InForce, PolicySet
+from guard.rollout import InForce, PolicyFile, Rollout
 from guard.watched_file import WatchedFile
 from probes.artifact import Artifact
 from probes.errors import ForeguardError, ServingError
@@ -132,16 +131,16 @@ class _Guard:
         """Test the guard, then begin. Raises `ForeguardError` where it does not work."""
         config = GuardConfig.from_vllm(state.vllm_config.additional_config)
         artifacts, models = config.load_artifacts(), state.openai_serving_models
-        policies = config.bind_policies(artifacts)
-        in_force = InForce(policies)
-        subjects = [None, *(models.lora_requests[name] for name in policies.adapters)]
+        rollout = config.bind_policies(artifacts)
+        in_force = InForce(rollout)
+        subjects = [None, *(models.lora_requests[name] for name in rollout.base.adapters)]
         expected = [Expected.of(each, own) for each, own in zip(artifacts, subjects, strict=True)]
         self._keys, limits = Keys.of(state.args), Limits(max_body(), body_timeout())
         age, client = ready_age(), state.engine_client
         refuse_beams()
-        verdict = await canary(client, expected, policies.digest)
+        verdict = await canary(client, expected, rollout.digest)
         require_files()
-        metrics = GuardMetrics(REGISTRY, policies)
+        metrics = GuardMetrics(REGISTRY, rollout)
         model = models.base_model_paths[0].name
         ask = partial(ask_engines, client, client.generate, expected[:1])
         self._readiness = Readiness(partial(_asked_awake, client, ask, in_force), metrics, age)
@@ -157,7 +156,7 @@ class _Guard:
         self._requests = GuardedRequests(
             self.app, in_force, model, limits, spellings=typed_spellings(artifacts), forces_usage=forces_usage
         )
-        policy = policies.policy
+        policy = rollout.base.policy
         logger.info("guard ready: policy %s, mode %s, canary scores %s", policy.label, policy.mode, verdict.scores)
 
     async def stop(self) -> None:
@@ -179,13 +178,14 @@ async def _asked_awake(engine_client: Any, ask: Callable[[str], Awaitable[object
     await ask(in_force.current.digest)
 
 
-def _bound(config: GuardConfig, artifacts: Sequence[Artifact], state: Any, policy: Policy) -> PolicySet:
-    """Bind a policy that was read later. Raises `ForeguardError` where it does not fit what is served."""
-    require_templates(policy, artifacts)
+def _bound(config: GuardConfig, artifacts: Sequence[Artifact], state: Any, file: PolicyFile) -> Rollout:
+    """Bind a policy file that was read later. Raises `ForeguardError` where it does not fit what is served."""
     served = [module.name for module in state.args.lora_modules or ()]
-    require_guarded_adapters(policy, served, [each.name for each in config.adapters])
-    require_readable_answers(policy, state.vllm_config)
-    return config.bind(policy, artifacts)
+    for policy in (file.policy, *file.variants.values()):
+        require_templates(policy, artifacts)
+        require_guarded_adapters(policy, served, [each.name for each in config.adapters])
+        require_readable_answers(policy, state.vllm_config)
+    return config.bind(file, artifacts)
 
 
 def _not_ready(path: str | None) -> JSONResponse:

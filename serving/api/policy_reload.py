@@ -14,9 +14,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from guard.metrics import GuardMetrics
-from guard.policy import Policy
-from guard.policy_file import parse_policy
-from guard.policy_set import InForce, PolicySet
+from guard.policy_file import parse_policies
+from guard.rollout import InForce, PolicyFile, Rollout
 from guard.watched_file import WatchedFile
 from probes.errors import ForeguardError, PolicyError
 
@@ -38,7 +37,7 @@ class PolicyReload:
         file: WatchedFile,
         in_force: InForce,
         metrics: GuardMetrics,
-        bind: Callable[[Policy], PolicySet],
+        bind: Callable[[PolicyFile], Rollout],
         hand_over: Callable[[str, str], Coroutine[Any, Any, object]],
     ) -> None:
         """`bind` raises `ForeguardError` for a policy that does not fit; `hand_over` takes a policy's digest and text
@@ -77,28 +76,28 @@ class PolicyReload:
             content = await asyncio.to_thread(self._file.look)
             if content is None:
                 return
-            policies = await asyncio.to_thread(self._checked, content)
+            rollout = await asyncio.to_thread(self._checked, content)
         except (OSError, ForeguardError) as error:
             self._refuse(error)
             return
-        if policies.digest == self._in_force.current.digest:
+        if rollout.digest == self._in_force.current.digest:
             # Such as a comment that was mended, or a bad change that was taken back.
             self._metrics.reload_succeeded.set(1)
             return
-        problem = await self._announced(policies.digest, content.decode())
+        problem = await self._announced(rollout.digest, content.decode())
         if problem is None:
-            self._put_in_force(policies)
+            self._put_in_force(rollout)
             return
         self._refuse(problem)
         await asyncio.sleep(_RETRY_S)
         self._file.forget()
 
-    def _checked(self, content: bytes) -> PolicySet:
+    def _checked(self, content: bytes) -> Rollout:
         try:
             text = content.decode()
         except UnicodeDecodeError as error:
             raise PolicyError(f"is not UTF-8: {error}", field="policy", remedy="save the file as UTF-8") from error
-        return self._bind(parse_policy(text))
+        return self._bind(parse_policies(text))
 
     async def _announced(self, digest: str, text: str) -> Exception | None:
         """Give every engine the policy; return why one did not take it."""
@@ -111,21 +110,21 @@ class PolicyReload:
         error = task.exception()
         return error if isinstance(error, Exception) else None
 
-    def _put_in_force(self, policies: PolicySet) -> None:
-        before = self._in_force.current
-        self._metrics.publish(policies)
-        self._in_force.current = policies
+    def _put_in_force(self, rollout: Rollout) -> None:
+        before, after = self._in_force.current.base.policy, rollout.base.policy
+        self._metrics.publish(rollout)
+        self._in_force.current = rollout
         self._metrics.observe_reload("applied")
         logger.info(
             "policy %s (digest %s) is in force, in place of %s (%s)",
-            *(policies.policy.label, policies.digest),
-            *(before.policy.label, before.digest),
+            *(after.label, after.digest),
+            *(before.label, before.digest),
         )
 
     def _refuse(self, error: Exception) -> None:
         self._metrics.observe_reload("refused")
-        current = self._in_force.current
-        logger.error("the policy file was changed, and %s stays in force: %s", current.policy.label, error)
+        label = self._in_force.current.base.policy.label
+        logger.error("the policy file was changed, and %s stays in force: %s", label, error)
 
     def _keep(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         task = asyncio.create_task(work)

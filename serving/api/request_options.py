@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guard.policy import Caller, Policy
+from guard.rollout import Rollout
 from serving.api.keys import bearer
 
 _Mode = Literal["score", "block"]
@@ -34,6 +35,8 @@ class Moderation(BaseModel):
     model: str | None = None
     mode: _Mode | None = None
     policy: _ModerationPolicy | None = None
+    variant: str | None = None
+    """The variant of the operator's policy that the caller asks for."""
 
     @property
     def input_mode(self) -> _Mode:
@@ -66,6 +69,17 @@ def read_moderation(content: Mapping[str, Any]) -> Moderation | None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("moderation", *first["loc"]))
         raise BadModeration(f"{where}: {first['msg']}") from error
+
+
+def granted_variant(moderation: Moderation | None, caller: Caller | None, rollout: Rollout) -> str | None:
+    """Return the variant that the caller asks for, if any. Raises `BadModeration` for one that it may not have."""
+    wanted = moderation.variant if moderation else None
+    if wanted is None:
+        return None
+    # One that is not there and one that is not granted look alike from outside.
+    if caller is None or wanted not in caller.may_choose or wanted not in rollout.variants:
+        raise BadModeration("moderation.variant: this caller may not ask for it")
+    return wanted
 
 
 def wants_usage(content: Mapping[str, Any]) -> bool:

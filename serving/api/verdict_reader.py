@@ -19,7 +19,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import SamplingParams
 
 from guard.journal import Decision, Journal
-from guard.policy_set import InForce
+from guard.rollout import InForce
 from guard.verdict import Action, Unscored, Verdict
 from probes.errors import ServingError
 from serving.api.exchange import Prompt, current
@@ -116,10 +116,13 @@ class VerdictReader:
         ) -> AsyncGenerator[RequestOutput, None]:
             exchange = current.get()
             lora = options.get("lora_request")
-            policies = exchange.policies if exchange is not None else self._in_force.current
+            if exchange is not None and lora is not None:
+                exchange.answered_by(lora.lora_name)
+            policies = exchange.policies if exchange is not None else self._in_force.current.base
             entry = Prompt(request_id, sampling_params.n or 1, policies, lora.lora_name if lora else None)
             if exchange is not None:
-                entry.asked, entry.route, entry.caller = exchange.asked, exchange.route, exchange.caller
+                entry.asked, entry.route = exchange.asked, exchange.route
+                entry.caller, entry.tenant = exchange.caller, exchange.tenant
                 exchange.prompts.append(entry)
             params = _with_asked(sampling_params, entry)
             return self._heard(generate(prompt, params, request_id, **options), entry, params)
@@ -165,9 +168,14 @@ class VerdictReader:
 
 
 def _decision(verdict: Verdict, prompt: Prompt) -> Decision:
-    policy = prompt.policies.policy
     return Decision(
-        verdict, policy, request_id=prompt.request_id, route=prompt.route, model=prompt.model, caller=prompt.caller
+        verdict,
+        prompt.policies.policy,
+        request_id=prompt.request_id,
+        route=prompt.route,
+        model=prompt.model,
+        caller=prompt.caller,
+        tenant=prompt.tenant,
     )
 
 

@@ -38,7 +38,8 @@ class AnswerWatches:
 
     def __init__(self, policies: Policies, artifacts: Sequence[Artifact], vllm_config: Any) -> None:
         """Raises `ServingError` where answers cannot be read as vLLM is set up."""
-        require_readable_answers(policies.current.policy, vllm_config)
+        for policy in policies.known:
+            require_readable_answers(policy, vllm_config)
         self._judge = policies.on_answer
         self._artifacts = artifacts
         self._capacity = vllm_config.scheduler_config.max_num_seqs

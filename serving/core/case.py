@@ -38,6 +38,8 @@ class Case:
     ending: Ending = Ending.OPEN
     policy: BoundPolicy | None = None
     """By which it is decided, whatever comes into force meanwhile; none where nobody decides, as in a calibration."""
+    beside: BoundPolicy | None = None
+    """What is judged on the same scores, and only recorded."""
     strengths: list[float] = field(default_factory=list)
     """How strongly each steering vector of all artifacts acts on its answer where it is steered, `[S]`."""
     verdict: Verdict | None = None

@@ -16,8 +16,10 @@ from vllm.v1.request import Request
 
 from guard.decide import BoundPolicy
 from guard.policy import Policy, Steering
-from guard.policy_file import parse_policy
-from guard.verdict import Action, Unscored, Verdict
+from guard.policy_file import parse_policies
+from guard.policy_set import PolicySet
+from guard.rollout import Rollout
+from guard.verdict import Action, Beside, Unscored, Verdict
 from probes.artifact import Artifact
 from serving.config import GuardConfig
 from serving.core.case import Case
@@ -26,8 +28,9 @@ from serving.wire import EXTRA, POLICY, POLICY_TEXT, PROMPT
 
 logger = init_logger("vllm.foreguard.gate")
 
-_MOST_KNOWN = 64
-"""Policies. A request names the one that was in force when it came in: no 64 follow on each other before it is here."""
+_MOST_KNOWN = 256
+"""Policies, of files that have 17 at most. A request names the one that was in force when it came in: no dozen files
+follow on each other before it is here."""
 
 
 class Policies:
@@ -42,10 +45,14 @@ class Policies:
         self._config = config
         self._artifacts = artifacts
         self._adapters = {(each.name, each.path): number for number, each in enumerate(config.adapters, 1)}
-        first = config.bind_policies(artifacts)
-        self.current = first
+        self._known: dict[str, PolicySet] = {}
+        self.current = self._keep(config.bind_policies(artifacts))
         """The last that was handed over: what requests go by that name none, or one that is not known."""
-        self._known = {first.digest: first}
+
+    @property
+    def known(self) -> list[Policy]:
+        """All policies that requests may name."""
+        return [each.policy for each in self._known.values()]
 
     def open(self, request: Request) -> Case:
         """Return a request's case, under the policy that it names."""
@@ -54,19 +61,27 @@ class Policies:
             self._take(asked[POLICY], asked[POLICY_TEXT])
         policies = self._known.get(asked.get(POLICY, ""), self.current)
         policy = policies.subjects[subject or 0]
+        beside = policies.beside.subjects[subject or 0] if policies.beside else None
         strengths = _strengths(subject or 0, policy.policy.steering, self._artifacts)
-        return Case(request, subject, policy=policy, strengths=strengths)
+        return Case(request, subject, policy=policy, beside=beside, strengths=strengths)
 
     def _take(self, digest: str, text: str) -> None:
-        """Take in the policy of this digest."""
+        """Take in the policy file whose own policy has this digest."""
         try:
-            taken = self._known.pop(digest, None) or self._config.bind(parse_policy(text), self._artifacts)
-            self._known[taken.digest] = self.current = taken
+            if digest in self._known:
+                self.current = self._known[digest]
+            else:
+                self.current = self._keep(self._config.bind(parse_policies(text), self._artifacts))
         except Exception:
             # The canary that brings it comes back under another policy, and the API process goes on by its own.
             logger.exception("a policy could not be taken in; requests go by %s", self.current.policy.label)
-        while len(self._known) > _MOST_KNOWN:
-            del self._known[next(iter(self._known))]
+
+    def _keep(self, rollout: Rollout) -> PolicySet:
+        """Keep all policies of a file at hand; return its own."""
+        self._known |= {each.digest: each for each in rollout.sets}
+        for digest in list(self._known)[:-_MOST_KNOWN]:
+            del self._known[digest]
+        return rollout.base
 
     def _subject_of(self, request: Request) -> int | None:
         """Return whose probes score the request, as `Case.subject` has it."""
@@ -93,7 +108,7 @@ class Policies:
             verdict = policy.judge(Unscored.POLICY_ERROR, tighten=tighten)
         if self._config.behind_middleware and PROMPT not in asked:
             verdict = _bypassing(verdict, policy)
-        return self._held_to(case, verdict)
+        return replace(self._held_to(case, verdict), beside=_beside(case, scores, tighten=tighten))
 
     def on_answer(self, case: Case, reading: npt.NDArray[np.float64] | Unscored) -> Verdict:
         """Return the verdict on an answer by its watches' scores so far `[W]`, or by the reason why it has none."""
@@ -131,6 +146,20 @@ def _bypassing(verdict: Verdict, policy: BoundPolicy) -> Verdict:
     unscored = policy.judge(Unscored.BYPASSED)
     severest = verdict if verdict.action.severity > unscored.action.severity else unscored
     return replace(severest, scores={}, unscored=Unscored.BYPASSED)
+
+
+def _beside(case: Case, scores: list[list[float]] | str, *, tighten: bool) -> Beside | None:
+    """Return what the policy that is only recorded would have decided, if there is one, and the prompt has scores."""
+    if case.beside is None or isinstance(scores, str):
+        return None
+    try:
+        has_media = bool(case.request.mm_features)
+        verdict = case.beside.judge_turns(scores, case.ending, has_media=has_media, tighten=tighten)
+    except Exception:
+        # It decides nothing: what fails here costs a record.
+        logger.exception("the policy beside failed on a request")
+        return None
+    return Beside(verdict.decision, verdict.policy, verdict.rule, verdict.category)
 
 
 def _policy_of(case: Case) -> BoundPolicy:

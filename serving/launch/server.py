@@ -104,9 +104,9 @@ def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]
     adapters = [_check_adapter(name, path, modules, found) for name, path in launch.adapters.items()]
     config = config.model_copy(update={"adapters": tuple(adapters)})
     artifacts = config.load_artifacts()
-    config.bind_policies(artifacts)
-    require_templates(policy, artifacts)
-    require_guarded_adapters(policy, modules, launch.adapters)
+    for each in config.bind_policies(artifacts).sets:
+        require_templates(each.policy, artifacts)
+        require_guarded_adapters(each.policy, modules, launch.adapters)
     return config, checked.with_policy(policy)
 
 

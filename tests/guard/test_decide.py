@@ -419,10 +419,10 @@ def test_an_artifacts_combination_is_at_hand_and_the_policys_own_goes_first(poli
     recommended = {"combined": {"harm": 0.5, "refusal": 0.5}}
     with pytest.raises(PolicyError, match="combined"):
         judged(rules, 3, 0)
-    assert judged(rules.beside(recommended), 3, 0).decision is Action.BLOCK
-    assert judged(rules.beside(recommended), 1, 0).decision is Action.ALLOW
+    assert judged(rules.with_combinations(recommended), 3, 0).decision is Action.BLOCK
+    assert judged(rules.with_combinations(recommended), 1, 0).decision is Action.ALLOW
     own = rules.model_copy(update={"combine": {"combined": {"refusal": 1.0}}})
-    assert judged(own.beside(recommended), 3, 0).decision is Action.ALLOW
+    assert judged(own.with_combinations(recommended), 3, 0).decision is Action.ALLOW
 
 
 @pytest.mark.parametrize("section", ["rules", "answer_rules"])

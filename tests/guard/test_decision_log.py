@@ -68,6 +68,7 @@ def test_a_line_has_what_an_operator_looks_for(lines):
         "constraint": None,
         "policy": "p@1",
         "caller": "red-team",
+        "tenant": None,
     }
 
 

@@ -15,6 +15,7 @@ from guard.decide import bind
 from guard.metrics import PUBLIC, GuardMetrics, is_public
 from guard.policy import Policy
 from guard.policy_set import PolicySet
+from guard.rollout import Rollout
 from guard.verdict import Action, Mode, Unscored
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -38,7 +39,7 @@ def registry():
 
 def test_every_series_starts_at_zero(bound, registry):
     """A series that appears only with its first event hides that event from rate(): all are there before it."""
-    GuardMetrics(registry, PolicySet(bound))
+    GuardMetrics(registry, Rollout(PolicySet(bound)))
     for action in Action:
         for mode in Mode:
             labels = {"action": action.value, "mode": mode.value}
@@ -54,7 +55,7 @@ def test_verdicts_are_counted_by_decision_and_mode(bound, registry):
     """Two blocks (one of them in shadow), one allow, one unscored: each in its own series, scores in their
     histograms.
     """
-    metrics = GuardMetrics(registry, PolicySet(bound))
+    metrics = GuardMetrics(registry, Rollout(PolicySet(bound)))
     for verdict in (
         bound.judge([3, 1]),
         bound.judge([4, 1], shadow=True),
@@ -85,9 +86,12 @@ def test_verdicts_are_counted_by_decision_and_mode(bound, registry):
 
 def test_policy_and_thresholds_are_published(bound, registry):
     """A dashboard can draw the threshold beside the scores, and say which policy is in force."""
-    GuardMetrics(registry, PolicySet(bound))
-    assert registry.get_sample_value("foreguard_threshold", {"rule": "r", "probe": "harm", "adapter": ""}) == 2
-    info = {"name": "test", "version": "1", "mode": "enforce"}
+    GuardMetrics(registry, Rollout(PolicySet(bound)))
+    assert (
+        registry.get_sample_value("foreguard_threshold", {"rule": "r", "probe": "harm", "adapter": "", "variant": ""})
+        == 2
+    )
+    info = {"name": "test", "version": "1", "mode": "enforce", "variant": ""}
     assert registry.get_sample_value("foreguard_policy_info", info) == 1
 
 
@@ -101,7 +105,7 @@ def test_adapters_have_series_of_their_own(bound, policy, registry):
         ("depth", "harm"),
         np.linspace(-2, 2, 40, dtype=np.float32).reshape(20, 2),
     )
-    metrics = GuardMetrics(registry, PolicySet(bound, {"polite": own}))
+    metrics = GuardMetrics(registry, Rollout(PolicySet(bound, {"polite": own})))
     metrics.observe(bound.judge([3, 1]))
     metrics.observe(own.judge([4, 1]), "polite")
     metrics.observe(own.judge(Unscored.ADAPTER), "one that has no artifact")
@@ -115,8 +119,11 @@ def test_adapters_have_series_of_their_own(bound, policy, registry):
         assert read("foreguard_score_count", probe=probe, adapter="polite") == 1
     assert read("foreguard_score_bucket", probe="harm", adapter="", le="2.0") == 0
     assert read("foreguard_score_bucket", probe="harm", adapter="polite", le="2.0") == 1
-    assert read("foreguard_threshold", rule="r", probe="harm", adapter="") == 2
-    assert read("foreguard_threshold", rule="r", probe="depth", adapter="polite") == own.thresholds["r", "depth"]
+    assert read("foreguard_threshold", rule="r", probe="harm", adapter="", variant="") == 2
+    assert (
+        read("foreguard_threshold", rule="r", probe="depth", adapter="polite", variant="")
+        == own.thresholds["r", "depth"]
+    )
 
 
 def test_a_policy_that_comes_into_force_is_published(registry):
@@ -127,28 +134,28 @@ def test_a_policy_that_comes_into_force_is_published(registry):
     rule = {"name": "new", "action": "block", "when": {"both": {"above": 3}}}
     settings = {"name": "p", "version": "2", "mode": "shadow", "rules": [rule], "combine": {"both": {"harm": 2.0}}}
     second = bind(Policy.model_validate(settings), ["harm"], np.zeros((0, 1), dtype=np.float32))
-    metrics = GuardMetrics(registry, PolicySet(first))
-    metrics.publish(PolicySet(second))
+    metrics = GuardMetrics(registry, Rollout(PolicySet(first)))
+    metrics.publish(Rollout(PolicySet(second)))
 
     def value(name, /, **labels):
         return registry.get_sample_value(name, labels)
 
-    assert math.isnan(value("foreguard_threshold", rule="old", probe="harm", adapter=""))
-    assert value("foreguard_threshold", rule="new", probe="both", adapter="") == 3
-    assert value("foreguard_policy_info", name="p", version="1", mode="enforce") == 0
-    assert value("foreguard_policy_info", name="p", version="2", mode="shadow") == 1
+    assert math.isnan(value("foreguard_threshold", rule="old", probe="harm", adapter="", variant=""))
+    assert value("foreguard_threshold", rule="new", probe="both", adapter="", variant="") == 3
+    assert value("foreguard_policy_info", name="p", version="1", mode="enforce", variant="") == 0
+    assert value("foreguard_policy_info", name="p", version="2", mode="shadow", variant="") == 1
     metrics.observe(first.judge([1.0]))
     metrics.observe(second.judge([1.0]))
     assert value("foreguard_score_count", probe="harm", adapter="") == 2
     assert value("foreguard_score_count", probe="both", adapter="") == 1
-    metrics.publish(PolicySet(first))
-    assert value("foreguard_threshold", rule="old", probe="harm", adapter="") == 2
-    assert value("foreguard_policy_info", name="p", version="1", mode="enforce") == 1
+    metrics.publish(Rollout(PolicySet(first)))
+    assert value("foreguard_threshold", rule="old", probe="harm", adapter="", variant="") == 2
+    assert value("foreguard_policy_info", name="p", version="1", mode="enforce", variant="") == 1
 
 
 def test_reloads_are_counted_by_what_became_of_them(registry, bound):
     """And a gauge says whether the file's policy is the one in force."""
-    metrics = GuardMetrics(registry, PolicySet(bound))
+    metrics = GuardMetrics(registry, Rollout(PolicySet(bound)))
     for result, good in (("applied", 1), ("refused", 0), ("refused", 0), ("applied", 1)):
         metrics.observe_reload(result)
         assert registry.get_sample_value("foreguard_policy_last_reload_successful") == good
@@ -168,7 +175,7 @@ def registered(registry):
 
 def test_every_metric_is_public_or_not(bound, registry):
     """A metric that is new is in the table before it is anywhere: until then it is not public."""
-    GuardMetrics(registry, PolicySet(bound))
+    GuardMetrics(registry, Rollout(PolicySet(bound)))
     assert {metric.name for metric in registry.collect()} == set(PUBLIC)
     assert [is_public(name) for name in ("foreguard_new", "foreguard_score_sum", "vllm:tokens", "python_info")] == [
         False,
@@ -186,7 +193,7 @@ def test_documentation_says_which_metrics_need_the_key():
 
 def test_documentation_names_every_metric_and_label(bound, registry):
     """The table in docs/metrics.md has one row per metric that is registered, with its labels, and no other."""
-    GuardMetrics(registry, PolicySet(bound))
+    GuardMetrics(registry, Rollout(PolicySet(bound)))
     rows = re.findall(r"^\| `(foreguard_\w+)` \| \w+ \| ([^|]*) \|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
     assert documented == registered(registry)
@@ -201,7 +208,7 @@ def test_documentation_lists_every_label_value():
 
 def test_alert_rules_use_metrics_that_exist(bound, registry):
     """Every metric that an example alert asks for is registered."""
-    GuardMetrics(registry, PolicySet(bound))
+    GuardMetrics(registry, Rollout(PolicySet(bound)))
     rules = "".join(block.split("```")[0] for block in DOCUMENT.read_text().split("```yaml\n")[1:])
     used = {re.sub(r"_(bucket|count|sum)$", "", name) for name in re.findall(r"foreguard_[a-z_]+", rules)}
     assert used
@@ -210,7 +217,7 @@ def test_alert_rules_use_metrics_that_exist(bound, registry):
 
 def test_no_prompt_and_no_caller_becomes_a_label(bound, registry):
     """Label values come from the policy, the artifact or an enumeration: an attacker cannot make series."""
-    metrics = GuardMetrics(registry, PolicySet(bound))
+    metrics = GuardMetrics(registry, Rollout(PolicySet(bound)))
     before = len(generate_latest(registry).splitlines())
     for index in range(50):
         metrics.observe(bound.judge([index, -index], tighten=bool(index % 2)))
@@ -224,10 +231,11 @@ from guard.decide import bind
 from guard.metrics import PUBLIC, GuardMetrics, is_public
 from guard.policy import Policy
 from guard.policy_set import PolicySet
+from guard.rollout import Rollout
 rules = [{"name": "r", "action": "block", "when": {"harm": {"above": 2}}}]
 policy = Policy.model_validate({"name": "test", "version": "1", "rules": rules})
 bound = bind(policy, ["harm"], np.zeros((0, 1), dtype=np.float32))
-metrics = GuardMetrics(REGISTRY, PolicySet(bound))
+metrics = GuardMetrics(REGISTRY, Rollout(PolicySet(bound)))
 for score in (1, 3, 5):
     metrics.observe(bound.judge([score]))
 """
@@ -262,5 +270,5 @@ def test_two_processes_add_up(tmp_path):
     assert 'foreguard_requests_total{action="allow",mode="enforce"} 2.0' in page
     assert 'foreguard_requests_total{action="flag",mode="enforce"} 0.0' in page
     assert 'foreguard_score_count{adapter="",probe="harm"} 6.0' in page
-    assert 'foreguard_threshold{adapter="",probe="harm",rule="r"} 2.0' in page
-    assert 'foreguard_policy_info{mode="enforce",name="test",version="1"} 1.0' in page
+    assert 'foreguard_threshold{adapter="",probe="harm",rule="r",variant=""} 2.0' in page
+    assert 'foreguard_policy_info{mode="enforce",name="test",variant="",version="1"} 1.0' in page

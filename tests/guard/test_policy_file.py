@@ -357,5 +357,7 @@ def test_a_digest_is_of_what_a_policy_says():
     assert parse_policy(same).digest == policy.digest
     for line in ("mode: shadow", "on_unscored: flag", "response: {message: No.}", "combine: {c: {harm: 2}}"):
         assert parse_policy(text + line).digest != policy.digest
-    assert policy.beside({"combined": {"harm": 1.0}}).digest == policy.of_adapter("x").digest == policy.digest
+    assert (
+        policy.with_combinations({"combined": {"harm": 1.0}}).digest == policy.of_adapter("x").digest == policy.digest
+    )
     assert pickle.loads(pickle.dumps(policy)).digest == policy.digest  # noqa: S301 - our own, of a line before

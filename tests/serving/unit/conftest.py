@@ -167,7 +167,7 @@ class Server:
 
     def __init__(self, app, config):
         self.config = config
-        policies = config.bind_policies(config.load_artifacts())
+        policies = config.bind_policies(config.load_artifacts()).base
         names = list(policies.adapters)
         self.engine = Engine(policies.model, policies.adapters)
         self.state = SimpleNamespace(

@@ -134,7 +134,7 @@ def test_rejected_drafts_do_not_count(step):
 @pytest.fixture
 def watches(rules, artifact):
     """The watch over all answers, of one model."""
-    policies = SimpleNamespace(current=SimpleNamespace(policy=rules.policy), on_answer=judge(rules))
+    policies = SimpleNamespace(known=[rules.policy], on_answer=judge(rules))
     scheduling = SimpleNamespace(max_num_seqs=2, async_scheduling=False)
     vllm_config = SimpleNamespace(scheduler_config=scheduling, speculative_config=None)
     return AnswerWatches(policies, [artifact], vllm_config)

@@ -94,7 +94,7 @@ def test_every_process_asks(config, monkeypatch):
     artifact = made.load_artifact()
     Checked.begin([]).with_policy(made.bind_policy(artifact).policy).publish()
     made.policy.write_text(f"# A comment.\n{POLICY}")
-    assert [bound.policy.version for bound in made.bind_policies([artifact]).subjects] == ["1"]
+    assert [bound.policy.version for bound in made.bind_policies([artifact]).base.subjects] == ["1"]
     made.policy.write_text(POLICY.replace("above: 2", "above: 200"))
     for bind in (lambda: made.bind_policy(artifact), lambda: made.bind_policies([artifact])):
         with pytest.raises(PolicyError, match="changed"):

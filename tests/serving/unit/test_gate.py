@@ -148,7 +148,7 @@ def test_a_request_is_decided_by_the_policy_that_it_names(config):
     One that names none, or one that nobody brought, goes by the last that was brought.
     """
     made = config()
-    first = made.bind_policies(made.load_artifacts()).model
+    first = made.bind_policies(made.load_artifacts()).base.model
     text = made.policy.read_text().replace('version: "1"', 'version: "2"').replace("action: block", "action: flag")
     second = bind_to(made.load_artifact(), parse_policy(text))
     assert first.policy.digest != second.policy.digest
@@ -183,7 +183,7 @@ def test_a_request_is_decided_by_the_policy_that_it_names(config):
 def test_a_policy_that_is_none_is_not_taken_in(config, text):
     """Not YAML, or no mapping: the gate goes on by its own, and the canary says so."""
     made = config()
-    first = made.bind_policies(made.load_artifacts()).model
+    first = made.bind_policies(made.load_artifacts()).base.model
     stepped = Stepped(made, max_num_batched_tokens=256, max_num_seqs=8)
     stepped.scores = {"canary": 9.0}
     stepped.add("canary", range(40), extra_args={wire.EXTRA: {wire.POLICY: "0" * 16, wire.POLICY_TEXT: text}})
@@ -196,10 +196,10 @@ def test_only_so_many_policies_are_kept(config):
     made = config()
     stepped = Stepped(made, max_num_batched_tokens=256, max_num_seqs=8)
     digests = []
-    for number in range(200):
+    for number in range(300):
         text = made.policy.read_text().replace('version: "1"', f'version: "{number + 2}"')
         digests.append(parse_policy(text).digest)
         about = {wire.EXTRA: {wire.POLICY: digests[-1], wire.POLICY_TEXT: text}}
         stepped.add(f"canary{number}", range(40), max_tokens=1, extra_args=about)
         stepped.step()
-    assert list(stepped.scheduler._policies._known) == digests[-64:]
+    assert list(stepped.scheduler._policies._known) == digests[-256:]

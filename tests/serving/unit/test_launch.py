@@ -77,7 +77,7 @@ def test_a_policy_may_pin_the_model_s_artifact_and_its_adapters(config, artifact
     ):
         made, _, _ = adapted(config, artifact, tmp_path / "own", policy)
         if not refused:
-            assert len(made.bind_policies(made.load_artifacts()).subjects) == 2
+            assert len(made.bind_policies(made.load_artifacts()).base.subjects) == 2
         else:
             with pytest.raises(PolicyError, match="the policy is for artifact"):
                 made.bind_policies(made.load_artifacts())

@@ -156,7 +156,7 @@ async def test_an_adapter_with_other_probes_than_the_model_is_counted(unstarted,
     for probe in ("harm", "depth"):
         assert registry.get_sample_value("foreguard_score_count", {"probe": probe, "adapter": "polite"}) == 1
     assert registry.get_sample_value("foreguard_score_count", {"probe": "harm", "adapter": ""}) == 0
-    labels = {"rule": "harmful", "probe": "harm", "adapter": "polite"}
+    labels = {"rule": "harmful", "probe": "harm", "adapter": "polite", "variant": ""}
     assert registry.get_sample_value("foreguard_threshold", labels) == 2
     assert registry.get_sample_value("foreguard_errors_total", {"type": "unrecorded"}) == 0
 

@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry
 from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
-from guard.policy_set import InForce, PolicySet
+from guard.policy_set import PolicySet
+from guard.rollout import InForce, PolicyFile, Rollout
 from guard.watched_file import WatchedFile
 from probes.errors import PolicyError
 from serving.api import policy_reload
@@ -25,9 +26,9 @@ def text(version="1", probe="harm", **settings):
     return yaml.safe_dump({"name": "p", "version": version, "rules": [rule]} | settings)
 
 
-def bound(policy):
-    """The policy, bound to one probe. Raises `PolicyError` for one that reads another."""
-    return PolicySet(bind(policy, PROBES, np.zeros((0, 1), dtype=np.float32)))
+def bound(file):
+    """The file's policy, bound to one probe. Raises `PolicyError` for one that reads another."""
+    return Rollout(PolicySet(bind(file.policy, PROBES, np.zeros((0, 1), dtype=np.float32))))
 
 
 class Server:
@@ -36,7 +37,7 @@ class Server:
     def __init__(self, path):
         self.path = path
         self.registry = CollectorRegistry()
-        self.in_force = InForce(bound(Policy.model_validate(yaml.safe_load(text()))))
+        self.in_force = InForce(bound(PolicyFile(Policy.model_validate(yaml.safe_load(text())))))
         self.handed = []
         self.problem = None
         self.delay = 0.0
@@ -59,7 +60,7 @@ class Server:
     @property
     def version(self):
         """The version in force."""
-        return self.in_force.current.policy.version
+        return self.in_force.current.base.policy.version
 
     def counted(self, result):
         """How many changes became this."""
@@ -90,7 +91,7 @@ async def test_a_new_policy_comes_into_force(server):
     assert handed == (server.in_force.current.digest, text("2"))
     assert server.version == "2"
     assert (server.counted("applied"), server.counted("refused"), server.succeeded) == (1, 0, True)
-    info = {"name": "p", "version": "2", "mode": "enforce"}
+    info = {"name": "p", "version": "2", "mode": "enforce", "variant": ""}
     assert server.registry.get_sample_value("foreguard_policy_info", info) == 1
 
 

@@ -13,6 +13,7 @@ from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
 from guard.policy_set import PolicySet
+from guard.rollout import Rollout
 from serving.api.public_metrics import public_page
 
 RULES = [{"name": "secret_rule", "action": "block", "when": {"secret_probe": {"above": 2.125}}}]
@@ -31,7 +32,7 @@ SERIES = {
 
 def observed(registry):
     """The metrics of a server that has judged prompts and answers, and cannot read one of each."""
-    metrics = GuardMetrics(registry, PolicySet(BOUND))
+    metrics = GuardMetrics(registry, Rollout(PolicySet(BOUND)))
     for score in (1.5, 3.5):
         metrics.observe(BOUND.judge([score]))
         metrics.observe_answer(BOUND.judge([score]), 7)

@@ -12,6 +12,7 @@ from guard.decide import bind
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
 from guard.policy_set import PolicySet
+from guard.rollout import Rollout
 from probes.errors import ServingError
 from serving.api import readiness
 from serving.api.readiness import Readiness
@@ -49,7 +50,7 @@ def registry():
 async def watched(registry):
     """An engine, and a readiness that watches it."""
     engine = Engine()
-    found = Readiness(engine.canary, GuardMetrics(registry, PolicySet(BOUND)), AGE)
+    found = Readiness(engine.canary, GuardMetrics(registry, Rollout(PolicySet(BOUND))), AGE)
     found.begin()
     yield engine, found
     await found.end()

@@ -17,7 +17,8 @@ from guard.decide import bind
 from guard.journal import Journal
 from guard.metrics import GuardMetrics
 from guard.policy import Policy
-from guard.policy_set import InForce, PolicySet
+from guard.policy_set import PolicySet
+from guard.rollout import InForce, Rollout
 from guard.verdict import Action, Unscored, Verdict
 from serving.api.exchange import Exchange, current
 from serving.api.verdict_reader import VerdictReader
@@ -35,6 +36,7 @@ def bound(on_unscored="block"):
 
 BOUND = bound()
 DIGEST = BOUND.policy.digest
+ROLLOUT = Rollout(PolicySet(BOUND))
 
 
 def journal_of(metrics):
@@ -60,8 +62,8 @@ def exchange():
 @pytest.fixture
 def hear(registry, outputs):
     """A maker of (listening `generate`, what vLLM would see as parameters, ids of closed requests)."""
-    metrics = GuardMetrics(registry, PolicySet(BOUND))
-    reader = VerdictReader(InForce(PolicySet(BOUND)), journal_of(metrics))
+    metrics = GuardMetrics(registry, ROLLOUT)
+    reader = VerdictReader(InForce(ROLLOUT), journal_of(metrics))
 
     def make(*produced, fault=None, policy=BOUND):
         closed = []
@@ -79,7 +81,9 @@ def hear(registry, outputs):
                 closed.append(request_id)
 
         client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-        (reader if policy is BOUND else VerdictReader(InForce(PolicySet(policy)), journal_of(metrics))).attach(client)
+        (reader if policy is BOUND else VerdictReader(InForce(Rollout(PolicySet(policy))), journal_of(metrics))).attach(
+            client
+        )
         return client.generate, lambda: generate.params, closed
 
     return make
@@ -127,7 +131,7 @@ async def test_heard_though_vllm_hands_on_another_output(registry, exchange, out
         yield outputs.one(outputs.completion())
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    VerdictReader(InForce(PolicySet(BOUND)), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
+    VerdictReader(InForce(ROLLOUT), journal_of(GuardMetrics(registry, ROLLOUT))).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     assert exchange.prompts[0].verdict == verdict
     assert counted(registry, "allow") == 1
@@ -155,7 +159,7 @@ async def test_a_verdict_on_a_prompt_that_nobody_waits_for_is_not_counted(regist
         yield outputs.one(finished=False)
 
     client = SimpleNamespace(generate=generate, output_processor=processor)
-    VerdictReader(InForce(PolicySet(BOUND)), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
+    VerdictReader(InForce(ROLLOUT), journal_of(GuardMetrics(registry, ROLLOUT))).attach(client)
     await drain(client.generate("p", SamplingParams(), "id"))
     late = processor.arrive(outputs.one(outputs.completion(), verdict=BOUND.judge([1.0])), *seen)
     assert late.kv_transfer_params is None
@@ -320,7 +324,7 @@ async def test_a_client_that_leaves_twice_is_counted(registry, outputs):
             await asyncio.sleep(60)
 
     client = SimpleNamespace(generate=generate, output_processor=outputs.processor())
-    VerdictReader(InForce(PolicySet(BOUND)), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(client)
+    VerdictReader(InForce(ROLLOUT), journal_of(GuardMetrics(registry, ROLLOUT))).attach(client)
     generator = client.generate("p", SamplingParams(), "id")
     await anext(generator)
     closing = asyncio.create_task(generator.aclose())
@@ -512,7 +516,7 @@ async def test_a_steered_prompt_shows_none_either(hear, exchange, outputs):
 async def test_the_canary_is_not_listened_to(registry, outputs):
     """Its verdict stays on the output, for the self-test, and is not counted."""
     processor = outputs.processor()
-    VerdictReader(InForce(PolicySet(BOUND)), journal_of(GuardMetrics(registry, PolicySet(BOUND)))).attach(
+    VerdictReader(InForce(ROLLOUT), journal_of(GuardMetrics(registry, ROLLOUT))).attach(
         SimpleNamespace(generate=None, output_processor=processor)
     )
     verdict = BOUND.judge([1.0])
@@ -527,8 +531,8 @@ async def test_who_watches_the_engine_is_told_of_scored_prompts(registry, output
     """A prompt without a score is no sign that the guard sees."""
     told, processor = [], outputs.processor()
     reader = VerdictReader(
-        InForce(PolicySet(BOUND)),
-        journal_of(GuardMetrics(registry, PolicySet(BOUND))),
+        InForce(ROLLOUT),
+        journal_of(GuardMetrics(registry, ROLLOUT)),
         on_scored=lambda: told.append(1),
     )
 
