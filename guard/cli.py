@@ -37,7 +37,11 @@ def application() -> typer.Typer:
         settings = (
             {"allow_extra_args": True, "ignore_unknown_options": True} if entry.name in _PASSES_ARGUMENTS_ON else {}
         )
-        app.command(entry.name, context_settings=settings)(entry.load())
+        loaded = entry.load()
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=entry.name)
+        else:
+            app.command(entry.name, context_settings=settings)(loaded)
     return app
 
 

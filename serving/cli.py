@@ -26,6 +26,25 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="FOREGUARD_HOST")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", envvar="FOREGUARD_PORT", min=1, max=65535)] = 8000,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port on which operators change the policy while the server runs (`foreguard policy`). Needs "
+            "FOREGUARD_ADMIN_TOKENS, their bearer tokens: NAME=TOKEN, with commas between several. Off by default.",
+            envvar="FOREGUARD_ADMIN_PORT",
+            min=1,
+            max=65535,
+        ),
+    ] = None,
+    admin_host: Annotated[str, typer.Option(help="Address of that port.", envvar="FOREGUARD_ADMIN_HOST")] = "127.0.0.1",
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for the policy's history, and for what the server's processes go by. With --admin-port "
+            "foreguard-state, if you name none.",
+            envvar="FOREGUARD_STATE",
+        ),
+    ] = None,
 ) -> None:
     """Serve MODEL through vLLM with the guard in it.
 
@@ -37,7 +56,16 @@ def serve(
     from serving.launch.server import Launch, serve
 
     adapters = _adapters(adapter or [])
-    serve(Launch(model, artifact, policy, host, port, vllm=context.args, adapters=adapters))
+    serve(
+        Launch(
+            *(model, artifact, policy, host, port),
+            vllm=context.args,
+            adapters=adapters,
+            state=state,
+            admin_host=admin_host,
+            admin_port=admin_port,
+        )
+    )
 
 
 def convert(

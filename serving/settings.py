@@ -6,6 +6,7 @@ server asks for them, too, and must not import prometheus-client before vLLM has
 
 import math
 import os
+from pathlib import Path
 
 from probes.errors import ServingError
 
@@ -17,6 +18,10 @@ BODY_TIMEOUT = "FOREGUARD_BODY_TIMEOUT"
 """Environment variable: how long a body may take to come, from its first byte to its last, in seconds."""
 METRICS_KEY = "FOREGUARD_METRICS_KEY"
 """Environment variable: the bearer key of whoever may read scores and thresholds on `/metrics`."""
+STATE = "FOREGUARD_STATE"
+"""Environment variable: the folder in which the server's processes say what they go by, and its history is kept."""
+ADMIN_TOKENS = "FOREGUARD_ADMIN_TOKENS"
+"""Environment variable: the bearer tokens of operators, `NAME=TOKEN` with commas between several."""
 
 _READY_AGE_S = 30.0
 # Anthropic's API takes 32 MB a request and OpenAI's 50 MB of images; a million tokens of text are about 5 MB.
@@ -64,6 +69,12 @@ def metrics_key() -> str | None:
             remedy="make one with `openssl rand -hex 32`",
         )
     return key
+
+
+def state_folder() -> Path | None:
+    """Return the folder for the server's state, or None where none is kept."""
+    folder = os.environ.get(STATE)
+    return Path(folder) if folder else None
 
 
 def _positive(variable: str, default: float, kind: str, remedy: str) -> float:

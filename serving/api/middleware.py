@@ -38,7 +38,7 @@ from serving.api.verdict_reader import VerdictReader
 from serving.checked import require_files
 from serving.config import GuardConfig
 from serving.policy_fit import require_guarded_adapters, require_readable_answers, require_templates
-from serving.settings import body_timeout, max_body, ready_age
+from serving.settings import body_timeout, max_body, ready_age, state_folder
 
 logger = logging.getLogger("vllm.foreguard.middleware")
 
@@ -150,7 +150,7 @@ class _Guard:
         VerdictReader(in_force, journal, on_scored).attach(client)
         self._readiness.begin()
         bind = partial(_bound, config, artifacts, state)
-        self._reload = PolicyReload(WatchedFile(config.policy), in_force, metrics, bind, ask)
+        self._reload = PolicyReload(WatchedFile(config.policy), in_force, metrics, bind, ask, state_folder())
         self._reload.begin()
         forces_usage = bool(getattr(state.args, "enable_force_include_usage", False))
         self._requests = GuardedRequests(

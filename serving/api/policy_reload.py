@@ -10,11 +10,15 @@ A policy that cannot come into force changes nothing: the log, and the metrics `
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
+from guard import process_states
 from guard.metrics import GuardMetrics
 from guard.policy_file import parse_policies
+from guard.process_states import ProcessState
 from guard.rollout import InForce, PolicyFile, Rollout
 from guard.watched_file import WatchedFile
 from probes.errors import ForeguardError, PolicyError
@@ -39,15 +43,22 @@ class PolicyReload:
         metrics: GuardMetrics,
         bind: Callable[[PolicyFile], Rollout],
         hand_over: Callable[[str, str], Coroutine[Any, Any, object]],
+        state: Path | None = None,
     ) -> None:
         """`bind` raises `ForeguardError` for a policy that does not fit; `hand_over` takes a policy's digest and text
-        to every engine, and raises where one does not decide by it.
+        to every engine, and raises where one does not decide by it. In the folder `state` this process tells what it
+        goes by.
         """
         self._file = file
         self._in_force = in_force
         self._metrics = metrics
         self._bind = bind
         self._hand_over = hand_over
+        self._state = state and state / "processes"
+        self._since = time.time()
+        self._problem: str | None = None
+        self._told: tuple[str, str | None] | None = None
+        self._told_at = 0.0
         self._tasks: set[asyncio.Task[object]] = set()
 
     def begin(self) -> None:
@@ -59,9 +70,12 @@ class PolicyReload:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._state is not None:
+            process_states.forget(self._state)
 
     async def _follow(self) -> None:
         while True:
+            self._tell()
             await asyncio.sleep(_LOOK_S)
             try:
                 await self.look()
@@ -83,6 +97,7 @@ class PolicyReload:
         if rollout.digest == self._in_force.current.digest:
             # Such as a comment that was mended, or a bad change that was taken back.
             self._metrics.reload_succeeded.set(1)
+            self._problem = None
             return
         problem = await self._announced(rollout.digest, content.decode())
         if problem is None:
@@ -114,6 +129,7 @@ class PolicyReload:
         before, after = self._in_force.current.base.policy, rollout.base.policy
         self._metrics.publish(rollout)
         self._in_force.current = rollout
+        self._since, self._problem = time.time(), None
         self._metrics.observe_reload("applied")
         logger.info(
             "policy %s (digest %s) is in force, in place of %s (%s)",
@@ -123,8 +139,24 @@ class PolicyReload:
 
     def _refuse(self, error: Exception) -> None:
         self._metrics.observe_reload("refused")
+        self._problem = str(error)
         label = self._in_force.current.base.policy.label
         logger.error("the policy file was changed, and %s stays in force: %s", label, error)
+
+    def _tell(self) -> None:
+        """Tell in a file what this process goes by: when that changes, and now and then."""
+        if self._state is None:
+            return
+        policy = self._in_force.current.base.policy
+        now = policy.digest, self._problem
+        if now == self._told and time.monotonic() - self._told_at < process_states.STALE_S / 3:
+            return
+        state = ProcessState(policy=policy.label, digest=policy.digest, since=self._since, problem=self._problem)
+        try:
+            process_states.tell(self._state, state)
+        except OSError as error:
+            logger.warning("what this process goes by cannot be told in %s: %s", self._state, error)
+        self._told, self._told_at = now, time.monotonic()
 
     def _keep(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
         task = asyncio.create_task(work)

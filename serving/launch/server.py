@@ -8,7 +8,8 @@ cannot import stops it.
 import socket
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from probes.steering import require_servable_steering
 from serving.api.keys import Keys
 from serving.checked import Checked
 from serving.config import AdapterConfig, GuardConfig
+from serving.launch.administration import administrate, keep_state, take_tokens
 from serving.launch.cpu_memory import choose_kv_cache
 from serving.launch.environment import prepare_environment
 from serving.launch.guardable import require_guardable
@@ -31,6 +33,8 @@ from serving.settings import require_settings
 WORKER = "serving.worker.worker.GuardedWorker"
 SCHEDULER = "serving.core.gate.guarded_scheduler"
 MIDDLEWARE = "serving.api.middleware.GuardMiddleware"
+DEFAULT_STATE = Path("foreguard-state")
+"""The folder for the state of a server that is administrated, where none is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,11 @@ class Launch:
     """Further arguments of `vllm serve`, as typed."""
     adapters: Mapping[str, Path] = field(default_factory=dict)
     """Artifacts of LoRA adapters, by the adapter's name in `--lora-modules`."""
+    state: Path | None = None
+    """The folder for what the server's processes tell of themselves, and for the policy's history."""
+    admin_host: str = "127.0.0.1"
+    admin_port: int | None = None
+    """Where the administration listens, if anywhere."""
 
 
 def serve(launch: Launch) -> None:
@@ -56,16 +65,20 @@ def serve(launch: Launch) -> None:
     args = _parse([*_base_arguments(launch), *launch.vllm])
     require_guardable(args, _parse(_base_arguments(launch)))
     Keys.of(args)
+    tokens = take_tokens() if launch.admin_port is not None else ""
     config, checked = _check_files(launch, args)
     if args.uds is None:
         _require_free_port(args.host, args.port)
+    if launch.admin_port is not None:
+        _require_free_port(launch.admin_host, launch.admin_port, field="--admin-port")
     if chosen := choose_kv_cache(args, model_folder(launch.model, args.revision)):
         print(f"foreguard: {chosen}", file=sys.stderr, flush=True)
     args.worker_cls, args.scheduler_cls = WORKER, SCHEDULER
     args.middleware = [*args.middleware, MIDDLEWARE]
     args.additional_config = {**(args.additional_config or {}), **config.to_vllm()}
     checked.publish()
-    _run(args)
+    with _administrated(launch, config, tokens):
+        _run(args)
 
 
 def _base_arguments(launch: Launch) -> list[str]:
@@ -136,7 +149,24 @@ def _chat_template(args: Namespace) -> str | None:
         return template
 
 
-def _require_free_port(host: str, port: int) -> None:
+@contextmanager
+def _administrated(launch: Launch, config: GuardConfig, tokens: str) -> Iterator[None]:
+    """Keep the server's state, and have it administrated, where that is asked for."""
+    state = launch.state or (DEFAULT_STATE if launch.admin_port is not None else None)
+    if state is not None:
+        keep_state(state)
+    if launch.admin_port is None or state is None:
+        yield
+        return
+    process = administrate(config, tokens, launch.admin_host, launch.admin_port, state)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _require_free_port(host: str, port: int, field: str = "--port") -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,8 +175,8 @@ def _require_free_port(host: str, port: int) -> None:
         except OSError as error:
             raise ServingError(
                 f"cannot listen on {host}:{port}: {error.strerror}",
-                field="--port",
-                remedy="choose a free port with --port",
+                field=field,
+                remedy=f"choose a free port with {field}",
             ) from error
 
 
