@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from tests.serving.live_policy import SOON_S, Live
 from tests.serving.planted import naive_scores
 from tests.serving.server import SERVED_NAME
-from tests.serving.world import BENIGN, LONG, MESSAGE, TOKENS, alike, answer, key, world
+from tests.serving.world import BENIGN, LONG, MESSAGE, TOKENS, alike, answer, block_limit, key, world
 
 pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -53,3 +54,16 @@ def test_a_steered_answer_is_another(two):
     """Than the one that the same server gives a caller who may look without acting."""
     plain = answer(two.server.client("observer-key"), two.steered, extra_body={"moderation": {"mode": "score"}})
     assert answer(two.client, two.steered) != plain
+
+
+async def test_a_new_policy_reaches_every_engine(two, reference, artifact):
+    """Two changes, each soon, and no prompt unscored for it. It is the last test: the server keeps the last policy."""
+    live = Live(two.server, block_limit(reference, artifact), two.harmful)
+    before = live.unscored()
+    for name, action in (("flagging", "flag"), ("blocking", "block")):
+        live.write(live.text(name, action))
+        assert live.wait_for(name) < SOON_S
+        replies = await asyncio.gather(*(asyncio.to_thread(live.ask, two.harmful[i % 8]) for i in range(32)))
+        told = {(reply.headers["x-guardrail-policy"], reply.headers["x-guardrail-decision"]) for reply in replies}
+        assert told == {(f"{name}@1", action)}
+    assert live.unscored() == before
