@@ -90,19 +90,19 @@ class GuardedScheduler(DroppingScheduler):
     def _update_request_as_session(self, session: Request, update: Any) -> None:
         # A streamed input goes on: what was decided was decided on less than is now asked.
         super()._update_request_as_session(session, update)
-        self._close_case(session)
-        self._open_case(session)
+        self._open_case(session, self._close_case(session))
 
-    def _open_case(self, request: Request) -> Case:
-        case = self._cases.open(self._policies.open(request))
+    def _open_case(self, request: Request, before: Case | None = None) -> Case:
+        case = self._cases.open(self._policies.open(request, before))
         if case.subject is not None:
             case.turns, case.ending = prompt_turns(request, self._templates[case.subject])
             self._watches.begin(case)
         return case
 
-    def _close_case(self, request: Request) -> None:
+    def _close_case(self, request: Request) -> Case | None:
         if case := self._cases.close(request.request_id):
             self._watches.end(case)
+        return case
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         """Schedule a step, with the guard's orders to the workers."""

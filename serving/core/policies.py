@@ -54,8 +54,10 @@ class Policies:
         """All policies that requests may name."""
         return [each.policy for each in self._known.values()]
 
-    def open(self, request: Request) -> Case:
-        """Return a request's case, under the policy that it names."""
+    def open(self, request: Request, before: Case | None = None) -> Case:
+        """Return a request's case, under the policy that it names, or of one that goes on: as it was `before`."""
+        if before is not None:
+            return Case(request, before.subject, policy=before.policy, beside=before.beside, strengths=before.strengths)
         asked, subject = asked_of(request), self._subject_of(request)
         if POLICY_TEXT in asked:
             self._take(asked[POLICY], asked[POLICY_TEXT])

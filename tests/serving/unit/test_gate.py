@@ -203,3 +203,23 @@ def test_only_so_many_policies_are_kept(config):
         stepped.add(f"canary{number}", range(40), max_tokens=1, extra_args=about)
         stepped.step()
     assert list(stepped.scheduler._policies._known) == digests[-256:]
+
+
+def test_a_session_keeps_its_policy_to_its_end(config):
+    """However many policies come into force between two of its inputs: also when it is none of those that are kept."""
+    made = config()
+    first = made.bind_policies(made.load_artifacts()).base.model
+    stepped = Stepped(made, max_num_batched_tokens=256, max_num_seqs=8)
+    found = []
+    for turn, score in enumerate((0.0, 9.0)):
+        stepped.scores = {"session": score}
+        stepped.add("session", range(40 * turn, 40 * turn + 40), max_tokens=3, resumable=True, extra_args=_named(first))
+        for _ in range(8):
+            stepped.step()
+        found.append((stepped.verdicts["session"]["decision"], stepped.verdicts["session"]["policy_digest"]))
+        for number in range(300):
+            text = made.policy.read_text().replace('version: "1"', f'version: "{number + 2}"')
+            about = {wire.EXTRA: {wire.POLICY: parse_policy(text).digest, wire.POLICY_TEXT: text}}
+            stepped.add(f"canary{turn}-{number}", range(40), max_tokens=1, extra_args=about)
+            stepped.step()
+    assert found == [("allow", first.policy.digest), ("block", first.policy.digest)]
