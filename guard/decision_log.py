@@ -44,6 +44,8 @@ class DecisionLog:
             "policy": verdict.policy,
             "caller": decision.caller,
             "tenant": decision.tenant,
+            "prompt_tokens": decision.prompt_tokens,
+            "seconds": round(decision.seconds, 4),
             **({"shadow": _beside(verdict.beside)} if verdict.beside else {}),
         }
         self._logger.info(json.dumps(line | ({"scores": verdict.scores} if wanted.scores else {})))

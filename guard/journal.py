@@ -35,8 +35,11 @@ class Decision:
     """The policy's name for the caller, if it has one."""
     tenant: str | None = None
     """The policy file's name for the caller's tenant, if it has one."""
+    prompt_tokens: int = 0
     num_tokens: int = 0
     """Of an answer: how long it was when it crossed a threshold."""
+    seconds: float = 0.0
+    """From when vLLM was asked to the decision: what a client waits for it, queue and prefill and all."""
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 

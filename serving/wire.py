@@ -55,6 +55,9 @@ it."""
 VERDICT = "verdict"
 """Under `EXTRA`: the verdict, as `Verdict.to_wire` has it; with a request's first output alone."""
 
+PROMPT_TOKENS = "prompt_tokens"
+"""Under `EXTRA`, beside a verdict: how many tokens the prompt has."""
+
 ANSWER = "answer"
 """Under `EXTRA`: the verdict on an answer that crossed a threshold, with the output of that step."""
 

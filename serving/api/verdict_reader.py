@@ -10,6 +10,7 @@ It touches, of `vllm/v1/engine/async_llm.py`: `generate` and `output_processor.p
 """
 
 import copy
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,18 @@ from guard.verdict import Action, Unscored, Verdict
 from probes.errors import ServingError
 from serving.api.exchange import Prompt, current
 from serving.api.hidden_logprobs import hide_prompt
-from serving.wire import ANSWER, CANARY, EXTRA, POLICY, PROMPT, STOP_ANSWER, STOP_BLOCKED, VERDICT, stop_reason
+from serving.wire import (
+    ANSWER,
+    CANARY,
+    EXTRA,
+    POLICY,
+    PROMPT,
+    PROMPT_TOKENS,
+    STOP_ANSWER,
+    STOP_BLOCKED,
+    VERDICT,
+    stop_reason,
+)
 
 logger = init_logger("vllm.foreguard.verdict_reader")
 
@@ -76,6 +88,8 @@ class VerdictReader:
         output.kv_transfer_params = output.kv_transfer_params or None
         # A prompt whose client has left is counted already.
         prompt = self._prompts.get(carried[PROMPT]) if carried else None
+        if prompt:
+            prompt.num_tokens = carried.get(PROMPT_TOKENS, prompt.num_tokens)
         if prompt and VERDICT in carried:
             # A prompt has no verdict while one of its verdicts cannot be read.
             known, prompt.verdict = prompt.verdict, None
@@ -176,6 +190,8 @@ def _decision(verdict: Verdict, prompt: Prompt) -> Decision:
         model=prompt.model,
         caller=prompt.caller,
         tenant=prompt.tenant,
+        prompt_tokens=prompt.num_tokens,
+        seconds=time.monotonic() - prompt.asked_at,
     )
 
 

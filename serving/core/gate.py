@@ -37,6 +37,7 @@ from serving.wire import (
     NO_ORDERS,
     ORDERS,
     PROMPT,
+    PROMPT_TOKENS,
     SCORES,
     STOP_ANSWER,
     STOP_BLOCKED,
@@ -210,7 +211,8 @@ class GuardedScheduler(DroppingScheduler):
         return verdict.action is Action.BLOCK
 
     def _tell(self, case: Case, what: str, told: dict[str, Any]) -> None:
-        case.untold = {PROMPT: asked_of(case.request).get(PROMPT), **(case.untold or {}), what: told}
+        about = {PROMPT: asked_of(case.request).get(PROMPT), PROMPT_TOKENS: case.request.num_prompt_tokens}
+        case.untold = {**about, **(case.untold or {}), what: told}
 
     def _steer(self, case: Case, begin: int) -> None:
         keep_private(case.request, begin, self.hash_block_size)

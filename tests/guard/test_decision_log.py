@@ -50,7 +50,7 @@ def write(settings, *scores, **prompt):
 
 def test_a_line_has_what_an_operator_looks_for(lines):
     """The event id, when, which request, on which route, of which model, what was decided and why, and who asked."""
-    (verdict,) = write({}, [3.0], route="/v1/messages", caller="red-team")
+    (verdict,) = write({}, [3.0], route="/v1/messages", caller="red-team", prompt_tokens=12, seconds=0.25)
     (line,) = lines
     assert line.pop("time").endswith("+00:00")
     assert line == {
@@ -69,6 +69,8 @@ def test_a_line_has_what_an_operator_looks_for(lines):
         "policy": "p@1",
         "caller": "red-team",
         "tenant": None,
+        "prompt_tokens": 12,
+        "seconds": 0.25,
     }
 
 
