@@ -485,6 +485,64 @@ def attack(
     table_console().print(study_tables(study))
 
 
+class _Stops(StrEnum):
+    """What counts as stopping a request."""
+
+    FLAG = "flag"
+    STEER = "steer"
+    BLOCK = "block"
+
+
+def compare(
+    old: Annotated[tuple[str, Path], typer.Option(metavar="MODEL ARTIFACT", help="What is served now.")],
+    new: Annotated[tuple[str, Path], typer.Option(metavar="MODEL ARTIFACT", help="What would be served.")],
+    policy: Annotated[Path, typer.Option(help="Policy file by which both decide.")],
+    prompts: Annotated[Path, typer.Option(help="Labelled prompts (JSONL) that neither calibration has seen.")],
+    new_policy: Annotated[
+        Path | None, typer.Option(help="Policy file by which the new one decides, where it is another.")
+    ] = None,
+    stops: Annotated[_Stops, typer.Option(help="The mildest action that counts as stopping a request.")] = _Stops.BLOCK,
+    alpha: Annotated[
+        float, typer.Option(help="Chance of calling an update worse that is not.", min=0.0001, max=0.5)
+    ] = 0.05,
+    most_lost: Annotated[
+        int | None, typer.Option(help="Harmful requests that may pass now and did not before, whatever the test says.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write all flips to this file.")] = None,
+    dtype: _Dtype = "auto",
+    device: _Device = "cpu",
+    label: _Labels = None,
+) -> None:
+    r"""Compare what an update decides with what is decided now: another model, artifact or policy.
+
+    Lists the requests that are decided otherwise, those for the worse first, and tests whether they are more than
+    chance explains. The exit status is 0 if not, and 1 if so, so that a pipeline can stop there.
+
+        foreguard compare --old ./model-1 ./artifact-1 --new ./model-2 ./artifact-2 --policy policy.yaml \
+            --prompts test.jsonl
+    """
+    from calibration.audits.updates.run import Build, compare_updates
+    from calibration.audits.updates.tables import update_tables
+    from calibration.model.chat_model import resolve_model
+    from calibration.prompts.prompt_file import load_prompts, read_labels
+    from guard.policy_file import load_policy
+    from guard.verdict import Action
+
+    found = compare_updates(
+        Build(resolve_model(old[0]), old[1], load_policy(policy)),
+        Build(resolve_model(new[0]), new[1], load_policy(new_policy or policy)),
+        load_prompts(prompts, read_labels(label or ())),
+        stops=Action(stops.value),
+        dtype=dtype,
+        device=device,
+    )
+    if json is not None:
+        json.write_text(found.to_json() + "\n")
+    table_console().print(update_tables(found, alpha))
+    too_many = most_lost is not None and found.harmful.num_negative > most_lost
+    raise typer.Exit(1 if too_many or found.is_worse(alpha) else 0)
+
+
 def inspect(
     artifact: Annotated[Path | None, typer.Argument(help="Artifact folder.", show_default=False)] = None,
     prevalence: Annotated[

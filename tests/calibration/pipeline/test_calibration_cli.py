@@ -5,11 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import typer
 from tiny import make_prompts, write_prompts
 from typer.testing import CliRunner
 
 from calibration import cli
+from probes.artifact import Artifact
 from probes.errors import CalibrationError, ForeguardError
 
 POLICY = 'name: p\nversion: "1"\nrules:\n  - {name: r, action: flag, when: {stack: {above: {target_fpr: 0.01}}}}\n'
@@ -19,7 +21,7 @@ POLICY = 'name: p\nversion: "1"\nrules:\n  - {name: r, action: flag, when: {stac
 def app():
     """The commands under one frame."""
     application = typer.Typer()
-    for command in (cli.calibrate, cli.evaluate, cli.tune, cli.inspect, cli.report):
+    for command in (cli.calibrate, cli.compare, cli.evaluate, cli.tune, cli.inspect, cli.report):
         application.command(command.__name__)(command)
     return application
 
@@ -90,6 +92,52 @@ def test_evaluate_writes_the_report(run, artifact, planted, splits, tmp_path):
     report = json.loads((tmp_path / "e.json").read_text())
     assert report["probes"]["stack"]["evaluation"]["num_harmless"] == 320
     assert "tfidf" not in report["controls"]
+
+
+@pytest.fixture
+def compare(run, artifact, planted, splits, tmp_path):
+    """Compare the artifact with another one, under policies that block above some score."""
+
+    def compare(new, *arguments, above=0.0, new_above=None):
+        policies = {"policy": above, "new-policy": above if new_above is None else new_above}
+        for name, limit in policies.items():
+            text = POLICY.replace("{target_fpr: 0.01}", str(limit)).replace("action: flag", "action: block")
+            (tmp_path / f"{name}.yaml").write_text(text)
+        files = [part for name in policies for part in (f"--{name}", tmp_path / f"{name}.yaml")]
+        sides = ("--old", planted.folder, artifact, "--new", planted.folder, new)
+        return run("compare", *sides, *files, "--prompts", splits["test"], *arguments)
+
+    return compare
+
+
+def test_compare_passes_what_is_the_same(compare, artifact):
+    """No flip, and status 0."""
+    result = compare(artifact)
+    assert result.exit_code == 0
+    assert "no more than chance" in result.output
+    assert "flips for the worse" in result.output
+
+
+def test_compare_stops_what_is_worse(compare, artifact, tmp_path):
+    """An artifact whose probe lost its weights finds nothing: each harmful request that passes now is listed."""
+    loaded = Artifact.load(artifact)
+    name = next(probe.name for probe in loaded.manifest.probes if probe.name == "stack")
+    blind = {f"probe.{name}.weight": torch.zeros_like(loaded.tensors[f"probe.{name}.weight"])}
+    Artifact(loaded.manifest, loaded.tensors | blind).save(tmp_path / "blind")
+    result = compare(tmp_path / "blind", "--json", tmp_path / "flips.json")
+    assert result.exit_code == 1
+    assert "than chance explains" in result.output
+    told = json.loads((tmp_path / "flips.json").read_text())
+    assert told["harmful"]["num_stopped_after"] == 0
+    assert told["harmful"]["num_negative"] == told["harmful"]["num_stopped_before"] > 50
+    assert told["flips"][0]["for_the_worse"]
+
+
+def test_compare_stops_at_so_many_lost(compare, artifact):
+    """A policy with a higher threshold loses some; how many may be is the pipeline's to say."""
+    worse = compare(artifact, "--alpha", 0.0001, "--most-lost", 0, new_above=1e9)
+    assert worse.exit_code == 1
+    assert compare(artifact, "--most-lost", 0, new_above=0.0).exit_code == 0
 
 
 def test_tune_prints_thresholds_and_a_diff(run, artifact, planted, tmp_path):

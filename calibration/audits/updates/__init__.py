@@ -1,0 +1,1 @@
+"""Updates: which requests another model, artifact or policy decides otherwise."""
