@@ -2,43 +2,22 @@
 
 At start-up it holds the port shut until the self-test has passed. Then it lets in who may ask, whatever the route.
 Health checks need no key; scores and thresholds on `/metrics` need one of their own.
-
-It touches, of vLLM's application state: `args`, `vllm_config`, `engine_client`, `openai_serving_models`.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any
 
-from prometheus_client import REGISTRY
 from starlette.responses import JSONResponse
 
-from guard.decision_log import DecisionLog
-from guard.journal import Journal
-from guard.metrics import GuardMetrics
-from guard.rollout import InForce, PolicyFile, Rollout
-from guard.watched_file import WatchedFile
-from probes.artifact import Artifact
 from probes.errors import ForeguardError, ServingError
 from serving.api import readiness, shapes
-from serving.api.beams import refuse_beams
-from serving.api.guarded_requests import ASGIApp, GuardedRequests, Scope
-from serving.api.keys import Keys
+from serving.api.assembly import Parts, assemble
+from serving.api.guarded_requests import ASGIApp, Scope
 from serving.api.placement import placed_inside
-from serving.api.policy_reload import PolicyReload
 from serving.api.public_metrics import public_metrics
-from serving.api.readiness import Readiness
-from serving.api.request_body import Limits, Message, Receive
+from serving.api.request_body import Message, Receive
 from serving.api.responder import Send
 from serving.api.routes import METRICS, OPEN, ROUTES, has_control_characters, known_path
-from serving.api.selftest import Expected, ask_engines, canary, engines
-from serving.api.typed_tokens import typed_spellings
-from serving.api.verdict_reader import VerdictReader
-from serving.checked import require_files
-from serving.config import GuardConfig
-from serving.policy_fit import require_guarded_adapters, require_readable_answers, require_templates
-from serving.settings import body_timeout, max_body, ready_age, state_folder
 
 logger = logging.getLogger("vllm.foreguard.middleware")
 
@@ -85,10 +64,7 @@ class _Guard:
     app: ASGIApp
 
     def __init__(self) -> None:
-        self._requests: GuardedRequests | None = None
-        self._keys = Keys((), None)
-        self._readiness: Readiness | None = None
-        self._reload: PolicyReload | None = None
+        self._parts: Parts | None = None
         self._is_reached = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,18 +78,18 @@ class _Guard:
             await self._answer(known_path(scope), scope, receive, send)
 
     async def _answer(self, path: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        headers, keys = scope["headers"], self._keys
+        headers, parts = scope["headers"], self._parts
         if path == readiness.PATH:
             await self._tell_readiness(scope, receive, send)
         elif path in OPEN:
             await self.app(scope, receive, send)
-        elif self._requests is None:
+        elif parts is None:
             await _not_ready(path)(scope, receive, send)
-        elif not (keys.may_read_metrics(headers) if path == METRICS else keys.may_ask(headers)):
+        elif not (parts.keys.may_read_metrics(headers) if path == METRICS else parts.keys.may_ask(headers)):
             await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
         elif path != METRICS:
-            await self._requests.answer(path, scope, receive, send)
-        elif keys.may_read_scores(headers):
+            await parts.requests.answer(path, scope, receive, send)
+        elif parts.keys.may_read_scores(headers):
             await self.app(scope, receive, send)
         else:
             await public_metrics(scope, receive, send)
@@ -129,63 +105,17 @@ class _Guard:
 
     async def start(self, state: Any) -> None:
         """Test the guard, then begin. Raises `ForeguardError` where it does not work."""
-        config = GuardConfig.from_vllm(state.vllm_config.additional_config)
-        artifacts, models = config.load_artifacts(), state.openai_serving_models
-        rollout = config.bind_policies(artifacts)
-        in_force = InForce(rollout)
-        subjects = [None, *(models.lora_requests[name] for name in rollout.base.adapters)]
-        expected = [Expected.of(each, own) for each, own in zip(artifacts, subjects, strict=True)]
-        self._keys, limits = Keys.of(state.args), Limits(max_body(), body_timeout())
-        age, client = ready_age(), state.engine_client
-        refuse_beams()
-        verdict = await canary(client, expected, rollout.digest)
-        require_files()
-        metrics = GuardMetrics(REGISTRY, rollout)
-        model = models.base_model_paths[0].name
-        ask = partial(ask_engines, client, client.generate, expected[:1])
-        self._readiness = Readiness(partial(_asked_awake, client, ask, in_force), metrics, age)
-        # A client's prompt says nothing of the engines that it did not go to.
-        on_scored = self._readiness.note_scored if len(engines(client)) == 1 else lambda: None
-        journal = Journal(metrics, DecisionLog(model), on_drop=metrics.observe_unrecorded)
-        VerdictReader(in_force, journal, on_scored).attach(client)
-        self._readiness.begin()
-        bind = partial(_bound, config, artifacts, state)
-        self._reload = PolicyReload(WatchedFile(config.policy), in_force, metrics, bind, ask, state_folder())
-        self._reload.begin()
-        forces_usage = bool(getattr(state.args, "enable_force_include_usage", False))
-        self._requests = GuardedRequests(
-            self.app, in_force, model, limits, spellings=typed_spellings(artifacts), forces_usage=forces_usage
-        )
-        policy = rollout.base.policy
-        logger.info("guard ready: policy %s, mode %s, canary scores %s", policy.label, policy.mode, verdict.scores)
+        self._parts = await assemble(self.app, state)
 
     async def stop(self) -> None:
         """End what runs beside the requests."""
-        for each in (self._reload, self._readiness):
-            if each is not None:
-                await each.end()
+        if self._parts is not None:
+            await self._parts.end()
 
     async def _tell_readiness(self, scope: Scope, receive: Receive, send: Send) -> None:
         unready = (503, {"ready": False, "reason": "the guard has not passed its self-test"})
-        status, body = unready if self._readiness is None else self._readiness.report()
+        status, body = unready if self._parts is None else self._parts.readiness.report()
         await JSONResponse(body, status, {"cache-control": "no-store"})(scope, receive, send)
-
-
-async def _asked_awake(engine_client: Any, ask: Callable[[str], Awaitable[object]], in_force: InForce) -> None:
-    """Ask every engine with a canary prompt. Raises `ServingError` if one does not see it, or sleeps."""
-    if await engine_client.is_sleeping():
-        raise ServingError("the engine sleeps", field="/sleep", remedy="wake it up")
-    await ask(in_force.current.digest)
-
-
-def _bound(config: GuardConfig, artifacts: Sequence[Artifact], state: Any, file: PolicyFile) -> Rollout:
-    """Bind a policy file that was read later. Raises `ForeguardError` where it does not fit what is served."""
-    served = [module.name for module in state.args.lora_modules or ()]
-    for policy in (file.policy, *file.variants.values()):
-        require_templates(policy, artifacts)
-        require_guarded_adapters(policy, served, [each.name for each in config.adapters])
-        require_readable_answers(policy, state.vllm_config)
-    return config.bind(file, artifacts)
 
 
 def _not_ready(path: str | None) -> JSONResponse:

@@ -236,7 +236,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
         "vllm.v1.engine.core_client DPLBAsyncMPClient.core_engines",
         "vllm.config.model ModelConfig.get_vocab_size",
     ),
-    "serving/api/middleware.py": (
+    "serving/api/assembly.py": (
         f"{_APP} init_app_state -> OpenAIServingModels or {_OLD_APP} init_app_state -> OpenAIServingModels",
         "vllm.entrypoints.openai.models.serving OpenAIServingModels.base_model_paths",
         "vllm.entrypoints.launchers.cli_args FrontendArgs.enable_force_include_usage or "

@@ -146,7 +146,7 @@ def artifact(tmp_path):
 def registry(monkeypatch):
     """A registry in place of the process's own, which takes each metric only once."""
     registry = CollectorRegistry()
-    monkeypatch.setattr("serving.api.middleware.REGISTRY", registry)
+    monkeypatch.setattr("serving.api.assembly.REGISTRY", registry)
     return registry
 
 
