@@ -175,7 +175,7 @@ async def test_the_key_for_metrics_asks_vllm(started, monkeypatch):
     """VLLM's own route answers, and it has everything."""
     app, asked = await started("--api-key", ASK), []
     guard = app.middleware_stack
-    while not hasattr(guard, "_requests"):
+    while not hasattr(guard, "_parts"):
         guard = guard.app
 
     async def vllm(scope, receive, send):
