@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
 
 from guard.policy import Digest, Label, Number, Policy
 from guard.policy_set import PolicySet
@@ -87,6 +87,21 @@ class RolloutSettings(_Strict):
     """The first that fits a request decides; where none does, the canary's share is next."""
     tenants: tuple[Tenant, ...] = ()
     gateway: Gateway | None = None
+    _tenants: dict[str, str] = PrivateAttr({})
+    _names: frozenset[str] = PrivateAttr(frozenset())
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Note whose each key is: there may be thousands, and every request is looked up."""
+        self._tenants = {key: tenant.name for tenant in self.tenants for key in tenant.keys_sha256}
+        self._names = frozenset(tenant.name for tenant in self.tenants)
+
+    def has_tenant(self, name: str | None) -> bool:
+        """Return whether a tenant is called so."""
+        return name in self._names
+
+    def tenant_of_key(self, digest: str) -> str | None:
+        """Return whose token has this SHA-256. How long it takes tells of the digest, and not of the token."""
+        return self._tenants.get(digest)
 
     @model_validator(mode="after")
     def _names_what_there_is(self) -> Self:

@@ -14,11 +14,7 @@ from serving.api.keys import bearer
 def tenant_of(headers: Iterable[tuple[bytes, bytes]], settings: RolloutSettings) -> str | None:
     """Return the name of the request's tenant, if it has one that the policy file knows."""
     named = _named_by_gateway(headers, settings)
-    digest = token_digest(headers)
-    for tenant in settings.tenants:
-        if tenant.name == named or (digest and any(hmac.compare_digest(digest, key) for key in tenant.keys_sha256)):
-            return tenant.name
-    return None
+    return named if settings.has_tenant(named) else settings.tenant_of_key(token_digest(headers))
 
 
 def token_digest(headers: Iterable[tuple[bytes, bytes]]) -> str:
