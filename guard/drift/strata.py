@@ -1,0 +1,25 @@
+"""Strata: a bounded number of names in one dimension of traffic, such as its routes or its tenants."""
+
+OTHER = "other"
+"""Where the names go for which there is no room."""
+UNNAMED = "none"
+"""Requests that have no name in this dimension."""
+
+
+class Strata:
+    """The first names to come have a stratum each, and all later ones share `OTHER`."""
+
+    def __init__(self, most: int) -> None:
+        """`most` names beside `OTHER`."""
+        self._most = most
+        self.names: set[str] = set()
+
+    def of(self, name: str | None) -> str:
+        """Return the stratum of a request with this name."""
+        name = name or UNNAMED
+        if name in self.names:
+            return name
+        if len(self.names) >= self._most:
+            return OTHER
+        self.names.add(name)
+        return name
