@@ -40,6 +40,10 @@ PUBLIC: dict[str, bool] = {
     "foreguard_score": False,
     "foreguard_threshold": False,
     "foreguard_answer_tokens": False,
+    "foreguard_drift_alarm": False,
+    "foreguard_drift_evidence": False,
+    "foreguard_drift_psi": False,
+    "foreguard_drift_rate": False,
 }
 """Whether whoever may ask for metrics may read this one: what answers tell anyway, and what no request moves."""
 MODEL_ITSELF = ""

@@ -5,13 +5,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from guard.administration import LOCAL, Administration, Token, Url
 from guard.console import table_console
-from probes.errors import ForeguardError, PolicyError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,44 +18,14 @@ app = typer.Typer(
     "The server's address is FOREGUARD_ADMIN_URL, and your token FOREGUARD_ADMIN_TOKEN.",
 )
 
-_Url = Annotated[str, typer.Option("--url", envvar="FOREGUARD_ADMIN_URL", help="Address of the administration.")]
-_Token = Annotated[
-    str, typer.Option("--token", envvar="FOREGUARD_ADMIN_TOKEN", help="Your token.", show_envvar=True, prompt=False)
-]
-_LOCAL = "http://127.0.0.1:8001"
-
-
-class Administration:
-    """The administration of one server, as its operator asks it. Raises `ForeguardError` for what it refuses."""
-
-    def __init__(self, url: str, token: str) -> None:
-        self._client = httpx.Client(base_url=url, headers={"authorization": f"Bearer {token}"}, timeout=30)
-
-    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Return the answer to a request."""
-        try:
-            reply = self._client.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise _unreachable(self._client.base_url, error) from error
-        if reply.is_success:
-            return reply
-        if reply.status_code == httpx.codes.UNAUTHORIZED:
-            raise PolicyError("is no operator's", field="FOREGUARD_ADMIN_TOKEN", remedy="set your token")
-        raise _refused(reply)
-
-    def held(self) -> tuple[str, str]:
-        """Return the policy file's content and its revision."""
-        reply = self.ask("GET", "/guard/policy")
-        return reply.text, reply.headers["etag"].strip('"')
-
 
 @app.command()
 def show(
     revision: Annotated[
         str | None, typer.Argument(help="A revision of the history; else what the file says now.")
     ] = None,
-    url: _Url = _LOCAL,
-    token: _Token = "",
+    url: Url = LOCAL,
+    token: Token = "",
 ) -> None:
     """Print the policy file."""
     server = Administration(url, token)
@@ -68,8 +37,8 @@ def diff(
     file: Annotated[Path | None, typer.Argument(help="A policy file that is not applied yet.")] = None,
     before: Annotated[str | None, typer.Option(help="A revision of the history.")] = None,
     after: Annotated[str | None, typer.Option(help="Another one; else what the file says now.")] = None,
-    url: _Url = _LOCAL,
-    token: _Token = "",
+    url: Url = LOCAL,
+    token: Token = "",
 ) -> None:
     """Print what a file would change, or what changed from one revision to another.
 
@@ -93,8 +62,8 @@ def apply(
         str | None, typer.Option(help="Apply it only if the server's file is at this revision.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Apply it even if it blocks nearly everything.")] = False,
-    url: _Url = _LOCAL,
-    token: _Token = "",
+    url: Url = LOCAL,
+    token: Token = "",
 ) -> None:
     """Put a policy in force: it is checked as at the start, and nothing is restarted."""
     server = Administration(url, token)
@@ -106,8 +75,8 @@ def apply(
 @app.command()
 def rollback(
     revision: Annotated[str | None, typer.Argument(help="A revision of the history; else the one before.")] = None,
-    url: _Url = _LOCAL,
-    token: _Token = "",
+    url: Url = LOCAL,
+    token: Token = "",
 ) -> None:
     """Put an earlier policy back in force."""
     server = Administration(url, token)
@@ -117,7 +86,7 @@ def rollback(
 
 
 @app.command()
-def history(url: _Url = _LOCAL, token: _Token = "") -> None:
+def history(url: Url = LOCAL, token: Token = "") -> None:
     """List who changed the policy, and when: the last change first."""
     table = Table("when", "who", "what", "policy", "revision", "before")
     for change in Administration(url, token).ask("GET", "/guard/policy/history").json()["changes"]:
@@ -128,7 +97,7 @@ def history(url: _Url = _LOCAL, token: _Token = "") -> None:
 
 
 @app.command()
-def status(url: _Url = _LOCAL, token: _Token = "") -> None:
+def status(url: Url = LOCAL, token: Token = "") -> None:
     """List the server's processes, and the policy that each goes by."""
     table = Table("process", "policy", "digest", "since", "problem")
     for each in Administration(url, token).ask("GET", "/guard/processes").json()["processes"]:
@@ -154,19 +123,3 @@ def _tell(applied: dict[str, Any]) -> None:
 def _difference(before: str, after: str, name: str) -> str:
     one, other = (text.splitlines(keepends=True) for text in (before, after))
     return "".join(difflib.unified_diff(one, other, "in the server", name))
-
-
-def _unreachable(url: httpx.URL, error: httpx.HTTPError) -> ForeguardError:
-    return PolicyError(
-        f"{url} does not answer: {error}",
-        field="FOREGUARD_ADMIN_URL",
-        remedy="start the server with `foreguard serve --admin-port PORT`, and name its address",
-    )
-
-
-def _refused(reply: httpx.Response) -> ForeguardError:
-    try:
-        told = reply.json()["error"]
-        return PolicyError(told["problem"], field=told["field"], remedy=told["remedy"])
-    except (ValueError, KeyError, TypeError):
-        return PolicyError(f"answers {reply.status_code}", field="FOREGUARD_ADMIN_URL", remedy="name the right address")

@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from serving.admin.app import application
+from serving.admin.drift_desk import DriftDesk
 from serving.admin.operators import Operators
 from serving.admin.policy_desk import PolicyDesk
 from serving.config import GuardConfig
@@ -23,7 +24,8 @@ def main(host: str, port: str, state: str) -> None:
     config = GuardConfig.model_validate_json(sys.stdin.readline())
     desk, operators = PolicyDesk(config, Path(state)), Operators.parse(os.environ[ADMIN_TOKENS])
     desk.history()  # which notes what the server starts with
-    server = uvicorn.Server(uvicorn.Config(application(desk, operators), host, int(port), log_level="warning"))
+    app = application(desk, DriftDesk(Path(state)), operators)
+    server = uvicorn.Server(uvicorn.Config(app, host, int(port), log_level="warning"))
     threading.Thread(target=_end_with_stdin, args=[server], daemon=True).start()
     server.run()
 

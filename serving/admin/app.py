@@ -1,5 +1,6 @@
 """The administration's HTTP interface, under `/guard`. Format: `docs/admin.md`."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from http import HTTPStatus
@@ -12,8 +13,11 @@ from starlette.routing import Route
 
 from guard.policy_history import revision_of
 from probes.errors import ForeguardError, PolicyError
+from serving.admin.drift_desk import DriftDesk
 from serving.admin.operators import Operators
 from serving.admin.policy_desk import Applied, Outdated, PolicyDesk, ReadOnly, Unconfirmed
+
+logger = logging.getLogger("vllm.foreguard.admin")
 
 _LONGEST = 1 << 20
 """Bytes of the longest policy file."""
@@ -29,7 +33,7 @@ Answer = Callable[[Request, str], Awaitable[Response]]
 """Takes a request, and the name of the operator who asks."""
 
 
-def application(desk: PolicyDesk, operators: Operators) -> Starlette:
+def application(policy: PolicyDesk, drift: DriftDesk, operators: Operators) -> Starlette:
     """Return the application. Whoever has no operator's token learns nothing but that."""
 
     def route(path: str, answer: Answer, method: str = "GET") -> Route:
@@ -44,7 +48,7 @@ def application(desk: PolicyDesk, operators: Operators) -> Starlette:
 
         return Route(path, guarded, methods=[method])
 
-    pages = _Pages(desk)
+    pages, of_drift = _Pages(policy), _DriftPages(drift)
     return Starlette(
         routes=[
             route("/guard/policy", pages.policy),
@@ -54,6 +58,8 @@ def application(desk: PolicyDesk, operators: Operators) -> Starlette:
             route("/guard/policy/history/{revision}", pages.text),
             route("/guard/policy/diff", pages.diff),
             route("/guard/processes", pages.processes),
+            route("/guard/drift", of_drift.processes),
+            route("/guard/drift/acknowledge", of_drift.acknowledge, "POST"),
         ]
     )
 
@@ -100,6 +106,23 @@ class _Pages:
         """What each process of the server goes by."""
         found = await run_in_threadpool(self._desk.processes)
         return JSONResponse({"processes": [each.model_dump() for each in found]})
+
+
+class _DriftPages:
+    """What the routes about drift answer."""
+
+    def __init__(self, desk: DriftDesk) -> None:
+        self._desk = desk
+
+    async def processes(self, _request: Request, _who: str) -> Response:
+        """What each process found."""
+        return JSONResponse({"processes": await run_in_threadpool(self._desk.processes)})
+
+    async def acknowledge(self, _request: Request, who: str) -> Response:
+        """Have every process begin anew."""
+        await run_in_threadpool(self._desk.acknowledge)
+        logger.info("%s acknowledged what has drifted", who)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
 def _told(applied: Applied) -> Response:

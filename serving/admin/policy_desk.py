@@ -25,6 +25,7 @@ from guard.verdict import Action, Mode
 from probes.artifact import BENIGN_SCORES
 from probes.errors import ForeguardError, PolicyError
 from serving.config import GuardConfig
+from serving.state import PROCESSES
 
 _ANSWER_S = 5.0
 """How long the server's processes are waited for."""
@@ -67,7 +68,7 @@ class PolicyDesk:
         self._config = config
         self._artifacts = config.load_artifacts()
         self._history = PolicyHistory(folder)
-        self._processes = folder / "processes"
+        self._processes = folder / PROCESSES
         self._changing = threading.Lock()
 
     def content(self) -> bytes:

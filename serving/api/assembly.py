@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from prometheus_client import REGISTRY
 
 from guard.decision_log import DecisionLog
+from guard.drift.exposition import DriftMetrics
 from guard.journal import Journal
 from guard.metrics import GuardMetrics
 from guard.rollout import InForce, PolicyFile, Rollout
@@ -19,6 +20,7 @@ from guard.watched_file import WatchedFile
 from probes.artifact import Artifact
 from probes.errors import ServingError
 from serving.api.beams import refuse_beams
+from serving.api.drift_watch import DriftWatch
 from serving.api.guarded_requests import ASGIApp, GuardedRequests
 from serving.api.keys import Keys
 from serving.api.policy_reload import PolicyReload
@@ -78,14 +80,15 @@ async def assemble(app: ASGIApp, state: Any) -> Parts:
     readiness = Readiness(partial(_ask_awake, client, ask, in_force), metrics, age)
     # A client's prompt says nothing of the engines that it did not go to.
     on_scored = readiness.note_scored if len(engines(client)) == 1 else lambda: None
-    journal = Journal(metrics, DecisionLog(model), on_drop=metrics.observe_unrecorded)
+    drift = DriftWatch(in_force, artifacts, DriftMetrics(REGISTRY), state_folder())
+    journal = Journal(metrics, DecisionLog(model), drift, on_drop=metrics.observe_unrecorded)
     VerdictReader(in_force, journal, on_scored).attach(client)
     bind = partial(_bound, config, artifacts, state)
     reload = PolicyReload(WatchedFile(config.policy), in_force, metrics, bind, ask, state_folder())
     forces_usage = bool(getattr(state.args, "enable_force_include_usage", False))
     spellings = typed_spellings(artifacts)
     requests = GuardedRequests(app, in_force, model, limits, spellings=spellings, forces_usage=forces_usage)
-    parts = Parts(keys, requests, readiness, (reload, readiness))
+    parts = Parts(keys, requests, readiness, (reload, drift, readiness))
     for each in parts.beside:
         each.begin()
     policy = rollout.base.policy

@@ -22,6 +22,7 @@ from guard.process_states import ProcessState
 from guard.rollout import InForce, PolicyFile, Rollout
 from guard.watched_file import WatchedFile
 from probes.errors import ForeguardError, PolicyError
+from serving.state import PROCESSES
 
 logger = logging.getLogger("vllm.foreguard.policy")
 
@@ -54,7 +55,7 @@ class PolicyReload:
         self._metrics = metrics
         self._bind = bind
         self._hand_over = hand_over
-        self._state = state and state / "processes"
+        self._state = state and state / PROCESSES
         self._since = time.time()
         self._problem: str | None = None
         self._told: tuple[str, str | None] | None = None

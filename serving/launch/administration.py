@@ -9,6 +9,7 @@ from probes.errors import ServingError
 from serving.admin.operators import Operators
 from serving.config import GuardConfig
 from serving.settings import ADMIN_TOKENS, STATE
+from serving.state import DRIFT, PROCESSES
 
 
 def take_tokens() -> str:
@@ -25,9 +26,10 @@ def keep_state(folder: Path) -> None:
     """Have this server's processes keep their state in `folder`. Raises `ServingError` where they cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "processes").mkdir(exist_ok=True)
-        for left in (folder / "processes").glob("*.json"):
-            left.unlink()  # of a server that was killed
+        for each in (PROCESSES, DRIFT):
+            (folder / each).mkdir(exist_ok=True)
+            for left in (folder / each).glob("*.json"):
+                left.unlink()  # of a server that was killed
     except OSError as error:
         raise ServingError(
             f"cannot be written: {error.strerror}", field="--state", remedy="name a folder that can be"

@@ -12,6 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from guard.decide import bind
+from guard.drift.exposition import DriftMetrics
+from guard.drift.reference import references
+from guard.drift.sink import DriftSink
 from guard.metrics import PUBLIC, GuardMetrics, is_public
 from guard.policy import Policy
 from guard.policy_set import PolicySet
@@ -163,6 +166,12 @@ def test_reloads_are_counted_by_what_became_of_them(registry, bound):
         assert registry.get_sample_value("foreguard_policy_reloads_total", {"result": result}) == 2
 
 
+def snapshot():
+    """What a watch for drift has to tell after one decision."""
+    sink = DriftSink({"": references(["harm"], np.arange(1000.0)[:, None])})
+    return sink.snapshot()
+
+
 def registered(registry):
     """Every metric of the registry as `name: labels`, the names as Prometheus stores them."""
     found = {}
@@ -176,6 +185,7 @@ def registered(registry):
 def test_every_metric_is_public_or_not(bound, registry):
     """A metric that is new is in the table before it is anywhere: until then it is not public."""
     GuardMetrics(registry, Rollout(PolicySet(bound)))
+    DriftMetrics(registry)
     assert {metric.name for metric in registry.collect()} == set(PUBLIC)
     assert [is_public(name) for name in ("foreguard_new", "foreguard_score_sum", "vllm:tokens", "python_info")] == [
         False,
@@ -194,6 +204,7 @@ def test_documentation_says_which_metrics_need_the_key():
 def test_documentation_names_every_metric_and_label(bound, registry):
     """The table in docs/metrics.md has one row per metric that is registered, with its labels, and no other."""
     GuardMetrics(registry, Rollout(PolicySet(bound)))
+    DriftMetrics(registry).publish(snapshot())
     rows = re.findall(r"^\| `(foreguard_\w+)` \| \w+ \| ([^|]*) \|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
     assert documented == registered(registry)

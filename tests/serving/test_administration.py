@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -29,14 +30,18 @@ class Administered(Live):
         self.admin = f"http://127.0.0.1:{port}"
         self.state = state
 
-    def command(self, *args, bearer=ADA):
+    def command(self, *args, bearer=ADA, group="policy"):
         """Run `foreguard policy` with these arguments; return its status and what it printed."""
         foreguard = str(Path(sys.executable).with_name("foreguard"))
         environment = os.environ | {"FOREGUARD_ADMIN_URL": self.admin, "FOREGUARD_ADMIN_TOKEN": bearer}
         done = subprocess.run(
-            [foreguard, "policy", *args], capture_output=True, text=True, check=False, env=environment, timeout=60
+            [foreguard, group, *args], capture_output=True, text=True, check=False, env=environment, timeout=60
         )
         return done.returncode, done.stdout + done.stderr
+
+    def drift(self, *args):
+        """Run `foreguard drift` with these arguments; return its status and what it printed."""
+        return self.command(*args, group="drift")
 
     def apply(self, text, *args):
         """Apply a policy."""
@@ -126,6 +131,25 @@ def test_an_old_revision_and_a_wrong_token_change_nothing(live):
     status, printed = live.command("show", bearer="somebody's-token-or-other")
     assert (status, "operator" in printed) == (2, True)
     assert live.labels() == {"one@1"}
+
+
+def test_drift_is_told_and_acknowledged(live):
+    """A hundred flagged prompts in a row are no usual rate: status 1, until an operator says that it was understood."""
+
+    def until(status):
+        for _ in range(30):
+            ended, printed = live.drift("status")
+            if ended == status and "unscored" in printed:
+                return printed
+            time.sleep(1)
+        raise AssertionError(printed)
+
+    live.apply(live.text("flagging", action="flag"))
+    for number in range(100):
+        live.ask(live.harmful[number % 4])
+    assert "DRIFT at prompt" in until(1)
+    assert live.drift("acknowledge")[0] == 0
+    assert "DRIFT" not in until(0)
 
 
 def test_clients_do_not_reach_it(live):

@@ -13,6 +13,7 @@ from guard.process_states import ProcessState
 from probes.errors import ServingError
 from serving.admin import policy_desk
 from serving.admin.app import application
+from serving.admin.drift_desk import DriftDesk
 from serving.admin.operators import Operators
 from serving.admin.policy_desk import PolicyDesk
 from tests.serving.unit.conftest import POLICY
@@ -65,7 +66,7 @@ def running(guard, tmp_path):
 def admin(guard, running, tmp_path, monkeypatch):
     """Ada's client."""
     monkeypatch.setattr(policy_desk, "_ANSWER_S", 0.5)
-    app = application(PolicyDesk(guard, tmp_path / "state"), Operators.parse(TOKENS))
+    app = application(PolicyDesk(guard, tmp_path / "state"), DriftDesk(tmp_path / "state"), Operators.parse(TOKENS))
     return TestClient(app, headers={"authorization": "Bearer ada's-secret-token"})
 
 
@@ -235,6 +236,8 @@ def test_a_history_that_cannot_be_written_stops_the_change(admin, guard, tmp_pat
         ("GET", "/guard/policy/history/0123456789abcdef"),
         ("GET", "/guard/policy/diff"),
         ("GET", "/guard/processes"),
+        ("GET", "/guard/drift"),
+        ("POST", "/guard/drift/acknowledge"),
     ],
 )
 def test_nobody_else_is_told_anything(admin, method, path, token):

@@ -1,0 +1,141 @@
+"""Watching for drift in one API process: of the scores that the policy reads, against calibration's benign ones.
+
+A sink of the journal. Every five seconds it publishes what it has found, tells it in the state folder, and looks
+whether an operator has acknowledged the alarms. When the policy comes to read other scores, all is watched anew.
+"""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from guard.decide import BoundPolicy, score_columns
+from guard.drift.exposition import DriftMetrics
+from guard.drift.reference import Reference, references
+from guard.drift.sink import DriftSink
+from guard.drift.snapshot import DriftSnapshot
+from guard.journal import Decision
+from guard.metrics import MODEL_ITSELF
+from guard.rollout import InForce, Rollout
+from probes.artifact import BENIGN_SCORES, Artifact
+from serving.state import ACKNOWLEDGED, DRIFT
+
+logger = logging.getLogger("vllm.foreguard.drift")
+
+_EVERY_S = 5.0
+
+_Watched = Mapping[str, Sequence[str]]
+"""By adapter, the scores that the policies read."""
+
+
+class DriftWatch:
+    """Watches this process's part of the traffic."""
+
+    def __init__(
+        self, in_force: InForce, artifacts: Sequence[Artifact], metrics: DriftMetrics, state: Path | None
+    ) -> None:
+        """`artifacts` are the model's and then its adapters'; `state` is the state folder, if there is one."""
+        self._in_force = in_force
+        self._artifacts = artifacts
+        self._metrics = metrics
+        self._folder = state and state / DRIFT
+        self._watched: _Watched = {}
+        self._sink = DriftSink({})
+        self._acknowledged = self._acknowledgement()
+        self._is_drifted = False
+        self._task: asyncio.Task[None] | None = None
+        self._follow()
+
+    def record(self, decision: Decision) -> None:
+        """Take in a decision."""
+        self._sink.record(decision)
+
+    def give_up(self) -> None:
+        """Take in that a prompt ended before its verdict came."""
+        self._sink.give_up()
+
+    def begin(self) -> None:
+        """Tell from now on."""
+        self._task = asyncio.create_task(self._watch())
+
+    async def end(self) -> None:
+        """Tell no longer."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._folder is not None:
+            with suppress(OSError):
+                self._file(self._folder).unlink()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            try:
+                self.look()
+            except Exception:
+                # Whatever failed, requests are guarded as ever; what is found is told the next time.
+                logger.exception("drift could not be told")
+
+    def look(self) -> None:
+        """Publish what was found; begin anew where the policy reads other scores, or an operator said so."""
+        self._follow()
+        if (acknowledged := self._acknowledgement()) != self._acknowledged:
+            self._acknowledged = acknowledged
+            self._sink.acknowledge()
+        snapshot = self._sink.snapshot()
+        self._metrics.publish(snapshot)
+        self._tell(snapshot)
+
+    def _follow(self) -> None:
+        if (watched := _watched(self._in_force.current)) != self._watched:
+            self._watched = watched
+            self._sink = DriftSink(_references(self._in_force.current, watched, self._artifacts))
+
+    def _tell(self, snapshot: DriftSnapshot) -> None:
+        if snapshot.drifted and not self._is_drifted:
+            logger.error(
+                "traffic has drifted from what calibration saw: foreguard_drift_* and the state folder say how"
+            )
+        self._is_drifted = snapshot.drifted
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._file(self._folder)
+            path.with_suffix(".new").write_text(json.dumps(snapshot.to_json()))
+            path.with_suffix(".new").replace(path)
+
+    def _acknowledgement(self) -> float:
+        try:
+            return (self._folder / ACKNOWLEDGED).stat().st_mtime if self._folder else 0.0
+        except OSError:
+            return 0.0
+
+    @staticmethod
+    def _file(folder: Path) -> Path:
+        return folder / f"{os.getpid()}.json"
+
+
+def _watched(rollout: Rollout) -> _Watched:
+    """Return the scores that rules on prompts read, in any of the policies."""
+    found: dict[str, set[str]] = {}
+    for each in rollout.sets:
+        for adapter, bound in ((MODEL_ITSELF, each.model), *each.adapters.items()):
+            found.setdefault(adapter, set()).update(score for rule in bound.rules for score in rule.reads)
+    return {adapter: sorted(scores) for adapter, scores in found.items()}
+
+
+def _references(rollout: Rollout, watched: _Watched, artifacts: Sequence[Artifact]) -> dict[str, dict[str, Reference]]:
+    """Return the references of what is watched; a score that several policies combine otherwise is the first one's."""
+    found: dict[str, dict[str, Reference]] = {}
+    for (adapter, names), artifact in zip(watched.items(), artifacts, strict=True):
+        columns: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
+        for each in rollout.sets:
+            bound: BoundPolicy = each.adapters[adapter] if adapter else each.model
+            benign = np.asarray(artifact.tensors[BENIGN_SCORES].numpy())
+            columns = score_columns(bound.policy, bound.probes, benign) | columns
+        found[adapter] = references(names, np.stack([columns[name] for name in names], axis=1)) if names else {}
+    return found

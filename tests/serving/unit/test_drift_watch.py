@@ -1,0 +1,150 @@
+"""What the policy reads is watched for drift: told in metrics and in the state folder, until an operator says so."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from guard.drift.exposition import DriftMetrics
+from guard.journal import Decision
+from guard.policy_file import parse_policies
+from guard.rollout import InForce, Rollout
+from guard.verdict import Unscored
+from probes.artifact import BENIGN_SCORES, HARMFUL_SCORES, Artifact
+from probes.fingerprint import Fingerprint
+from probes.manifest import Manifest, Probe
+from serving.admin.drift_desk import DriftDesk
+from serving.api.drift_watch import DriftWatch
+
+POLICY = """
+name: p
+version: "1"
+combine: {both: {harm: 1.0, other: 1.0}}
+rules:
+  - {name: r, action: flag, when: {both: {above: 9}}}
+"""
+
+
+@pytest.fixture
+def artifact():
+    """An artifact of two probes, each with 2,000 benign scores about 0."""
+    digests = dict.fromkeys(("config", "weights", "tokenizer", "chat_template"), "")
+    fingerprint = Fingerprint(architecture="A", num_layers=1, hidden_size=2, dtype="float32", **digests)
+    probes = tuple(Probe(name=name, method="m", layers=(0,)) for name in ("harm", "other"))
+    benign = torch.from_numpy(np.random.default_rng(0).normal(size=(2000, 2)).astype(np.float32))
+    weights = {f"probe.{probe.name}.weight": torch.ones(1, 1, 2) for probe in probes}
+    scores = {BENIGN_SCORES: benign, HARMFUL_SCORES: torch.ones(3, 2)}
+    return Artifact(Manifest(name="a", created="", fingerprint=fingerprint, probes=probes), weights | scores)
+
+
+class Watched:
+    """A process that is watched, and what it tells."""
+
+    def __init__(self, artifact, state):
+        self.artifact, self.state = artifact, state
+        self.registry = CollectorRegistry()
+        self.in_force = InForce(self.rollout(POLICY))
+        self.watch = DriftWatch(self.in_force, [artifact], DriftMetrics(self.registry), state)
+        self._random = np.random.default_rng(1)
+
+    def rollout(self, text):
+        """The policies of a file."""
+        return Rollout.bind(parse_policies(text), self.artifact, {})
+
+    def see(self, number, mean=0.0, **about):
+        """Let the process decide so many prompts, whose scores are about this mean."""
+        bound = self.in_force.current.base.model
+        for scores in self._random.normal(mean, size=(number, 2)):
+            verdict = bound.judge(scores.tolist())
+            self.watch.record(Decision(verdict, bound.policy, **about))
+        self.watch.look()
+
+    def alarm(self, probe, dimension="", stratum=""):
+        """Whether this is told as drift; None where it is not watched."""
+        labels = {"adapter": "", "probe": probe, "dimension": dimension, "stratum": stratum}
+        return self.registry.get_sample_value("foreguard_drift_alarm", labels)
+
+
+@pytest.fixture
+def watched(artifact, tmp_path):
+    """A process that is watched."""
+    return Watched(artifact, tmp_path)
+
+
+def test_what_the_policy_reads_is_watched(watched):
+    """The combination, and not the probes that no rule asks about."""
+    watched.see(100)
+    assert watched.alarm("both") == 0
+    assert watched.alarm("harm") is None
+
+
+def test_a_shift_is_told_and_which_route_moved(watched, caplog):
+    """In the metrics, the log and the state folder; the route whose scores moved has the shift."""
+    watched.see(2000, route="/v1/messages")
+    assert watched.alarm("both") == 0
+    watched.see(3000, mean=0.7, route="/v1/messages")
+    watched.see(1000, route="/v1/completions")
+    assert watched.alarm("both") == 1
+    assert watched.alarm("both", "route", "/v1/messages") == 1
+    assert watched.alarm("both", "route", "/v1/completions") == 0
+    assert "drifted" in caplog.text
+    told = json.loads((watched.state / "drift" / f"{os.getpid()}.json").read_text())
+    [moved] = [each for each in told["moved"] if each["dimension"] == "route"]
+    assert moved["contributions"][0]["name"] == "/v1/messages"
+    assert sum(each["share"] for each in moved["contributions"]) == pytest.approx(1)
+
+
+def test_an_operator_s_word_has_it_begin_anew(watched):
+    """In every process that finds it."""
+    watched.see(2000, mean=1.0)
+    assert watched.alarm("both") == 1
+    desk = DriftDesk(watched.state)
+    assert [each["pid"] for each in desk.processes()] == [os.getpid()]
+    desk.acknowledge()
+    watched.see(0)
+    assert watched.alarm("both") == 0
+    watched.see(10)
+    [process] = desk.processes()
+    assert process["drift"]["decisions"] == 10
+
+
+def test_a_policy_that_reads_other_scores_is_watched_anew(watched):
+    """One that reads the same goes on: a threshold moves no score."""
+    watched.see(2000, mean=1.0)
+    watched.in_force.current = watched.rollout(POLICY.replace("above: 9", "above: 8"))
+    watched.see(10)
+    assert watched.alarm("both") == 1
+    watched.in_force.current = watched.rollout(POLICY.replace("both: {above", "harm: {above"))
+    watched.see(10)
+    assert watched.alarm("harm") == 0
+
+
+def test_prompts_without_scores_are_counted(watched):
+    """Too many of them are an alarm of their own."""
+    bound = watched.in_force.current.base.model
+    watched.see(200)
+    for _ in range(50):
+        watched.watch.record(Decision(bound.judge(Unscored.MISSING), bound.policy))
+    watched.watch.give_up()
+    watched.watch.look()
+    assert watched.registry.get_sample_value("foreguard_drift_rate", {"rate": "unscored"}) == 1
+
+
+async def test_without_a_state_folder_metrics_tell(artifact):
+    """Nothing is written anywhere, and the watch ends."""
+    watched = Watched(artifact, None)
+    watched.watch.begin()
+    watched.see(100)
+    assert watched.alarm("both") == 0
+    await watched.watch.end()
+
+
+async def test_a_process_that_ends_is_heard_no_more(watched):
+    """Its file goes with it."""
+    watched.see(10)
+    watched.watch.begin()
+    await watched.watch.end()
+    assert DriftDesk(watched.state).processes() == []
