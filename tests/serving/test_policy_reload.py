@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.serving.live_policy import SOON_S, Live
+from tests.serving.live_policy import SETTLED_S, SOON_S, Live
 from tests.serving.planted import dividing_limit
 from tests.serving.server import SERVED_NAME
 from tests.serving.world import BENIGN, block_limit, clearly_harmful, policy_text
@@ -56,13 +56,13 @@ def test_a_bad_policy_changes_nothing(live, bad):
     live.wait_for("good")
     texts = {"unbound": live.text("bad").replace("{harm:", "{nothing:"), "half": live.text("bad")[:60]}
     live.file.write_text(texts.get(bad, bad))
-    time.sleep(SOON_S)
+    time.sleep(2 * SETTLED_S)
     assert live.labels() == {"good@1"}
     assert live.ask(live.harmful[0]).headers["x-guardrail-decision"] == "block"
     assert live.server.metric("foreguard_policy_last_reload_successful") == 0
     assert "good@1 stays in force" in live.server.log.read_text()
     live.write(live.text("good"))
-    time.sleep(SOON_S)
+    time.sleep(2 * SETTLED_S)
     assert live.server.metric("foreguard_policy_last_reload_successful") == 1
 
 
