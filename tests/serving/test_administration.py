@@ -136,20 +136,20 @@ def test_an_old_revision_and_a_wrong_token_change_nothing(live):
 def test_drift_is_told_and_acknowledged(live):
     """A hundred flagged prompts in a row are no usual rate: status 1, until an operator says that it was understood."""
 
-    def until(status):
+    def wait_until(status, alarm):
         for _ in range(30):
             ended, printed = live.drift("status")
-            if ended == status and "unscored" in printed:
-                return printed
+            if ended == status and ("DRIFT at prompt" in printed) is alarm and "unscored" in printed:
+                return
             time.sleep(1)
         raise AssertionError(printed)
 
     live.apply(live.text("flagging", action="flag"))
     for number in range(100):
         live.ask(live.harmful[number % 4])
-    assert "DRIFT at prompt" in until(1)
+    wait_until(1, alarm=True)
     assert live.drift("acknowledge")[0] == 0
-    assert "DRIFT" not in until(0)
+    wait_until(0, alarm=False)
 
 
 def test_clients_do_not_reach_it(live):
