@@ -33,9 +33,9 @@ class Administered(Live):
     def command(self, *args, bearer=ADA, group="policy"):
         """Run `foreguard policy` with these arguments; return its status and what it printed."""
         foreguard = str(Path(sys.executable).with_name("foreguard"))
-        environment = os.environ | {"FOREGUARD_ADMIN_URL": self.admin, "FOREGUARD_ADMIN_TOKEN": bearer}
+        about = {"FOREGUARD_ADMIN_URL": self.admin, "FOREGUARD_ADMIN_TOKEN": bearer, "COLUMNS": "200"}
         done = subprocess.run(
-            [foreguard, group, *args], capture_output=True, text=True, check=False, env=environment, timeout=60
+            [foreguard, group, *args], capture_output=True, text=True, check=False, env=os.environ | about, timeout=60
         )
         return done.returncode, done.stdout + done.stderr
 

@@ -102,7 +102,10 @@ def test_a_route_of_unknown_form_is_guarded(closed):
         assert set(reply.json()) == {"error"}
 
 
-PRIVATE = "foreguard_score", "foreguard_threshold", "foreguard_answer_tokens"
+PRIVATE = (
+    *("foreguard_score", "foreguard_threshold", "foreguard_answer_tokens"),
+    *("foreguard_drift", "foreguard_shadow_decisions"),
+)
 
 
 def samples(closed, key, path="/metrics"):

@@ -100,7 +100,7 @@ def test_public_metrics_tell_no_scores_of_either_process(scaled):
         page = httpx.get(f"{scaled.server.url}/metrics", headers={"connection": "close"}, timeout=30).text
         assert "foreguard_requests_total" in page
         assert "vllm:num_requests_running" in page
-        for told in ("foreguard_score", "foreguard_threshold", "foreguard_answer_tokens", "harmful"):
+        for told in ("foreguard_score", "foreguard_threshold", "foreguard_answer_tokens", "foreguard_drift", "harmful"):
             assert told not in page
 
 
