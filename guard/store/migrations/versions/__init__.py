@@ -1,0 +1,1 @@
+"""The steps, numbered. One that was ever released is never changed."""
