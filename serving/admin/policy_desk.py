@@ -137,7 +137,7 @@ class PolicyDesk:
                 change = Change(who=who, what=what, revision=revision, before=held, label=label)
                 with self._written(content) as beside:
                     self._history.record(change, content)
-                    beside.replace(self._config.policy)
+                    self._exchange(beside)
         return self._awaited(revision, rollout)
 
     def _checked(self, content: bytes) -> Rollout:
@@ -195,6 +195,18 @@ class PolicyDesk:
         finally:
             with suppress(OSError):
                 beside.unlink()  # where it is not the policy file by now
+
+    def _exchange(self, beside: Path) -> None:
+        """Put `beside` in the policy file's place. Where that fails, the history says what the file still holds."""
+        try:
+            beside.replace(self._config.policy)
+        except OSError as error:
+            self._note_found()
+            raise ReadOnly(
+                f"cannot be exchanged: {error.strerror}; nothing was changed",
+                field="policy",
+                remedy="mount its folder, and not the file alone",
+            ) from error
 
     def _awaited(self, revision: str, rollout: Rollout) -> Applied:
         began, digest = time.monotonic(), rollout.digest

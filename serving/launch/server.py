@@ -110,7 +110,8 @@ def _check_files(launch: Launch, args: Namespace) -> tuple[GuardConfig, Checked]
     config = GuardConfig(
         artifact=launch.artifact.resolve(),
         artifact_digest=artifact.manifest.digest,
-        policy=launch.policy.resolve(),
+        # Not where its links lead now: a ConfigMap's lead elsewhere after each change.
+        policy=launch.policy.absolute(),
         behind_middleware=True,
     )
     policy = config.bind_policy(artifact).policy

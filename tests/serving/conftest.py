@@ -6,6 +6,7 @@ import pytest
 
 from serving.offline.process import free_port, guarded_command, unguarded_command
 from tests.serving.lab import MODEL, Reference
+from tests.serving.live_policy import ConfigMap
 from tests.serving.planted import planted_artifact
 from tests.serving.server import FLAGS, permitting, served
 from tests.serving.world import world
@@ -36,15 +37,19 @@ def cache_root(tmp_path_factory) -> Path:
 def start(artifact, artifact_folder, cache_root, tmp_path_factory):
     """Return a function that starts a guarded server with a policy's text, or an unguarded one with none.
 
-    It permits the variables `permit`, which a server otherwise refuses.
+    It permits the variables `permit`, which a server otherwise refuses. A `linked` policy is reached by links, as
+    Kubernetes mounts a ConfigMap.
     """
 
-    def start(policy: str | None, *vllm: str, permit: tuple[str, ...] = (), **environment: str):
+    def start(policy: str | None, *vllm: str, permit: tuple[str, ...] = (), linked: bool = False, **environment: str):
         folder, port = tmp_path_factory.mktemp("server"), free_port()
         environment.setdefault("VLLM_CACHE_ROOT", str(cache_root))
         if policy is None:
             return served(unguarded_command(MODEL, port, [*FLAGS, *vllm]), port, folder / "log", environment)
-        (folder / "policy.yaml").write_text(policy)
+        if linked:
+            ConfigMap(folder).write(policy)
+        else:
+            (folder / "policy.yaml").write_text(policy)
         command = guarded_command(MODEL, artifact_folder, folder / "policy.yaml", port, [*FLAGS, *vllm])
         return served(permitting(command, *permit) if permit else command, port, folder / "log", environment)
 

@@ -1,6 +1,9 @@
 """A live server whose policy file changes."""
 
+import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import httpx
 
@@ -12,6 +15,28 @@ SOON_S = 2.0
 SETTLED_S = 0.75
 """After which nothing is left of a change that one API process has taken in, in seconds."""
 UNSCORED_REASONS = ("no_verdict", "missing", "policy_error")
+
+
+class ConfigMap:
+    """A folder as the kubelet mounts it: `policy.yaml` leads through the link `..data` into a folder that is new with
+    each change, and the one before is deleted.
+    """
+
+    def __init__(self, folder):
+        self._folder = folder
+
+    def write(self, text):
+        """Exchange the content."""
+        data, file = self._folder / "..data", self._folder / "policy.yaml"
+        before = data.resolve() if data.is_symlink() else None
+        after = Path(tempfile.mkdtemp(prefix="..", dir=self._folder))
+        (after / "policy.yaml").write_text(text)
+        (self._folder / "..data_tmp").symlink_to(after.name)
+        (self._folder / "..data_tmp").replace(data)
+        if before is None:
+            file.symlink_to(Path("..data") / "policy.yaml")
+        else:
+            shutil.rmtree(before)
 
 
 class Live:

@@ -1,7 +1,10 @@
 """Operators change the policy by its revision, and everybody else is told nothing."""
 
+import errno
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
@@ -211,6 +214,26 @@ def test_a_link_is_not_written_through(admin, guard):
     assert "link" in reply.json()["error"]["problem"]
     assert guard.policy.read_text() == POLICY
     assert len(admin.get("/guard/policy/history").json()["changes"]) == 1
+
+
+def test_a_file_that_cannot_be_exchanged_stays_and_the_history_says_so(admin, guard, monkeypatch):
+    """Such as one that is mounted alone: the last line of the audit log has what the file still holds."""
+
+    replace = Path.replace
+
+    def busy(beside, target):
+        if target == guard.policy:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return replace(beside, target)
+
+    monkeypatch.setattr(Path, "replace", busy)
+    held = revision_of(guard.policy.read_bytes())
+    reply = put(admin, OTHER)
+    assert reply.status_code == 503
+    assert "mount its folder" in reply.json()["error"]["remedy"]
+    assert guard.policy.read_text() == POLICY
+    assert admin.get("/guard/policy/history").json()["changes"][0]["revision"] == held
+    assert [path.name for path in guard.policy.parent.glob(".*yaml*")] == []
 
 
 def test_a_history_that_cannot_be_written_stops_the_change(admin, guard, tmp_path):
