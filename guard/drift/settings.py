@@ -27,7 +27,9 @@ class DriftSettings:
     most_strata: int = 16
     """Names in each dimension that have streams of their own. The others share one."""
     flag_rate: float = 0.02
-    """Share of scored prompts that the policy does not allow while all is well, or more than that."""
+    """Share of scored prompts that the policy does not allow while all is well, or more than that.
+
+    A policy that flags more of calibration's benign prompts has their share (`DriftSink.expect_flags`)."""
     unscored_rate: float = 0.001
     """Share of prompts without a score while all is well, or more than that."""
     rate_shift: float = 2.0

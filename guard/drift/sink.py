@@ -48,6 +48,7 @@ class DriftSink:
         self._references = references
         self._settings = settings or DriftSettings()
         self._dimensions = dimensions
+        self._usual_flags = self._settings.flag_rate
         self._begin()
 
     def record(self, decision: Decision) -> None:
@@ -82,6 +83,16 @@ class DriftSink:
         A new artifact has new references, and so needs a new sink.
         """
         self._begin()
+
+    def expect_flags(self, usual: float) -> None:
+        """Watch the rate of flags against another usual one, from now on: a policy came into force that flags more.
+
+        `usual` is at least that of the settings.
+        """
+        usual = max(usual, self._settings.flag_rate)
+        if usual != self._usual_flags:
+            self._usual_flags = usual
+            self._flags = Cusum(self._design(usual))
 
     def snapshot(self) -> DriftSnapshot:
         """Return everything as it is now. It takes a fraction of a millisecond for each stream."""
@@ -149,8 +160,10 @@ class DriftSink:
             }
             for adapter, references in self._references.items()
         }
-        self._flags = Cusum(self._design(settings.flag_rate))
+        self._flags = Cusum(self._design(self._usual_flags))
         self._unscored = Cusum(self._design(settings.unscored_rate))
 
     def _design(self, usual: float) -> Design:
-        return Design.of(usual, usual * self._settings.rate_shift, self._settings.run_length)
+        # A rate that is high already cannot double: halfway to all of the traffic, then.
+        shifted = min(usual * self._settings.rate_shift, (1.0 + usual) / 2)
+        return Design.of(usual, shifted, self._settings.run_length)

@@ -28,6 +28,8 @@ from serving.state import ACKNOWLEDGED, DRIFT
 logger = logging.getLogger("vllm.foreguard.drift")
 
 _EVERY_S = 5.0
+_MOST_FLAGS = 0.5
+"""Where a policy flags more than half of what is benign, that itself is worth an alarm."""
 
 _Watched = Mapping[str, Sequence[str]]
 """By adapter, the scores that the policies read."""
@@ -95,6 +97,7 @@ class DriftWatch:
         if (watched := _watched(self._in_force.current)) != self._watched:
             self._watched = watched
             self._sink = DriftSink(_references(self._in_force.current, watched, self._artifacts))
+        self._sink.expect_flags(_benign_flags(self._in_force.current, self._artifacts[0]))
 
     def _tell(self, snapshot: DriftSnapshot) -> None:
         if snapshot.drifted and not self._is_drifted:
@@ -126,6 +129,17 @@ def _watched(rollout: Rollout) -> _Watched:
         for adapter, bound in ((MODEL_ITSELF, each.model), *each.adapters.items()):
             found.setdefault(adapter, set()).update(score for rule in bound.rules for score in rule.reads)
     return {adapter: sorted(scores) for adapter, scores in found.items()}
+
+
+def _benign_flags(rollout: Rollout, artifact: Artifact) -> float:
+    """Return the share of the model's benign prompts that the policies do not allow: of all, the largest."""
+    benign = np.asarray(artifact.tensors[BENIGN_SCORES].numpy())
+    shares = [0.0]
+    for bound in (each.model for each in rollout.sets if len(benign)):
+        columns = score_columns(bound.policy, bound.probes, benign)
+        shares.append(float(np.mean(bound.severities(columns) > 0)))
+    # Rounded, so that two policies that hardly differ are watched as one.
+    return min(round(max(shares), 3), _MOST_FLAGS)
 
 
 def _references(rollout: Rollout, watched: _Watched, artifacts: Sequence[Artifact]) -> dict[str, dict[str, Reference]]:

@@ -218,7 +218,6 @@ def test_a_link_is_not_written_through(admin, guard):
 
 def test_a_file_that_cannot_be_exchanged_stays_and_the_history_says_so(admin, guard, monkeypatch):
     """Such as one that is mounted alone: the last line of the audit log has what the file still holds."""
-
     replace = Path.replace
 
     def busy(beside, target):

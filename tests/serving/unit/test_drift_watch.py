@@ -122,6 +122,29 @@ def test_a_policy_that_reads_other_scores_is_watched_anew(watched):
     assert watched.alarm("harm") == 0
 
 
+def test_a_policy_that_flags_some_benign_prompts_is_not_drift(watched):
+    """What is usual is the share of calibration's benign prompts that it flags; twice as many are an alarm."""
+    often = POLICY.replace("above: 9", "above: 1.8")  # one in ten of them: 1.28 standard deviations of a sum of two
+    watched.in_force.current = watched.rollout(often)
+    watched.see(0)
+    watched.see(4000)
+
+    def rate():
+        return watched.registry.get_sample_value("foreguard_drift_rate", {"rate": "flags"})
+
+    assert rate() < 1
+    watched.see(2000, mean=0.5)
+    assert rate() == 1
+
+
+def test_a_policy_that_flags_everything_is_watched_all_the_same(watched):
+    """No rate is too high to be usual."""
+    watched.in_force.current = watched.rollout(POLICY.replace("above: 9", "above: -99"))
+    watched.see(0)
+    watched.see(50)
+    assert watched.alarm("both") == 0
+
+
 def test_prompts_without_scores_are_counted(watched):
     """Too many of them are an alarm of their own."""
     bound = watched.in_force.current.base.model
