@@ -41,8 +41,19 @@ class Moderation(BaseModel):
     @property
     def input_mode(self) -> _Mode:
         """The mode asked for the prompt."""
+        return self._stated_mode or "score"
+
+    @property
+    def wants_no_action(self) -> bool:
+        """Whether it asks for scores alone. One that asks for a variant, and for no mode, wants that variant's
+        actions.
+        """
+        return self.input_mode == "score" and (self._stated_mode is not None or self.variant is None)
+
+    @property
+    def _stated_mode(self) -> _Mode | None:
         side = self.policy.input if self.policy else None
-        return (side.mode if side else None) or self.mode or "score"
+        return (side.mode if side else None) or self.mode
 
 
 class BadModeration(ValueError):
@@ -104,6 +115,6 @@ def asked(moderation: Moderation | None, caller: Caller | None) -> dict[str, Any
         return {}
     if moderation.input_mode == "block":
         return {"tighten": True}
-    if caller is not None and caller.may_shadow:
+    if caller is not None and caller.may_shadow and moderation.wants_no_action:
         return {"shadow": True, "caller": caller.key_sha256}
     return {}

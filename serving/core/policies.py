@@ -110,7 +110,7 @@ class Policies:
             verdict = policy.judge(Unscored.POLICY_ERROR, tighten=tighten)
         if self._config.behind_middleware and PROMPT not in asked:
             verdict = _bypassing(verdict, policy)
-        return replace(self._held_to(case, verdict), beside=_beside(case, scores, tighten=tighten))
+        return replace(_held_to(case, policy.policy, verdict), beside=_beside(case, scores, tighten=tighten))
 
     def on_answer(self, case: Case, reading: npt.NDArray[np.float64] | Unscored) -> Verdict:
         """Return the verdict on an answer by its watches' scores so far `[W]`, or by the reason why it has none."""
@@ -118,18 +118,7 @@ class Policies:
         assert rules is not None  # noqa: S101 - or the answer would not be watched
         shadow = _may_shadow(rules.policy, asked)
         verdict = rules.judge(reading, tighten=bool(asked.get("tighten")), shadow=shadow)
-        return self._held_to(case, verdict)
-
-    def _held_to(self, case: Case, verdict: Verdict) -> Verdict:
-        """Return the verdict, or a block in place of a steer that the request's own constraints may undo.
-
-        The policy may have such a request steered all the same.
-        """
-        steering = _policy_of(case).policy.steering
-        if verdict.decision is not Action.STEER or steering is None or steering.constrained is Action.STEER:
-            return verdict
-        constraint = constraint_of(case.request.sampling_params)
-        return verdict.blocked_for(constraint) if constraint else verdict
+        return _held_to(case, rules.policy, verdict)
 
 
 def asked_of(request: Request) -> dict[str, Any]:
@@ -150,6 +139,18 @@ def _bypassing(verdict: Verdict, policy: BoundPolicy) -> Verdict:
     return replace(severest, scores={}, unscored=Unscored.BYPASSED)
 
 
+def _held_to(case: Case, policy: Policy, verdict: Verdict) -> Verdict:
+    """Return the policy's verdict, or a block in place of a steer that the request's own constraints may undo.
+
+    The policy may have such a request steered all the same.
+    """
+    steering = policy.steering
+    if verdict.decision is not Action.STEER or steering is None or steering.constrained is Action.STEER:
+        return verdict
+    constraint = constraint_of(case.request.sampling_params)
+    return verdict.blocked_for(constraint) if constraint else verdict
+
+
 def _beside(case: Case, scores: list[list[float]] | str, *, tighten: bool) -> Beside | None:
     """Return what the policy that is only recorded would have decided, if there is one, and the prompt has scores."""
     if case.beside is None or isinstance(scores, str):
@@ -157,6 +158,7 @@ def _beside(case: Case, scores: list[list[float]] | str, *, tighten: bool) -> Be
     try:
         has_media = bool(case.request.mm_features)
         verdict = case.beside.judge_turns(scores, case.ending, has_media=has_media, tighten=tighten)
+        verdict = _held_to(case, case.beside.policy, verdict)
     except Exception:
         # It decides nothing: what fails here costs a record.
         logger.exception("the policy beside failed on a request")

@@ -182,6 +182,21 @@ def test_what_goes_to_the_gate():
     assert asked(score, granted) == {"shadow": True, "caller": granted.key_sha256}
 
 
+@pytest.mark.parametrize(
+    ("moderation", "shadowed"),
+    [
+        ({}, True),
+        ({"variant": "medical"}, False),
+        ({"variant": "medical", "mode": "score"}, True),
+        ({"variant": "medical", "policy": {"input": {"mode": "score"}}}, True),
+    ],
+)
+def test_who_asks_for_a_variant_alone_gets_its_actions(moderation, shadowed):
+    """A caller who may shadow, too, is shadowed only where it asks for scores."""
+    granted = caller(may_shadow=True, may_choose=("medical",))
+    assert bool(asked(Moderation.model_validate(moderation), granted)) is shadowed
+
+
 @pytest.mark.parametrize("body", [b'{"use_beam_search": true}', b'{"use_be\\u0061m_search": true, "n": 2}'])
 def test_beam_search_is_refused_however_it_is_spelt(body):
     """Also with escapes in its name."""

@@ -171,8 +171,8 @@ class Case:
 def run(config):
     """A maker of (how a request went) under a policy that steers prompts and answers above 1."""
 
-    def run(score, answer=0.0, *, mode="enforce", constrained="", extra=None, asynchronous=False, **params):
-        guard = config(POLICY.format(mode=mode, constrained=constrained, key=KEY))
+    def run(score, answer=0.0, *, mode="enforce", constrained="", more="", extra=None, asynchronous=False, **params):
+        guard = config(POLICY.format(mode=mode, constrained=constrained, key=KEY) + more)
         stepped = Watched(guard, asynchronous=asynchronous, under_way=2 if asynchronous else 1)
         stepped.scores, stepped.answers = {"r": score}, {"r": answer}
         stepped.add("r", range(40), max_tokens=5, extra_args={EXTRA: {PROMPT: "name", **(extra or {})}}, **params)
@@ -225,6 +225,13 @@ def test_in_shadow_mode_it_is_recorded_only(run, what, shadowed):
     told = found.verdict[what]
     assert (found.steered, found.tokens) == (False, 5)
     assert (told["decision"], told["action"], told["constraint"]) == ("block", "allow", "bad_words")
+
+
+def test_what_is_judged_beside_is_held_to_the_same(run):
+    """A variant that would steer a constrained request is recorded as a block, too, and otherwise as a steer."""
+    more = "variants:\n  other: {rules: [{name: other, action: steer, when: {harm: {above: 2}}}]}\nshadow: other\n"
+    assert run(5.0, more=more).verdict["verdict"]["beside"]["decision"] == "steer"
+    assert run(5.0, more=more, bad_words=["I"]).verdict["verdict"]["beside"]["decision"] == "block"
 
 
 @pytest.mark.parametrize("tightened", [{}, {"tighten": True}])
