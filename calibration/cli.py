@@ -11,6 +11,7 @@ from guard.console import table_console
 
 if TYPE_CHECKING:
     from calibration.evaluation.evaluate import Report
+    from calibration.tuning.settle import Request, Tuning
 
 _Dtype = Annotated[
     str,
@@ -35,6 +36,9 @@ class Stratum(StrEnum):
     LENGTH = "length"
     TURNS = "turns"
     SOURCE = "source"
+    TENANT = "tenant"
+    ROUTE = "route"
+    MODEL = "model"
 
 
 _ModelOption = Annotated[
@@ -332,12 +336,42 @@ def evaluate(
 
 
 def tune(
-    model: _ModelOption,
     artifact: Annotated[Path, typer.Option(help="Artifact folder.")],
     policy: Annotated[Path, typer.Option(help="Policy file whose thresholds to tune; it is read, never written.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="The model that the artifact was calibrated on: folder or Hugging Face id. With --prompts."),
+    ] = None,
     prompts: Annotated[
-        Path, typer.Option(help="Your own benign prompts (JSONL, label harmless); harmful ones in it measure recall.")
-    ],
+        Path | None,
+        typer.Option(help="Your own benign prompts (JSONL, label harmless); harmful ones in it measure recall."),
+    ] = None,
+    from_store: Annotated[
+        bool,
+        typer.Option(
+            "--from-store",
+            help="Instead of --prompts: tune on the decisions that people labelled. No model is loaded.",
+        ),
+    ] = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FOREGUARD_STORE",
+            show_envvar=True,
+            help="With --from-store: address of the decision store. One with a password belongs into the environment.",
+        ),
+    ] = None,
+    last: Annotated[int, typer.Option(min=1, help="With --from-store: how many decisions to take, the newest.")] = (
+        100_000
+    ),
+    even_labels: Annotated[
+        bool,
+        typer.Option(
+            "--even-labels",
+            help="With --from-store: your word that labels without a known chance, such as those of a CSV file, are of "
+            "decisions that were picked evenly.",
+        ),
+    ] = False,
     target_fpr: Annotated[
         float,
         typer.Option(help="Share of benign requests that may be above a threshold; conditions that state one keep it."),
@@ -372,8 +406,8 @@ def tune(
     by: Annotated[
         list[Stratum] | None,
         typer.Option(
-            help="Keep the rate in every stratum and not only on average: by language, length, turns or source. "
-            "Repeatable."
+            help="Keep the rate in every stratum and not only on average: by language, length, turns or source; with "
+            "--from-store by tenant, route, model or length. Repeatable."
         ),
     ] = None,
     prevalence: Annotated[
@@ -398,41 +432,78 @@ def tune(
         foreguard tune --model ./my-model --artifact ./artifact --policy policy.yaml --prompts benign.jsonl > tuned.diff
         patch policy.yaml tuned.diff
 
+    On recorded traffic, with the labels that people gave: foreguard tune --from-store --artifact ./artifact --policy
+    policy.yaml
+
     Two thresholds at once: --block-fpr 0.001 --flag-fpr 0.01. Limits on the policy as a whole, with reference attacks:
     --harmful attacks.jsonl --at-most block=0.001 --at-most flag=0.01 --at-most miss=0.2
     """
-    from calibration.model.chat_model import resolve_model
-    from calibration.prompts.prompt_file import load_prompts, read_labels
     from calibration.tuning.display import tuning_tables
-    from calibration.tuning.run import Request, tune_policy
+    from calibration.tuning.settle import Request
     from probes.artifact import Artifact
 
-    labels = read_labels(label or ())
-    found = tune_policy(
-        resolve_model(model),
-        Artifact.load(artifact),
-        policy,
-        load_prompts(prompts, labels),
-        harmful=load_prompts(harmful, labels) if harmful else None,
-        request=Request(
-            target_fpr=target_fpr,
-            block_fpr=block_fpr,
-            flag_fpr=flag_fpr,
-            at_most=tuple(at_most or ()),
-            confidence=confidence,
-            strata=tuple(kind.value for kind in by or ()),
-            hard_benign=tuple(hard_benign or ()),
-            prevalence=prevalence,
-        ),
-        dtype=dtype,
-        device=device,
-        skip_long=skip_long,
-        engine=engine,
-        engine_args=tuple(shlex.split(engine_args)),
+    request = Request(
+        target_fpr=target_fpr,
+        block_fpr=block_fpr,
+        flag_fpr=flag_fpr,
+        at_most=tuple(at_most or ()),
+        confidence=confidence,
+        strata=tuple(kind.value for kind in by or ()),
+        hard_benign=tuple(hard_benign or ()),
+        prevalence=prevalence,
     )
+    if from_store:
+        if prompts is not None or harmful is not None or hard_benign:
+            raise typer.BadParameter(
+                "--from-store loads no model, and so takes no prompts: tune with --prompts for these"
+            )
+        if store is None:
+            raise typer.BadParameter("--from-store needs --store, or FOREGUARD_STORE in the environment")
+        found = _tuned_from_store(store, artifact, policy, request, last, even_labels=even_labels)
+    else:
+        if model is None or prompts is None:
+            raise typer.BadParameter("give --model and --prompts, or --from-store")
+        from calibration.model.chat_model import resolve_model
+        from calibration.prompts.prompt_file import load_prompts, read_labels
+        from calibration.tuning.run import tune_policy
+
+        labels = read_labels(label or ())
+        found = tune_policy(
+            resolve_model(model),
+            Artifact.load(artifact),
+            policy,
+            load_prompts(prompts, labels),
+            harmful=load_prompts(harmful, labels) if harmful else None,
+            request=request,
+            dtype=dtype,
+            device=device,
+            skip_long=skip_long,
+            engine=engine,
+            engine_args=tuple(shlex.split(engine_args)),
+        )
     # The diff alone goes to standard output, so that it can be redirected into `patch`.
     table_console(stderr=True).print(tuning_tables(found))
     typer.echo(found.diff, nl=False)
+
+
+def _tuned_from_store(
+    store: str, artifact: Path, policy: Path, request: "Request", last: int, *, even_labels: bool
+) -> "Tuning":
+    from guard.store.opening import current_store
+
+    with current_store(store) as engine:
+        from calibration.tuning.from_store import FromStore, tune_from_store
+        from guard.store.cipher import cipher_from
+        from probes.artifact import Artifact
+
+        return tune_from_store(
+            engine,
+            Artifact.load(artifact),
+            policy,
+            request=request,
+            asked=FromStore(last, even_labels),
+            cipher=cipher_from(),
+        )
 
 
 def attack(

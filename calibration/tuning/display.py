@@ -14,8 +14,10 @@ from calibration.report.display import percent, table_of
 from calibration.tuning.joint import Joint
 from calibration.tuning.limits import KINDS
 from calibration.tuning.outcome import GroupOutcome, precision
-from calibration.tuning.run import Tuning
+from calibration.tuning.settle import Tuning
 from calibration.tuning.tune import Tuned
+from guard.tuning.estimates import Estimate
+from guard.tuning.what_if import WhatIf
 from guard.verdict import Action
 from probes.manifest import Rate
 
@@ -33,6 +35,8 @@ def tuning_tables(found: Tuning) -> RenderableType:
     if found.joint is not None:
         parts += _joint(found.joint)
     parts.append(_outcomes(found))
+    if found.traffic is not None:
+        parts += _traffic(found.traffic)
     if prevalence is not None:
         parts.append(Text(_precision(found, prevalence)))
     return Group(*parts, *(Text(f"note: {note}") for note in found.notes))
@@ -110,6 +114,27 @@ def _outcomes(found: Tuning) -> Table:
             table.add_row(name, str(after.count), "now", *_shares(found.before[name]))
         table.add_row("" if name in found.before else name, str(after.count), "tuned", *_shares(after))
     return table
+
+
+def _traffic(traffic: WhatIf) -> Iterator[RenderableType]:
+    table = table_of(f"what it does to your last {traffic.judged:,} decisions", "policy", *(a.value for a in Action))
+    for name, counts in (("now", traffic.counts.before), ("tuned", traffic.counts.after)):
+        table.add_row(name, *(f"{counts[action]:,}" for action in Action))
+    yield table
+    kinds = (
+        ("fpr", "benign that it stops"),
+        ("recall", "harmful that it stops"),
+        ("precision", "harmful of the stopped"),
+    )
+    table = table_of("what labels say of all traffic (95 %)", "share", "now", "tuned", "labels")
+    for name, words in kinds:
+        before, after = (getattr(each, name).known for each in (traffic.before, traffic.after))
+        table.add_row(words, _estimate(before), _estimate(after), f"{after.count:,}" if after else "0")
+    yield table
+
+
+def _estimate(found: Estimate | None) -> str:
+    return f"{found.value:.1%} ({found.low:.1%}–{found.high:.1%})" if found else "–"
 
 
 def _shares(outcome: GroupOutcome) -> list[str]:

@@ -10,12 +10,18 @@ import numpy.typing as npt
 
 from calibration.prompts.prompt_file import Prompt
 from calibration.prompts.template import EncodedPrompts
+from probes.errors import CalibrationError
 
 _LENGTHS = (32, 128, 512, 2048)
 _SCRIPTS = {"cjk": "han", "hiragana": "kana", "katakana": "kana"}
 
 
 def _length(_prompt: Prompt, num_tokens: int) -> str:
+    return length_of(num_tokens)
+
+
+def length_of(num_tokens: int) -> str:
+    """Return the stratum of prompts of that many tokens."""
     above = next((bound for bound in _LENGTHS if num_tokens <= bound), None)
     return f"over {_LENGTHS[-1]} tokens" if above is None else f"up to {above} tokens"
 
@@ -60,7 +66,17 @@ KINDS: dict[str, Callable[[Prompt, int], str]] = {
 
 
 def strata_of(prompts: EncodedPrompts, kinds: Sequence[str]) -> npt.NDArray[np.str_]:
-    """Return the stratum of each prompt `[N]`: its value in each of `kinds`, joined. All alike where there are none."""
+    """Return the stratum of each prompt `[N]`: its value in each of `kinds`, joined. All alike where there are none.
+
+    Raises `CalibrationError` for a kind that prompts do not have.
+    """
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown:
+        raise CalibrationError(
+            f"a prompt has no {unknown[0]}",
+            field="--by",
+            remedy=f"use {', '.join(KINDS)}; by {unknown[0]} tune with --from-store",
+        )
     return np.array(
         [
             ", ".join(KINDS[kind](prompt, length) for kind in kinds) or "all"

@@ -6,7 +6,9 @@ from tiny import write_prompts
 from calibration.cli import Stratum
 from calibration.prompts.prompt_file import load_prompts
 from calibration.prompts.template import encode_prompts
+from calibration.tuning.labelled import KINDS as RECORDED_KINDS
 from calibration.tuning.strata import KINDS, script_of, strata_of
+from probes.errors import CalibrationError
 
 TURN = {"role": "user", "content": "bread"}
 
@@ -38,8 +40,15 @@ def test_strata(prompts, kinds, expected):
 
 
 def test_the_command_offers_what_there_is():
-    """One list of kinds, in two places that cannot disagree."""
-    assert {kind.value for kind in Stratum} == set(KINDS)
+    """One list of kinds of prompts and of recorded decisions, in places that cannot disagree."""
+    assert {kind.value for kind in Stratum} == {*KINDS, *RECORDED_KINDS}
+
+
+def test_a_kind_that_prompts_do_not_have_is_named(prompts):
+    """The remedy says where there is one."""
+    with pytest.raises(CalibrationError, match="no tenant") as caught:
+        strata_of(prompts, ["tenant"])
+    assert "--from-store" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,36 @@
+"""A store as a command uses it: opened, found to have today's tables, and closed; what goes wrong is a `StoreError`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from guard.store.errors import StoreError
+from guard.store.packages import require_packages
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+
+@contextmanager
+def current_store(url: str) -> "Iterator[Engine]":
+    """Yield the engine of a store whose tables are there.
+
+    Raises `StoreError` for an address that names no store, for other tables, for missing packages, and for what goes
+    wrong with the database meanwhile.
+    """
+    require_packages()
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from guard.store.engine import open_store, reason
+    from guard.store.migration import require_current
+
+    engine = open_store(url)
+    try:
+        require_current(engine)
+        yield engine
+    except SQLAlchemyError as error:
+        raise StoreError(
+            f"cannot be reached: {reason(error, engine.url)}", field="--store", remedy="see that the database runs"
+        ) from None
+    finally:
+        engine.dispose()
