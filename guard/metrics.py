@@ -35,6 +35,10 @@ PUBLIC: dict[str, bool] = {
     "foreguard_policy_reloads": True,
     "foreguard_policy_last_reload_successful": True,
     "foreguard_policy_last_reload_success_timestamp_seconds": True,
+    "foreguard_store_dropped": True,
+    "foreguard_store_written": True,
+    "foreguard_store_queued": True,
+    "foreguard_store_problem": True,
     # Before and after a request of one's own, each of these tells what a probe made of it, or how far it is from a
     # block.
     "foreguard_score": False,
@@ -44,6 +48,8 @@ PUBLIC: dict[str, bool] = {
     "foreguard_drift_evidence": False,
     "foreguard_drift_psi": False,
     "foreguard_drift_rate": False,
+    "foreguard_drift_out_of_distribution": False,
+    "foreguard_drift_out_of_distribution_alarm": False,
 }
 """Whether whoever may ask for metrics may read this one: what answers tell anyway, and what no request moves."""
 MODEL_ITSELF = ""

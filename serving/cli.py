@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from serving.demo.subjects import Model
+from serving.store_settings import STORE, StoreSettings
 
 
 def serve(
@@ -45,6 +46,34 @@ def serve(
             envvar="FOREGUARD_STATE",
         ),
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="Database for every decision: sqlite:///path/decisions.db or postgresql://user:password@host/database. "
+            "Set an address with a password in the environment: arguments are for all to see. Needs "
+            "foreguard[store]. Off by default.",
+            envvar=STORE,
+            show_envvar=True,
+        ),
+    ] = None,
+    store_days: Annotated[
+        float, typer.Option(help="Days for which decisions are kept.", envvar="FOREGUARD_STORE_DAYS", max=36500)
+    ] = 90,
+    store_max_decisions: Annotated[
+        int,
+        typer.Option(help="How many decisions are kept: the oldest go.", envvar="FOREGUARD_STORE_MAX_DECISIONS", min=1),
+    ] = 10_000_000,
+    store_texts: Annotated[
+        bool,
+        typer.Option(
+            "--store-texts",
+            help="Store prompts, too, encrypted with the key in FOREGUARD_STORE_KEY (`foreguard store key` makes one).",
+            envvar="FOREGUARD_STORE_TEXTS",
+        ),
+    ] = False,
+    store_text_days: Annotated[
+        float, typer.Option(help="Days for which prompts are kept.", envvar="FOREGUARD_STORE_TEXT_DAYS", max=36500)
+    ] = 7,
 ) -> None:
     """Serve MODEL through vLLM with the guard in it.
 
@@ -56,6 +85,13 @@ def serve(
     from serving.launch.server import Launch, serve
 
     adapters = _adapters(adapter or [])
+    wanted = store and StoreSettings(
+        url=store,
+        texts=store_texts,
+        days=store_days,
+        text_days=store_text_days,
+        most=store_max_decisions,
+    )
     serve(
         Launch(
             *(model, artifact, policy, host, port),
@@ -64,6 +100,7 @@ def serve(
             state=state,
             admin_host=admin_host,
             admin_port=admin_port,
+            store=wanted or None,
         )
     )
 
@@ -108,12 +145,24 @@ def demo(
     ] = None,
     work: Annotated[Path, typer.Option(help="Where the artifact and the server's log go.")] = Path(".demo"),
     compiled: Annotated[bool, typer.Option("--compiled", help="Let vLLM compile the model: starts slower.")] = False,
+    console: Annotated[
+        bool,
+        typer.Option(
+            "--console",
+            help="Instead of questions, replay an hour of made-up traffic in shadow mode, and leave the operators' "
+            "console open on it until you press Ctrl-C.",
+        ),
+    ] = False,
 ) -> None:
     """Calibrate a model, serve it guarded, and ask it benign, hard-benign, harmful and jailbroken things.
 
     Takes some minutes on two cores. Exits with status 1 if a verdict is not what it should be.
     """
+    from serving.demo.operated import operate
     from serving.demo.run import run
 
+    if console:
+        operate(model, lab, work)
+        return
     if not run(model, lab, policy, work, compiled=compiled):
         raise typer.Exit(1)

@@ -10,6 +10,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from guard.store.errors import StoreError
+from guard.store.packages import INSTALL
 
 BUSY_S = 5.0
 """How long a statement waits for SQLite's one writer before it is refused."""
@@ -28,14 +29,27 @@ def open_store(url: str) -> Engine:
     """Return an engine for the store at `url`. It connects when it is first used.
 
     A SQLite file and its folder are made where they are missing, and nobody else on the machine may read the file.
-    Raises `StoreError` for an address that names no such store.
+    Raises `StoreError` as `engine_for` does, and where the file cannot be made.
+    """
+    engine = engine_for(url)
+    if engine.dialect.name == "sqlite":
+        make_file(engine.url)
+    return engine
+
+
+def engine_for(url: str) -> Engine:
+    """Return an engine for the store at `url`, and touch neither disk nor network.
+
+    Raises `StoreError` for an address that names no store, and where the database's driver is not installed.
     """
     address = parse(url)
     if address.get_backend_name() == "sqlite":
-        make_file(address)
         return _sqlite(address)
     settings = {name: value for name, value in _PATIENCE.items() if name not in address.query}
-    return create_engine(address, hide_parameters=True, pool_pre_ping=True, pool_size=4, connect_args=settings)
+    try:
+        return create_engine(address, hide_parameters=True, pool_pre_ping=True, pool_size=4, connect_args=settings)
+    except ImportError:  # psycopg is missing, or its libpq
+        raise StoreError("PostgreSQL is reached by the package psycopg", field="store", remedy=INSTALL) from None
 
 
 def parse(url: str) -> URL:

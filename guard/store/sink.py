@@ -12,13 +12,10 @@ from functools import partial
 from sqlalchemy import Engine
 
 from guard.journal import Decision
-from guard.store.batch import KeptText
+from guard.store.asked_text import LONGEST_TEXT, AskedText, Text
 from guard.store.cipher import Cipher
 from guard.store.stored import stored
 from guard.store.writer import DropReason, Writer
-
-LONGEST_TEXT = 65_536
-"""Characters of a prompt that are kept, from its end: the last turn is what is judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +63,15 @@ class StoreSink:
         if self._has_room(self._queue, self._capacity):
             self._queue.append(decision)
 
-    def record_text(self, event_id: str, text: str) -> None:
-        """Queue a decision's prompt, to be kept encrypted. Without a cipher the operator wants none kept."""
+    def record_text(self, event_id: str, text: Text) -> None:
+        """Queue a decision's prompt, to be kept encrypted. Without a cipher the operator wants none kept.
+
+        A `text` that is a function is called by the thread that writes. Of what a text holds, the last `LONGEST_TEXT`
+        characters are kept.
+        """
         if self._cipher is not None and self._has_room(self._kept, self._text_capacity):
-            self._kept.append(KeptText(event_id, text[-LONGEST_TEXT:], datetime.now(UTC)))
+            end = text[-LONGEST_TEXT:] if isinstance(text, str) else text
+            self._kept.append(AskedText(event_id, end, datetime.now(UTC)))
 
     def give_up(self) -> None:
         """Do nothing: there is no decision to keep."""
@@ -97,7 +99,7 @@ class StoreSink:
         self._pid = os.getpid()
         self._closed = False
         self._queue: deque[Decision] = deque()
-        self._kept: deque[KeptText] = deque()
+        self._kept: deque[AskedText] = deque()
         self._dropped: Counter[DropReason] = Counter()
         self._lock = threading.Lock()
         self._writer = Writer(
@@ -105,7 +107,7 @@ class StoreSink:
         )
         self._writer.start()
 
-    def _has_room(self, queue: deque[Decision] | deque[KeptText], capacity: int) -> bool:
+    def _has_room(self, queue: deque[Decision] | deque[AskedText], capacity: int) -> bool:
         """Return whether something may be queued. If not, it is dropped, and counted."""
         if self._pid != os.getpid():
             # The parent's connections are not this process's to close.

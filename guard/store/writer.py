@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from sqlalchemy import Engine
 
 from guard.journal import Decision
+from guard.store.asked_text import AskedText
 from guard.store.batch import Batches, KeptText
 from guard.store.cipher import Cipher
 from guard.store.engine import file_of, make_file, reason
@@ -37,7 +38,7 @@ class Writer(threading.Thread):
         self,
         engine: Engine,
         queue: deque[Decision],
-        kept: deque[KeptText],
+        kept: deque[AskedText],
         *,
         convert: Callable[[Decision], StoredDecision],
         drop: Callable[[DropReason, int], None],
@@ -75,8 +76,12 @@ class Writer(threading.Thread):
             self._drop("database", left)
 
     def _empty(self) -> None:
-        """Write batch after batch until nothing is queued, or the database fails."""
-        while self._take():
+        """Write batch after batch until nothing is queued, or the database fails.
+
+        A store that was never reached, or that has failed, is reached for though nothing is queued: what is wrong with
+        it is told before a decision waits.
+        """
+        while self._take() or self._batches is None:
             try:
                 refused = self._reach().write(self._decisions, self._texts)
             except Exception as error:  # noqa: BLE001 - whatever it is, the thread must live to try again
@@ -97,7 +102,11 @@ class Writer(threading.Thread):
                 self._decisions.append(self._convert(each))
             except (AttributeError, TypeError, ValueError):
                 self._drop("invalid", 1)
-        self._texts = list(_taken(self._kept, self._size))
+        for text in _taken(self._kept, self._size):
+            try:
+                self._texts.append(text.read())
+            except Exception:  # noqa: BLE001 - a tokenizer may raise whatever it likes
+                self._drop("invalid", 1)
         return bool(self._decisions or self._texts)
 
     def _reach(self) -> Batches:

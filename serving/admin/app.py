@@ -16,24 +16,28 @@ from probes.errors import ForeguardError, PolicyError
 from serving.admin.drift_desk import DriftDesk
 from serving.admin.operators import Operators
 from serving.admin.policy_desk import Applied, Outdated, PolicyDesk, ReadOnly, Unconfirmed
+from serving.admin.store_desk import NoStore, StoreDesk, StoreGone, TooLong
 
 logger = logging.getLogger("vllm.foreguard.admin")
 
 _LONGEST = 1 << 20
-"""Bytes of the longest policy file."""
+"""Bytes of the longest body."""
 _YAML = "application/yaml"
 _STATUS: dict[type[ForeguardError], HTTPStatus] = {
     Outdated: HTTPStatus.PRECONDITION_FAILED,
     Unconfirmed: HTTPStatus.CONFLICT,
     ReadOnly: HTTPStatus.SERVICE_UNAVAILABLE,
+    NoStore: HTTPStatus.NOT_FOUND,
+    TooLong: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    StoreGone: HTTPStatus.SERVICE_UNAVAILABLE,
 }
-"""Of what an operator does; anything else that is wrong with a policy is 422."""
+"""Of what an operator does; anything else that is wrong with a policy, or with labels, is 422."""
 
 Answer = Callable[[Request, str], Awaitable[Response]]
 """Takes a request, and the name of the operator who asks."""
 
 
-def application(policy: PolicyDesk, drift: DriftDesk, operators: Operators) -> Starlette:
+def application(policy: PolicyDesk, drift: DriftDesk, operators: Operators, store: StoreDesk) -> Starlette:
     """Return the application. Whoever has no operator's token learns nothing but that."""
 
     def route(path: str, answer: Answer, method: str = "GET") -> Route:
@@ -48,7 +52,7 @@ def application(policy: PolicyDesk, drift: DriftDesk, operators: Operators) -> S
 
         return Route(path, guarded, methods=[method])
 
-    pages, of_drift = _Pages(policy), _DriftPages(drift)
+    pages, of_drift, of_store = _Pages(policy), _DriftPages(drift), _StorePages(store)
     return Starlette(
         routes=[
             route("/guard/policy", pages.policy),
@@ -60,6 +64,8 @@ def application(policy: PolicyDesk, drift: DriftDesk, operators: Operators) -> S
             route("/guard/processes", pages.processes),
             route("/guard/drift", of_drift.processes),
             route("/guard/drift/acknowledge", of_drift.acknowledge, "POST"),
+            route("/guard/store", of_store.status),
+            route("/guard/labels", of_store.label, "POST"),
         ]
     )
 
@@ -125,6 +131,23 @@ class _DriftPages:
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
+class _StorePages:
+    """What the routes about the decision store answer."""
+
+    def __init__(self, desk: StoreDesk) -> None:
+        self._desk = desk
+
+    async def status(self, _request: Request, _who: str) -> Response:
+        """What the store holds."""
+        return JSONResponse(await run_in_threadpool(self._desk.status))
+
+    async def label(self, request: Request, who: str) -> Response:
+        """Give the body's labels, all of them or none."""
+        content = await _read(request, TooLong("has more than 1 MiB", field="labels", remedy="send them in parts"))
+        given = await run_in_threadpool(self._desk.label, content, who)
+        return JSONResponse({"given": given.number, "unknown": sorted(given.unknown)})
+
+
 def _told(applied: Applied) -> Response:
     """Return what came of a change: 202 where a process does not go by it yet, and says why if it knows."""
     told = asdict(applied) | {"waiting": [each.model_dump() for each in applied.waiting]}
@@ -144,11 +167,16 @@ def _expected(request: Request) -> str:
 
 
 async def _body(request: Request) -> bytes:
+    return await _read(request, PolicyError("has more than 1 MiB", field="policy", remedy="send a policy file"))
+
+
+async def _read(request: Request, too_long: ForeguardError) -> bytes:
+    """Return the body. Raises `too_long` for one that has more than `_LONGEST` bytes."""
     content = bytearray()
     async for piece in request.stream():
         content += piece
         if len(content) > _LONGEST:
-            raise PolicyError("has more than 1 MiB", field="policy", remedy="send a policy file")
+            raise too_long
     return bytes(content)
 
 

@@ -7,21 +7,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import REGISTRY
 
 from guard.decision_log import DecisionLog
 from guard.drift.exposition import DriftMetrics
-from guard.journal import Journal
+from guard.journal import Journal, Sink
 from guard.metrics import GuardMetrics
 from guard.rollout import InForce, PolicyFile, Rollout
+from guard.store.packages import require_packages
 from guard.watched_file import WatchedFile
 from probes.artifact import Artifact
 from probes.errors import ServingError
 from serving.api.beams import refuse_beams
 from serving.api.drift_watch import DriftWatch
 from serving.api.guarded_requests import ASGIApp, GuardedRequests
+from serving.api.kept_prompts import KeptPrompts
 from serving.api.keys import Keys
 from serving.api.policy_reload import PolicyReload
 from serving.api.readiness import Readiness
@@ -33,6 +35,10 @@ from serving.checked import require_files
 from serving.config import GuardConfig
 from serving.policy_fit import require_guarded_adapters, require_readable_answers, require_templates
 from serving.settings import body_timeout, max_body, ready_age, state_folder
+from serving.store_settings import settings_path, store_settings
+
+if TYPE_CHECKING:
+    from serving.api.decision_store import DecisionStore
 
 logger = logging.getLogger("vllm.foreguard.middleware")
 
@@ -81,19 +87,38 @@ async def assemble(app: ASGIApp, state: Any) -> Parts:
     # A client's prompt says nothing of the engines that it did not go to.
     on_scored = readiness.note_scored if len(engines(client)) == 1 else lambda: None
     drift = DriftWatch(in_force, artifacts, DriftMetrics(REGISTRY), state_folder())
-    journal = Journal(metrics, DecisionLog(model), drift, on_drop=metrics.observe_unrecorded)
-    VerdictReader(in_force, journal, on_scored).attach(client)
+    store = _store(model)
+    sinks: list[Sink] = [metrics, DecisionLog(model), drift, *([store.sink] if store else [])]
+    journal = Journal(*sinks, on_drop=metrics.observe_unrecorded)
+    VerdictReader(in_force, journal, on_scored, _keeper(store, client)).attach(client)
     bind = partial(_bound, config, artifacts, state)
     reload = PolicyReload(WatchedFile(config.policy), in_force, metrics, bind, ask, state_folder())
     forces_usage = bool(getattr(state.args, "enable_force_include_usage", False))
     spellings = typed_spellings(artifacts)
     requests = GuardedRequests(app, in_force, model, limits, spellings=spellings, forces_usage=forces_usage)
-    parts = Parts(keys, requests, readiness, (reload, drift, readiness))
+    parts = Parts(keys, requests, readiness, (reload, drift, readiness, *([store] if store else [])))
     for each in parts.beside:
         each.begin()
     policy = rollout.base.policy
     logger.info("guard ready: policy %s, mode %s, canary scores %s", policy.label, policy.mode, verdict.scores)
     return parts
+
+
+def _store(model: str) -> "DecisionStore | None":
+    """Return the decision store, if decisions are stored. Its packages are asked for only then."""
+    settings, path = store_settings(), settings_path()
+    if settings is None or path is None:
+        return None
+    require_packages()
+    from serving.api.decision_store import DecisionStore
+
+    return DecisionStore(settings, model, REGISTRY, path)
+
+
+def _keeper(store: "DecisionStore | None", client: Any) -> KeptPrompts | None:
+    """Return what keeps prompts, if any are kept."""
+    keep = store.keep if store else None
+    return None if keep is None else KeptPrompts(keep, client.get_tokenizer())
 
 
 def _expected(artifacts: Sequence[Artifact], rollout: Rollout, state: Any) -> list[Expected]:

@@ -35,6 +35,8 @@ class Prompt:
     """The policy's name for the caller, if it has one."""
     tenant: str | None = None
     """The policy file's name for the caller's tenant, if it has one."""
+    text: str | Callable[[], str] | None = field(default=None, repr=False)
+    """What it says, or what makes that text: set where the operator wants prompts kept, and only there."""
     asked_at: float = field(default_factory=time.monotonic)
     """When vLLM was asked, by this process's clock, in seconds."""
     name: str = field(default_factory=lambda: secrets.token_hex(16))

@@ -25,6 +25,7 @@ from guard.verdict import Action, Unscored, Verdict
 from probes.errors import ServingError
 from serving.api.exchange import Prompt, current
 from serving.api.hidden_logprobs import hide_prompt
+from serving.api.kept_prompts import KeptPrompts
 from serving.wire import (
     ANSWER,
     CANARY,
@@ -51,14 +52,17 @@ class VerdictReader:
         in_force: InForce,
         journal: Journal,
         on_scored: Callable[[], None] = lambda: None,
+        kept: KeptPrompts | None = None,
     ) -> None:
         """`in_force` are the policies of what no exchange was opened for.
 
-        `journal` has every decision once; `on_scored` is told of each prompt that has a score.
+        `journal` has every decision once; `on_scored` is told of each prompt that has a score; `kept` has the text of
+        each prompt that is decided, where the operator wants prompts kept.
         """
         self._in_force = in_force
         self._journal = journal
         self._on_scored = on_scored
+        self._kept = kept
         self._prompts: dict[str, Prompt] = {}
 
     def attach(self, engine_client: Any) -> None:
@@ -116,6 +120,8 @@ class VerdictReader:
     def _settle(self, prompt: Prompt, verdict: Verdict) -> None:
         """Write the prompt down, once: by the verdict that its client is told."""
         self._journal.record(_decision(verdict, prompt))
+        if self._kept is not None:
+            self._kept.keep(verdict.event_id, prompt.text)
 
     def _record_answer(self, prompt: Prompt, carried: dict[str, Any]) -> None:
         num_tokens = carried.pop("tokens")
@@ -138,6 +144,8 @@ class VerdictReader:
                 entry.asked, entry.route = exchange.asked, exchange.route
                 entry.caller, entry.tenant = exchange.caller, exchange.tenant
                 exchange.prompts.append(entry)
+            if self._kept is not None:
+                entry.text = self._kept.text_of(prompt, options.get("prompt_text"))
             params = _with_asked(sampling_params, entry)
             return self._heard(generate(prompt, params, request_id, **options), entry, params)
 

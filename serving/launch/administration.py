@@ -10,6 +10,7 @@ from serving.admin.operators import Operators
 from serving.config import GuardConfig
 from serving.settings import ADMIN_TOKENS, STATE
 from serving.state import DRIFT, PROCESSES
+from serving.store_settings import StoreSettings
 
 
 def take_tokens() -> str:
@@ -37,14 +38,17 @@ def keep_state(folder: Path) -> None:
     os.environ[STATE] = str(folder.resolve())
 
 
-def administrate(config: GuardConfig, tokens: str, host: str, port: int, state: Path) -> subprocess.Popen[str]:
+def administrate(
+    config: GuardConfig, tokens: str, host: str, port: int, state: Path, store: StoreSettings | None
+) -> subprocess.Popen[str]:
     """Start the administration; it ends when this process does, or when its standard input is closed."""
     process = subprocess.Popen(  # noqa: S603 - of this very program
-        [sys.executable, "-m", "serving.admin", host, str(port), str(state.resolve())],
+        [sys.executable, "-m", "serving.console", host, str(port), str(state.resolve())],
         stdin=subprocess.PIPE,
         text=True,
         env=os.environ | {ADMIN_TOKENS: tokens},
     )
     assert process.stdin is not None  # noqa: S101 - it is a pipe
-    print(config.model_dump_json(), file=process.stdin, flush=True)
+    print(config.model_dump_json(), file=process.stdin)
+    print(store.model_dump_json() if store else "", file=process.stdin, flush=True)
     return process

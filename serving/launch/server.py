@@ -26,9 +26,11 @@ from serving.launch.cpu_memory import choose_kv_cache
 from serving.launch.environment import prepare_environment
 from serving.launch.guardable import require_guardable
 from serving.launch.model_folder import model_folder
+from serving.launch.storage import stored, take_store
 from serving.launch.supported import require_supported_vllm
 from serving.policy_fit import require_guarded_adapters, require_templates
 from serving.settings import require_settings
+from serving.store_settings import StoreSettings
 
 WORKER = "serving.worker.worker.GuardedWorker"
 SCHEDULER = "serving.core.gate.guarded_scheduler"
@@ -55,6 +57,8 @@ class Launch:
     admin_host: str = "127.0.0.1"
     admin_port: int | None = None
     """Where the administration listens, if anywhere."""
+    store: StoreSettings | None = None
+    """Where decisions are stored, if anywhere. Its keys are the environment's."""
 
 
 def serve(launch: Launch) -> None:
@@ -66,6 +70,7 @@ def serve(launch: Launch) -> None:
     require_guardable(args, _parse(_base_arguments(launch)))
     Keys.of(args)
     tokens = take_tokens() if launch.admin_port is not None else ""
+    store = take_store(launch.store)
     config, checked = _check_files(launch, args)
     if args.uds is None:
         _require_free_port(args.host, args.port)
@@ -77,7 +82,7 @@ def serve(launch: Launch) -> None:
     args.middleware = [*args.middleware, MIDDLEWARE]
     args.additional_config = {**(args.additional_config or {}), **config.to_vllm()}
     checked.publish()
-    with _administrated(launch, config, tokens):
+    with stored(store), _administrated(launch, config, tokens, store):
         _run(args)
 
 
@@ -151,7 +156,7 @@ def _chat_template(args: Namespace) -> str | None:
 
 
 @contextmanager
-def _administrated(launch: Launch, config: GuardConfig, tokens: str) -> Iterator[None]:
+def _administrated(launch: Launch, config: GuardConfig, tokens: str, store: StoreSettings | None) -> Iterator[None]:
     """Keep the server's state, and have it administrated, where that is asked for."""
     state = launch.state or (DEFAULT_STATE if launch.admin_port is not None else None)
     if state is not None:
@@ -159,7 +164,7 @@ def _administrated(launch: Launch, config: GuardConfig, tokens: str) -> Iterator
     if launch.admin_port is None or state is None:
         yield
         return
-    process = administrate(config, tokens, launch.admin_host, launch.admin_port, state)
+    process = administrate(config, tokens, launch.admin_host, launch.admin_port, state, store)
     try:
         yield
     finally:

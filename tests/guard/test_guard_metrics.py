@@ -13,12 +13,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from guard.decide import bind
 from guard.drift.exposition import DriftMetrics
+from guard.drift.novelty import novelty_reference
 from guard.drift.reference import references
-from guard.drift.sink import DriftSink
+from guard.drift.sink import Compared, DriftSink
 from guard.metrics import PUBLIC, GuardMetrics, is_public
 from guard.policy import Policy
 from guard.policy_set import PolicySet
 from guard.rollout import Rollout
+from guard.store.exposition import StoreMetrics
 from guard.verdict import Action, Mode, Unscored
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -168,8 +170,8 @@ def test_reloads_are_counted_by_what_became_of_them(registry, bound):
 
 def snapshot():
     """What a watch for drift has to tell after one decision."""
-    sink = DriftSink({"": references(["harm"], np.arange(1000.0)[:, None])})
-    return sink.snapshot()
+    harm, novelty = references(["harm"], np.arange(1000.0)[:, None]), novelty_reference(np.arange(1000.0), 0.95, 0.99)
+    return DriftSink(Compared({"": harm}, novelty={"": {"novelty": novelty}})).snapshot()
 
 
 def registered(registry):
@@ -186,6 +188,7 @@ def test_every_metric_is_public_or_not(bound, registry):
     """A metric that is new is in the table before it is anywhere: until then it is not public."""
     GuardMetrics(registry, Rollout(PolicySet(bound)))
     DriftMetrics(registry)
+    StoreMetrics(registry)
     assert {metric.name for metric in registry.collect()} == set(PUBLIC)
     assert [is_public(name) for name in ("foreguard_new", "foreguard_score_sum", "vllm:tokens", "python_info")] == [
         False,
@@ -205,6 +208,7 @@ def test_documentation_names_every_metric_and_label(bound, registry):
     """The table in docs/metrics.md has one row per metric that is registered, with its labels, and no other."""
     GuardMetrics(registry, Rollout(PolicySet(bound)))
     DriftMetrics(registry).publish(snapshot())
+    StoreMetrics(registry)
     rows = re.findall(r"^\| `(foreguard_\w+)` \| \w+ \| ([^|]*) \|", DOCUMENT.read_text(), re.MULTILINE)
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
     assert documented == registered(registry)
@@ -243,6 +247,7 @@ from guard.decide import bind
 from guard.metrics import PUBLIC, GuardMetrics, is_public
 from guard.policy import Policy
 from guard.policy_set import PolicySet
+from guard.store.exposition import StoreMetrics
 from guard.rollout import Rollout
 rules = [{"name": "r", "action": "block", "when": {"harm": {"above": 2}}}]
 policy = Policy.model_validate({"name": "test", "version": "1", "rules": rules})

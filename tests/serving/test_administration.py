@@ -52,7 +52,7 @@ class Administered(Live):
     def process(self):
         """The administration's process."""
         children = psutil.Process(self.server.process.pid).children(recursive=True)
-        [found] = [child for child in children if "serving.admin" in " ".join(child.cmdline())]
+        [found] = [child for child in children if "serving.console" in " ".join(child.cmdline())]
         return found
 
 

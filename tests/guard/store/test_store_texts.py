@@ -65,7 +65,11 @@ def test_texts_are_deleted_without_a_key(engine):
     assert count_texts(engine) == 1
 
 
-@pytest.mark.parametrize("keys", ["short", "not base64!", f"{OLD},", f"{OLD}, {OLD[:-4]}", OLD + "AAAA"])
+@pytest.mark.parametrize(
+    "keys",
+    ["short", "not base64!", f"{OLD},", f"{OLD}, {OLD[:-4]}", OLD + "AAAA"],
+    ids=["short", "no base64", "an empty one", "cut", "too long"],
+)
 def test_a_key_that_is_none_is_refused_and_not_shown(keys):
     """The error names the variable and the key's place."""
     with pytest.raises(StoreError, match=r"key [12]") as refused:

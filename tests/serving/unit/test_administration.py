@@ -19,6 +19,7 @@ from serving.admin.app import application
 from serving.admin.drift_desk import DriftDesk
 from serving.admin.operators import Operators
 from serving.admin.policy_desk import PolicyDesk
+from serving.admin.store_desk import StoreDesk
 from tests.serving.unit.conftest import POLICY
 
 TOKENS = "ada=ada's-secret-token,grace=grace's-secret-token"
@@ -69,7 +70,8 @@ def running(guard, tmp_path):
 def admin(guard, running, tmp_path, monkeypatch):
     """Ada's client."""
     monkeypatch.setattr(policy_desk, "_ANSWER_S", 0.5)
-    app = application(PolicyDesk(guard, tmp_path / "state"), DriftDesk(tmp_path / "state"), Operators.parse(TOKENS))
+    state = tmp_path / "state"
+    app = application(PolicyDesk(guard, state), DriftDesk(state), Operators.parse(TOKENS), StoreDesk(None))
     return TestClient(app, headers={"authorization": "Bearer ada's-secret-token"})
 
 

@@ -171,3 +171,74 @@ async def test_a_process_that_ends_is_heard_no_more(watched):
     watched.watch.begin()
     await watched.watch.end()
     assert DriftDesk(watched.state).processes() == []
+
+
+def number_seen(state):
+    """How many prompts the process tells to have decided."""
+    [told] = DriftDesk(state).processes()
+    return told["drift"]["decisions"]
+
+
+async def test_the_next_process_goes_on(artifact, tmp_path, caplog):
+    """From what the last one kept, whatever its pid was; an alarm that stood stands again."""
+    first = Watched(artifact, tmp_path)
+    first.see(3000)
+    first.see(600, mean=1.5)
+    assert first.alarm("both") == 1.0
+    await first.watch.end()
+    second = Watched(artifact, tmp_path)
+    second.watch.look()
+    assert (number_seen(tmp_path), second.alarm("both")) == (3600, 1.0)
+
+
+async def test_one_that_was_killed_leaves_its_place(artifact, tmp_path):
+    """What it last kept is taken up, once the kernel lets go of its lock; two processes at once have a place each."""
+    first, beside = Watched(artifact, tmp_path), Watched(artifact, tmp_path)
+    first.see(1000)
+    first.watch.keep()
+    beside.see(10)
+    assert first.watch._place.path != beside.watch._place.path
+    first.see(500)
+    first.watch._place.lock.release()  # as the kernel does where a process is killed
+    second = Watched(artifact, tmp_path)
+    second.watch.look()
+    assert number_seen(tmp_path) == 1000
+
+
+@pytest.mark.parametrize("changed", ["artifact", "damaged", "acknowledged"])
+async def test_evidence_of_other_conditions_is_not_taken_up(artifact, tmp_path, caplog, changed):
+    """Another artifact, a file that was cut off, an operator's word: watched anew, and the log says why."""
+    first = Watched(artifact, tmp_path)
+    first.see(1000)
+    await first.watch.end()
+    [kept] = (tmp_path / "drift" / "kept").glob("*.json")
+    if changed == "damaged":
+        kept.write_bytes(kept.read_bytes()[:200])
+    elif changed == "acknowledged":
+        DriftDesk(tmp_path).acknowledge()
+    else:
+        benign = artifact.tensors[BENIGN_SCORES] + 1
+        artifact = Artifact(artifact.manifest, dict(artifact.tensors) | {BENIGN_SCORES: benign})
+    with caplog.at_level("WARNING"):
+        second = Watched(artifact, tmp_path)
+        second.watch.look()
+    assert number_seen(tmp_path) == 0
+    assert "begins anew" in caplog.text
+
+
+def test_a_novelty_probe_s_share_is_watched(artifact):
+    """More of the traffic beyond calibration's 95 % is an alarm of its own; the usual share is none."""
+    unusual = artifact.manifest.probes[1].model_copy(update={"role": "escalates"})
+    probes = (artifact.manifest.probes[0], unusual)
+    told = Watched(Artifact(artifact.manifest.model_copy(update={"probes": probes}), dict(artifact.tensors)), None)
+    labels = {"adapter": "", "probe": "other"}
+
+    def value(name):
+        return told.registry.get_sample_value(f"foreguard_drift_{name}", labels)
+
+    told.see(3000)
+    assert value("out_of_distribution_alarm") == 0.0
+    assert value("out_of_distribution") == pytest.approx(0.05, abs=0.02)
+    told.see(1500, mean=1.0)
+    assert value("out_of_distribution_alarm") == 1.0
+    assert value("out_of_distribution") > 0.1
