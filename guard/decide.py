@@ -102,7 +102,8 @@ class BoundPolicy:
         in it (`has_media`), its text is judged as ever, and what no rule fires on is unscored.
         """
         began = time.perf_counter()
-        unscored, finding = (turns, _NOTHING) if isinstance(turns, Unscored) else self._worst(turns, ending)
+        worst = (turns, _NOTHING, _NOTHING) if isinstance(turns, Unscored) else self._worst(turns, ending)
+        unscored, finding, last = worst
         decision = self.policy.on_unscored if unscored else finding.action
         if not unscored:
             for reason, most in self._unread(ending, has_media):
@@ -117,20 +118,29 @@ class BoundPolicy:
             unscored=unscored,
             shadow=shadow,
             began=began,
+            ending=ending,
+            num_turns=0 if isinstance(turns, Unscored) else len(turns),
+            last_scores=None if unscored or last is finding else last.scores,
         )
 
-    def _worst(self, turns: Sequence[Sequence[float]], ending: Ending) -> tuple[Unscored | None, "_Finding"]:
-        """Return what the rules find on the turn that calls for most: of several, the last that is closed."""
+    def _worst(
+        self, turns: Sequence[Sequence[float]], ending: Ending
+    ) -> tuple[Unscored | None, "_Finding", "_Finding"]:
+        """Return what the rules find on the turn that calls for most, of several the last that is closed; and what
+        they find on the last closed turn, whatever that calls for.
+        """
         named = [self._named(scores) for scores in turns]
         if not all(math.isfinite(score) for each in named for score in each.values()):
-            return Unscored.NOT_FINITE, _NOTHING
+            return Unscored.NOT_FINITE, _NOTHING, _NOTHING
         is_open = ending is not Ending.TEMPLATE
         left = {name: score for name, score in named.pop().items() if name in self.read_open} if is_open else None
         closed = EndingRules(self.rules)
         findings = [_Finding(closed.holding(scores), scores) for scores in named]
+        last = findings[-1] if findings else None
         if left is not None:
             findings.append(_Finding(self.others.get(ending, _NO_RULES).holding(left), left, is_closed=False))
-        return None, max(reversed(findings), key=lambda each: (each.action.severity, each.is_closed))
+        worst = max(reversed(findings), key=lambda each: (each.action.severity, each.is_closed))
+        return None, worst, last or worst
 
     def _unread(self, ending: Ending, has_media: bool) -> Iterator[tuple[Unscored, Action]]:
         """Yield each reason why rules have no say on a prompt, with what is done for it: no more than they would do."""

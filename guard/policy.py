@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 from guard.guessable import GUESSABLE
 from guard.verdict import Action, Mode, Unscored, Verdict
 from probes.manifest import Name
+from probes.template import Ending
 
 Label = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -227,6 +228,9 @@ class Policy(_Strict):
         unscored: Unscored | None = None,
         shadow: bool = False,
         began: float | None = None,
+        ending: Ending = Ending.TEMPLATE,
+        num_turns: int = 0,
+        last_scores: Mapping[str, float] | None = None,
     ) -> Verdict:
         """Return the verdict that carries out `decision`, or in shadow mode records it; `began` is when it was
         begun.
@@ -244,6 +248,9 @@ class Policy(_Strict):
             category=category,
             unscored=unscored,
             decision_seconds=0.0 if began is None else time.perf_counter() - began,
+            ending=ending,
+            num_turns=num_turns,
+            last_scores=None if last_scores is None else dict(last_scores),
         )
 
     @model_validator(mode="after")

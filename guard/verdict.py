@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, TypeAdapter
 
+from probes.template import Ending
+
 
 class Action(StrEnum):
     """What happens to a request, from mildest to most severe."""
@@ -104,6 +106,12 @@ class Verdict:
     """What the request asked of its answer that made a steer a block, if anything did: a field of vLLM's
     `SamplingParams`."""
     decision_seconds: float = 0.0
+    ending: Ending = Ending.TEMPLATE
+    """How the prompt ends."""
+    num_turns: int = 0
+    """Turns that were judged; 0 where there are no scores."""
+    last_scores: dict[str, float] | None = None
+    """Scores of the last turn that ends as the chat template does, where `scores` are those of another turn."""
     beside: Beside | None = None
     """What the policy that is judged beside would have decided, where there is one."""
 
@@ -111,6 +119,14 @@ class Verdict:
         """Return a block in the place of this steer, which the request's `constraint` would undo."""
         action = Action.BLOCK if self.mode is Mode.ENFORCE else Action.ALLOW
         return replace(self, decision=Action.BLOCK, action=action, constraint=constraint)
+
+    @property
+    def usual_scores(self) -> dict[str, float]:
+        """Scores to compare with calibration's, which are of prompts' last turns.
+
+        `scores` are chosen for what rules find in them. The larger of several turns' says nothing of each.
+        """
+        return self.scores if self.last_scores is None else self.last_scores
 
     def to_wire(self) -> dict[str, Any]:
         """Return plain data, fit for msgpack."""

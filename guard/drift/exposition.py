@@ -40,6 +40,19 @@ class DriftMetrics:
             ["rate"],
         )
 
+        self.out_of_distribution = _gauge(
+            registry,
+            "foreguard_drift_out_of_distribution",
+            "Share of recent prompts that a novelty probe finds further out than nearly all of calibration's benign.",
+            of_probe,
+        )
+        self.out_of_distribution_alarm = _gauge(
+            registry,
+            "foreguard_drift_out_of_distribution_alarm",
+            "Whether more prompts are out of distribution than calibration's share and the allowance explain.",
+            of_probe,
+        )
+
     def publish(self, snapshot: DriftSnapshot) -> None:
         """Publish everything as it is now."""
         for each in snapshot.scores:
@@ -47,6 +60,9 @@ class DriftMetrics:
             if not each.dimension:
                 self.evidence.labels(each.adapter, each.probe).set(math.log10(max(each.evidence.e_value, 1e-300)))
                 self.stability.labels(each.adapter, each.probe).set(each.stability.beyond)
+        for novelty in snapshot.novelty:
+            self.out_of_distribution.labels(novelty.adapter, novelty.probe).set(novelty.recent)
+            self.out_of_distribution_alarm.labels(novelty.adapter, novelty.probe).set(novelty.drifted)
         for name, rate in (("flags", snapshot.flags), ("unscored", snapshot.unscored)):
             self.rate.labels(name).set(1.0 if rate.alarm_at is not None else rate.level)
 

@@ -2,7 +2,7 @@
 
 import math
 
-from guard.drift.attribution import Contribution, Group, by_stratum
+from guard.drift.attribution import Contribution, Group, by_part, by_stratum
 from guard.drift.state import MeansState
 
 _RESCALED_AT = 1e100
@@ -11,11 +11,14 @@ _RESCALED_AT = 1e100
 class RunningMeans:
     """Four numbers for each stratum: what it was, and what it lately is."""
 
-    def __init__(self, baseline: int, window: int) -> None:
-        """The first `baseline` scores are what later ones are compared to.
+    def __init__(self, baseline: int, window: int, *, each: int = 1) -> None:
+        """The first `baseline` requests are what later ones are compared to.
 
-        Of the later ones, old ones are exponentially forgotten, so that in the long run they are worth `window` scores.
+        Of the later ones, old ones are exponentially forgotten, so that in the long run they are worth `window`
+        requests. A request adds `each` numbers.
         """
+        self._each = each
+        baseline, window = baseline * each, window * each
         self._baseline, self._window = baseline, window
         self._growth = (window + 1.0) / max(window - 1.0, 1e-9)
         self._step = 1.0
@@ -44,9 +47,19 @@ class RunningMeans:
         after = {name: Group(weight, total) for name, (_, _, weight, total) in self._groups.items()}
         return by_stratum(before, after)
 
+    def parts(self) -> list[Contribution]:
+        """Return what each part of a sum did to its mean, where strata are parts and each request adds to all."""
+        means = {
+            name: (total / count, recent / weight)
+            for name, (count, total, weight, recent) in self._groups.items()
+            if count > 0 and weight > 0
+        }
+        return by_part({name: each[0] for name, each in means.items()}, {name: each[1] for name, each in means.items()})
+
     def noise(self, spread: float) -> float:
         """Return about how large a shift of the mean is by chance, one standard error, for scores of this `spread`."""
-        before, recent = min(self._seen, self._baseline), min(self._seen - self._baseline, self._window)
+        seen, baseline, window = (number / self._each for number in (self._seen, self._baseline, self._window))
+        before, recent = min(seen, baseline), min(seen - baseline, window)
         return spread * math.sqrt(1 / before + 1 / recent) if recent > 0 else math.inf
 
     def state(self) -> MeansState:

@@ -16,7 +16,16 @@ from functools import reduce
 
 import numpy as np
 
-from guard.drift.state import BinsState, CusumState, MeansState, ProbeState, SinkState, StreamState, TestState
+from guard.drift.state import (
+    BinsState,
+    CusumState,
+    MeansState,
+    NoveltyState,
+    ProbeState,
+    SinkState,
+    StreamState,
+    TestState,
+)
 
 
 def merge(states: Sequence[SinkState]) -> SinkState:
@@ -36,9 +45,11 @@ def _sinks(one: SinkState, two: SinkState) -> SinkState:
         strata={
             name: sorted({*one.strata.get(name, ()), *two.strata.get(name, ())}) for name in one.strata | two.strata
         },
-        probes={
-            adapter: _probes(one.probes.get(adapter, {}), two.probes.get(adapter, {}))
-            for adapter in one.probes | two.probes
+        probes=_adapters(one.probes, two.probes),
+        open=_adapters(one.open, two.open),
+        novelty={
+            adapter: _novelties(one.novelty.get(adapter, {}), two.novelty.get(adapter, {}))
+            for adapter in one.novelty | two.novelty
         },
         flags=_cusums(one.flags, two.flags),
         unscored=_cusums(one.unscored, two.unscored),
@@ -51,6 +62,28 @@ def _sinks(one: SinkState, two: SinkState) -> SinkState:
 def _flags(one: dict[str, tuple[int, int]], two: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     sums = {name: np.add(one.get(name, (0, 0)), two.get(name, (0, 0))).tolist() for name in one | two}
     return {name: (hits, count) for name, (hits, count) in sums.items()}
+
+
+def _adapters(
+    one: dict[str, dict[str, ProbeState]], two: dict[str, dict[str, ProbeState]]
+) -> dict[str, dict[str, ProbeState]]:
+    return {adapter: _probes(one.get(adapter, {}), two.get(adapter, {})) for adapter in one | two}
+
+
+def _novelties(one: dict[str, NoveltyState], two: dict[str, NoveltyState]) -> dict[str, NoveltyState]:
+    return one | two | {name: _novelty(one[name], two[name]) for name in one.keys() & two.keys()}
+
+
+def _novelty(one: NoveltyState, two: NoveltyState) -> NoveltyState:
+    if one.against != two.against:
+        raise ValueError("states against different references do not add up")
+    return NoveltyState(
+        against=one.against,
+        hits=one.hits + two.hits,
+        count=one.count + two.count,
+        test=_tests(one.test, two.test),
+        recent=_bins(one.recent, two.recent),
+    )
 
 
 def _probes(one: dict[str, ProbeState], two: dict[str, ProbeState]) -> dict[str, ProbeState]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from types import MappingProxyType
 
 from guard.drift.bets import Bets
 from guard.drift.means import RunningMeans
@@ -16,6 +17,9 @@ from guard.drift.state import ProbeState, StreamState
 
 WHOLE = ("", "")
 """The dimension and the stratum of the whole traffic."""
+NO_SCORES: Mapping[str, float] = MappingProxyType({})
+PARTS = "probe"
+"""In the place of a dimension: the probes that a combination adds up."""
 
 
 @dataclass(slots=True)
@@ -39,10 +43,14 @@ class WatchedProbe:
         dimensions: Sequence[str],
         settings: DriftSettings,
         among: int,
+        weights: Mapping[str, float] | None = None,
+        named: tuple[str, str] = WHOLE,
     ) -> None:
         """`among` is the number of probes that share the sink's false alarms evenly.
 
-        Half of a probe's own goes to the whole traffic, and half evenly to all strata that there can be.
+        Half of a probe's own goes to the whole traffic, and half evenly to all strata that there can be. `weights` are
+        those of the probes that a combination adds up. Where the probe is watched in a part of the traffic alone,
+        `named` is that dimension and stratum.
         """
         self.adapter, self.name, self.reference = adapter, name, reference
         self._settings = settings
@@ -53,9 +61,15 @@ class WatchedProbe:
         self._stratum_part = 0.5 / among / max(strata, 1)
         self._streams: dict[tuple[str, str], _Stream] = {WHOLE: self._stream(WHOLE)}
         self._means = {each: RunningMeans(settings.baseline, settings.window) for each in dimensions}
+        self._weights, self._named = weights if weights and len(weights) > 1 else {}, named
+        if self._weights:
+            self._means[PARTS] = RunningMeans(settings.baseline, settings.window, each=len(self._weights))
 
-    def add(self, score: float, strata: Sequence[tuple[str, str]]) -> None:
-        """Take in one score, and the (dimension, stratum) pairs of its request. One that is not finite is left out."""
+    def add(self, score: float, strata: Sequence[tuple[str, str]], scores: Mapping[str, float] = NO_SCORES) -> None:
+        """Take in one score, the (dimension, stratum) pairs of its request, and its other `scores`.
+
+        One that is not finite is left out.
+        """
         if not math.isfinite(score):
             return
         cell, index = cell_of(self._values, score), self.reference.bin_of(score)
@@ -69,10 +83,15 @@ class WatchedProbe:
             stream.test.add(cell)
             stream.recent.add(index)
             self._means[key[0]].add(key[1], score)
+        if self._weights and self._weights.keys() <= scores.keys():
+            for name, weight in self._weights.items():
+                self._means[PARTS].add(name, weight * scores[name])
 
     def drift(self) -> Iterator[ScoreDrift]:
         """Yield what each stream shows: the whole traffic's, then by dimension and stratum."""
         for (dimension, stratum), stream in sorted(self._streams.items(), key=itemgetter(0)):
+            if (dimension, stratum) == WHOLE:
+                dimension, stratum = self._named
             evidence = stream.test.evidence()
             index = stability(self.reference, stream.recent.weights, stream.recent.effective_count)
             yield ScoreDrift(
@@ -82,7 +101,7 @@ class WatchedProbe:
     def moved(self) -> Iterator[Moved]:
         """Yield what moved the mean, for each dimension with a baseline and later scores."""
         for dimension, means in self._means.items():
-            found = means.contributions()
+            found = means.parts() if dimension == PARTS else means.contributions()
             if found:
                 shift, noise = sum(each.total for each in found), means.noise(self.reference.spread)
                 yield Moved(self.adapter, self.name, dimension, shift, noise, found)

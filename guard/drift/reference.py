@@ -110,10 +110,13 @@ def cell_of(values: Sequence[float], score: float) -> int:
     return bisect_left(values, score) + bisect_right(values, score)
 
 
-def references(names: Sequence[str], scores: npt.ArrayLike, *, confidence: float = 0.99) -> dict[str, Reference]:
+def references(
+    names: Sequence[str], scores: npt.ArrayLike, *, confidence: float = 0.99, among: int | None = None
+) -> dict[str, Reference]:
     """Return the references of K probes by their `names`, from one artifact's benign `scores` `[N, K]`.
 
-    All their bounds hold at once with the stated confidence (Bonferroni). Raises `CalibrationError`.
+    All their bounds hold at once with the stated confidence (Bonferroni), and with those of others, where `among` is
+    the number of all. Raises `CalibrationError`.
     """
     columns = np.asarray(scores, dtype=np.float64)
     if columns.ndim != 2 or columns.shape[1] != len(names):
@@ -122,7 +125,7 @@ def references(names: Sequence[str], scores: npt.ArrayLike, *, confidence: float
             field="benign_scores",
             remedy="give a row for each prompt and a column for each probe",
         )
-    each = share_confidence(confidence, max(len(names), 1))
+    each = share_confidence(confidence, max(among or len(names), 1))
     return {name: Reference.of(columns[:, index], confidence=each) for index, name in enumerate(names)}
 
 

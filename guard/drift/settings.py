@@ -20,6 +20,8 @@ class DriftSettings:
     """Requests between false alarms of all e-detectors of this sink together, on average and at least.
 
     Each of the two CUSUMs has the same run length for itself."""
+    novel_above: float = 0.95
+    """Quantile of calibration's benign scores above which a prompt counts as out of distribution."""
     window: int = 2000
     """Recent scores: how many the stability index and the attribution are worth."""
     baseline: int = 1000
@@ -36,7 +38,8 @@ class DriftSettings:
     """By which factor a rate must rise to be seen soonest."""
 
     def __post_init__(self) -> None:
-        shares = ("allowance", self.allowance >= 0 and self.allowance < 1), ("false_alarm", 0 < self.false_alarm < 1)
+        shares = [("allowance", 0 <= self.allowance < 1)]
+        shares += [(name, 0 < getattr(self, name) < 1) for name in ("false_alarm", "novel_above")]
         sizes = [(name, getattr(self, name) >= 2) for name in ("window", "baseline", "run_length")]
         others = ("most_strata", self.most_strata >= 1), ("rate_shift", self.rate_shift > 1)
         for name, holds in (*shares, *sizes, *others):

@@ -1,51 +1,89 @@
 """The sink that watches for drift: it takes in every decision of the journal, and shows what moved.
 
 It keeps sums and counts, in constant memory. With K probes, D dimensions and S strata in each, there are at most
-`K * (1 + D * (S + 1))` streams of about 2.5 KB each. A process that makes decisions has one sink, and calls it from one
+`K * (2 + D * (S + 1))` streams of about 2.5 KB each. A process that makes decisions has one sink, and calls it from one
 thread.
+
+What is compared with calibration's scores, which are of prompts' last turns, is a prompt's last turn that ends as the
+chat template does. The worst turn, by which the prompt was decided, would be compared unfairly: of several turns, the
+one in which a rule found something. A prompt without such a turn is compared with calibration's prompts that were left
+open, where the artifact has scores of these.
 """
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from operator import attrgetter
 
 from guard.drift.cusum import Cusum, Design
 from guard.drift.interval import share
-from guard.drift.probe import WatchedProbe
+from guard.drift.novelty import NoveltyWatch
+from guard.drift.probe import NO_SCORES, WatchedProbe
 from guard.drift.reference import Reference
 from guard.drift.settings import DriftSettings
 from guard.drift.snapshot import DriftSnapshot, Flagged, RateDrift
-from guard.drift.state import SinkState
-from guard.drift.strata import Strata
+from guard.drift.state import ProbeState, SinkState
+from guard.drift.strata import OPEN, Strata, form_of
 from guard.journal import Decision
 from guard.verdict import Action
 
 logger = logging.getLogger("vllm.foreguard.drift")
 
 Dimension = Callable[[Decision], str | None]
-DIMENSIONS: Mapping[str, Dimension] = {"route": attrgetter("route"), "tenant": attrgetter("tenant")}
+DIMENSIONS: Mapping[str, Dimension] = {
+    "route": attrgetter("route"),
+    "tenant": attrgetter("tenant"),
+    "form": form_of,
+}
 """How traffic is divided where nothing else is said."""
+By = Mapping[str, Mapping[str, Reference]]
+"""References by adapter and score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What scores are compared with. All are by adapter, the model itself being the one with the empty name."""
+
+    references: By
+    """Of prompts with a turn that ends as the chat template does."""
+    open: By = field(default_factory=dict)
+    """Of those without."""
+    novelty: By = field(default_factory=dict)
+    """Of novelty probes: `novelty.novelty_reference`."""
+    combined: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    """The weights of the probes that each combination adds up."""
+
+    @property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """What tells one of these from another, by adapter and score."""
+        kinds = ("", self.references), (" open", self.open), (" novelty", self.novelty)
+        found: dict[str, dict[str, str]] = {}
+        for kind, by in kinds:
+            for adapter, each in by.items():
+                found.setdefault(adapter, {}).update((name + kind, own.digest) for name, own in each.items())
+        return found
 
 
 class DriftSink:
     """A sink of `guard.journal.Journal`.
 
-    All alarms stand until `acknowledge`. The promise of `DriftSettings.false_alarm` is made anew at each restart, so
-    k restarts without drift have k chances of a false alarm.
+    All alarms stand until `acknowledge`. The promise of `DriftSettings.false_alarm` is made anew whenever the sink
+    begins anew, so that doing so k times without drift has k chances of a false alarm. A sink that goes on from a
+    saved state has one.
     """
 
     def __init__(
         self,
-        references: Mapping[str, Mapping[str, Reference]],
+        references: By | Compared,
         settings: DriftSettings | None = None,
         dimensions: Mapping[str, Dimension] = DIMENSIONS,
     ) -> None:
-        """`references` are by adapter and probe, the model itself being the adapter with the empty name.
+        """Scores without one of the `references` are not watched.
 
-        Scores without a reference are not watched. `dimensions` name what traffic is divided by, and how to tell a
-        request's stratum. Raises `CalibrationError` for settings that cannot be kept.
+        `dimensions` name what traffic is divided by, and how to tell a request's stratum. Raises `CalibrationError`
+        for settings that cannot be kept.
         """
-        self._references = references
+        self._compared = references if isinstance(references, Compared) else Compared(references)
         self._settings = settings or DriftSettings()
         self._dimensions = dimensions
         self._usual_flags = self._settings.flag_rate
@@ -67,11 +105,21 @@ class DriftSink:
             counts = self._flagged.setdefault(key, [0, 0])
             counts[0] += flagged
             counts[1] += 1
-        watched = self._probes.get(decision.model or "", {})
-        for name, score in verdict.scores.items():
-            probe = watched.get(name)
-            if probe is not None:
-                probe.add(score, strata)
+        self._compare(decision, strata)
+
+    def _compare(self, decision: Decision, strata: list[tuple[str, str]]) -> None:
+        adapter, scores = decision.model or "", decision.verdict.usual_scores
+        if form_of(decision) == OPEN:
+            for name, probe in self._open.get(adapter, {}).items():
+                if name in scores:
+                    probe.add(scores[name], (), NO_SCORES)
+            return
+        for name, probe in self._probes.get(adapter, {}).items():
+            if name in scores:
+                probe.add(scores[name], strata, scores)
+        for name, novelty in self._novelty.get(adapter, {}).items():
+            if name in scores:
+                novelty.add(scores[name])
 
     def give_up(self) -> None:
         """Count a prompt that was never decided. It says nothing of scores, nor of the guard."""
@@ -96,11 +144,12 @@ class DriftSink:
 
     def snapshot(self) -> DriftSnapshot:
         """Return everything as it is now. It takes a fraction of a millisecond for each stream."""
-        probes = [probe for adapter in self._probes.values() for probe in adapter.values()]
+        probes = [probe for by in (self._probes, self._open) for adapter in by.values() for probe in adapter.values()]
         return DriftSnapshot(
             decisions=self._decisions,
             given_up=self._given_up,
             scores=[each for probe in probes for each in probe.drift()],
+            novelty=[each.drift() for adapter in self._novelty.values() for each in adapter.values()],
             flags=RateDrift.of(self._flags),
             unscored=RateDrift.of(self._unscored),
             flagged=[Flagged(*key, share(*counts)) for key, counts in sorted(self._flagged.items())],
@@ -116,9 +165,11 @@ class DriftSink:
             decisions=self._decisions,
             given_up=self._given_up,
             strata={name: sorted(strata.names) for name, strata in self._strata.items()},
-            probes={
-                adapter: {name: probe.state() for name, probe in probes.items()}
-                for adapter, probes in self._probes.items()
+            probes=_states(self._probes),
+            open=_states(self._open),
+            novelty={
+                adapter: {name: each.state() for name, each in watches.items()}
+                for adapter, watches in self._novelty.items()
             },
             flags=self._flags.state(),
             unscored=self._unscored.state(),
@@ -142,23 +193,46 @@ class DriftSink:
                 cusum.restore(said)
             except ValueError as error:
                 logger.warning("the CUSUM of %s starts anew: %s", what, error)
-        for adapter, probes in self._probes.items():
-            for name, probe in probes.items():
-                saved = state.probes.get(adapter, {}).get(name)
-                if saved and not probe.restore(saved):
-                    logger.warning("drift of probe %s starts anew: its reference or the allowance changed", name)
+        for watched, found in ((self._probes, state.probes), (self._open, state.open)):
+            for adapter, probes in watched.items():
+                for name, probe in probes.items():
+                    saved = found.get(adapter, {}).get(name)
+                    if saved and not probe.restore(saved):
+                        logger.warning("drift of probe %s starts anew: its reference or the allowance changed", name)
+        for adapter, watches in self._novelty.items():
+            for name, watch in watches.items():
+                kept = state.novelty.get(adapter, {}).get(name)
+                if kept and not watch.restore(kept):
+                    logger.warning("novelty by probe %s starts anew: its reference or the allowance changed", name)
 
     def _begin(self) -> None:
-        settings, among = self._settings, sum(map(len, self._references.values()))
+        settings, compared = self._settings, self._compared
+        among = sum(len(each) for by in (compared.references, compared.open, compared.novelty) for each in by.values())
         self._decisions = self._given_up = 0
         self._strata = {name: Strata(settings.most_strata) for name in self._dimensions}
         self._flagged: dict[tuple[str, str], list[int]] = {}
         self._probes = {
             adapter: {
-                name: WatchedProbe(adapter, name, reference, list(self._dimensions), settings, among)
+                name: WatchedProbe(
+                    *(adapter, name, reference, list(self._dimensions), settings, among),
+                    weights=compared.combined.get(adapter, {}).get(name),
+                )
                 for name, reference in references.items()
             }
-            for adapter, references in self._references.items()
+            for adapter, references in compared.references.items()
+        }
+        self._open = {
+            adapter: {
+                name: WatchedProbe(adapter, name, reference, [], settings, among, named=("form", OPEN))
+                for name, reference in references.items()
+            }
+            for adapter, references in compared.open.items()
+        }
+        self._novelty = {
+            adapter: {
+                name: NoveltyWatch(adapter, name, reference, settings, among) for name, reference in references.items()
+            }
+            for adapter, references in compared.novelty.items()
         }
         self._flags = Cusum(self._design(self._usual_flags))
         self._unscored = Cusum(self._design(settings.unscored_rate))
@@ -167,3 +241,7 @@ class DriftSink:
         # A rate that is high already cannot double: halfway to all of the traffic, then.
         shifted = min(usual * self._settings.rate_shift, (1.0 + usual) / 2)
         return Design.of(usual, shifted, self._settings.run_length)
+
+
+def _states(by: Mapping[str, Mapping[str, WatchedProbe]]) -> dict[str, dict[str, ProbeState]]:
+    return {adapter: {name: probe.state() for name, probe in probes.items()} for adapter, probes in by.items()}

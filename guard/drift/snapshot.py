@@ -56,6 +56,28 @@ class RateDrift:
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfDistribution:
+    """How many prompts a novelty probe finds out of distribution."""
+
+    adapter: str
+    probe: str
+    drifted: bool
+    above: float
+    """The score that counts as out of distribution when it is exceeded: a quantile of calibration's benign scores."""
+    share: Share
+    """Of all prompts since the last restart, with a 95 % confidence sequence."""
+    recent: float
+    """Of recent prompts."""
+    usual: float
+    """Of calibration's benign prompts."""
+    tolerated: float
+    """The test looks for more than this: calibration's share at its upper confidence bound, and the allowance."""
+    can_alarm: bool
+    """Whether calibration had prompts enough for the test."""
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
 class Flagged:
     """Flags in one stratum, with a 95 % confidence sequence: the realised share against the promised one."""
 
@@ -66,11 +88,12 @@ class Flagged:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How far a probe's mean moved since the baseline, and what each stratum of one dimension did to it."""
+    """How far a score's mean moved since the baseline, and what each stratum, or each probe in it, did to it."""
 
     adapter: str
     probe: str
     dimension: str
+    """A dimension of the traffic; or `probe`, where the score is a policy's combination of probes."""
     shift: float
     """In the score's units."""
     noise: float
@@ -88,6 +111,8 @@ class DriftSnapshot:
     given_up: int
     """Prompts whose client left before they were decided."""
     scores: list[ScoreDrift]
+    novelty: list[OutOfDistribution]
+    """Of each novelty probe that the artifacts have."""
     flags: RateDrift
     unscored: RateDrift
     flagged: list[Flagged]
@@ -96,8 +121,8 @@ class DriftSnapshot:
     @property
     def drifted(self) -> bool:
         """Whether any alarm stands."""
-        rates = (self.flags, self.unscored)
-        return any(each.drifted for each in self.scores) or any(rate.alarm_at is not None for rate in rates)
+        tests = any(each.drifted for each in self.scores) or any(each.drifted for each in self.novelty)
+        return tests or any(rate.alarm_at is not None for rate in (self.flags, self.unscored))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for `json.dumps`."""

@@ -3,13 +3,9 @@
 A state holds sums and counts, and the names of strata. It holds no score of any one request.
 """
 
-import logging
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-logger = logging.getLogger("vllm.foreguard.drift")
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class _Strict(BaseModel):
@@ -64,6 +60,17 @@ class ProbeState(_Strict):
     """By dimension."""
 
 
+class NoveltyState(_Strict):
+    """Of the share out of distribution."""
+
+    against: str
+    """Which reference and allowance it was tested against."""
+    hits: int = Field(ge=0)
+    count: int = Field(ge=0)
+    test: TestState
+    recent: BinsState
+
+
 class CusumState(_Strict):
     """Of a CUSUM."""
 
@@ -85,27 +92,11 @@ class SinkState(_Strict):
     """Names by dimension."""
     probes: dict[str, dict[str, ProbeState]]
     """By adapter and probe. The model itself is the adapter with the empty name."""
+    open: dict[str, dict[str, ProbeState]] = {}
+    """Likewise, of prompts without a turn that ends as the chat template does."""
+    novelty: dict[str, dict[str, NoveltyState]] = {}
+    """By adapter and probe."""
     flags: CusumState
     unscored: CusumState
     flagged: dict[str, dict[str, tuple[int, int]]]
     """Flagged and scored prompts, by dimension and stratum."""
-
-    def save(self, path: Path) -> None:
-        """Write the state, whole or not at all. Raises `OSError`."""
-        beside = path.with_name(path.name + ".new")
-        beside.write_text(self.model_dump_json())
-        beside.replace(path)
-
-    @staticmethod
-    def load(path: Path) -> "SinkState | None":
-        """Return the state that `save` wrote. Return None where there is none, or where it cannot be read.
-
-        A damaged file is logged and is no error: a server without its evidence is better than no server.
-        """
-        try:
-            return SinkState.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError) as error:
-            logger.warning("the state of drift detection in %s cannot be read, and starts anew: %s", path, error)
-            return None

@@ -1,9 +1,26 @@
 """Strata: a bounded number of names in one dimension of traffic, such as its routes or its tenants."""
 
+from guard.journal import Decision
+from probes.template import Ending
+
 OTHER = "other"
 """Where the names go for which there is no room."""
 UNNAMED = "none"
 """Requests that have no name in this dimension."""
+
+
+OPEN = Ending.OPEN.value
+"""Prompts without any turn that ends as the chat template does."""
+
+
+def form_of(decision: Decision) -> str:
+    """Return in which form a prompt came: all that is known of its template without its text."""
+    verdict = decision.verdict
+    if verdict.ending is Ending.TEMPLATE:
+        return "several turns" if verdict.num_turns > 1 else "one turn"
+    if verdict.ending is Ending.OPEN:
+        return "left open" if verdict.num_turns > 1 else OPEN
+    return verdict.ending.value
 
 
 class Strata:

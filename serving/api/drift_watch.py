@@ -1,23 +1,29 @@
 """Watching for drift in one API process: of the scores that the policy reads, against calibration's benign ones.
 
 A sink of the journal. Every five seconds it publishes what it has found, tells it in the state folder, and looks
-whether an operator has acknowledged the alarms. When the policy comes to read other scores, all is watched anew.
+whether an operator has acknowledged the alarms. Every half a minute it keeps its evidence there, from which the next
+process goes on. When the policy comes to read other scores, all is watched anew.
 """
 
 import asyncio
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from guard.decide import BoundPolicy, score_columns
 from guard.drift.exposition import DriftMetrics
+from guard.drift.kept import Conditions, Place, take_place
+from guard.drift.novelty import novelty_reference
 from guard.drift.reference import Reference, references
-from guard.drift.sink import DriftSink
+from guard.drift.settings import DriftSettings
+from guard.drift.sink import Compared, DriftSink
 from guard.drift.snapshot import DriftSnapshot
 from guard.journal import Decision
 from guard.metrics import MODEL_ITSELF
@@ -28,6 +34,11 @@ from serving.state import ACKNOWLEDGED, DRIFT
 logger = logging.getLogger("vllm.foreguard.drift")
 
 _EVERY_S = 5.0
+_KEPT_EVERY_S = 30.0
+_KEPT = "kept"
+"""Folder of what processes keep over a restart, in that of what they tell."""
+_CONFIDENCE = 0.99
+"""With which a novelty probe's share out of distribution is known from calibration's prompts."""
 _MOST_FLAGS = 0.5
 """Where a policy flags more than half of what is benign, that itself is worth an alarm."""
 
@@ -47,7 +58,9 @@ class DriftWatch:
         self._metrics = metrics
         self._folder = state and state / DRIFT
         self._watched: _Watched = {}
-        self._sink = DriftSink({})
+        self._sink, self._compared = DriftSink({}), Compared({})
+        self._place: Place | None = None
+        self._kept_at = time.monotonic()
         self._acknowledged = self._acknowledgement()
         self._is_drifted = False
         self._task: asyncio.Task[None] | None = None
@@ -70,15 +83,30 @@ class DriftWatch:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.to_thread(self.keep)
+        if self._place is not None:
+            self._place.leave()
         if self._folder is not None:
             with suppress(OSError):
                 self._file(self._folder).unlink()
+
+    def keep(self) -> None:
+        """Keep the evidence for the process that comes next. Where that fails, it is logged."""
+        if self._place is None:
+            return
+        self._kept_at = time.monotonic()
+        try:
+            self._place.keep(self._conditions(), self._sink.state())
+        except OSError as error:
+            logger.warning("drift's evidence could not be kept: %s", error)
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_EVERY_S)
             try:
                 self.look()
+                if time.monotonic() - self._kept_at >= _KEPT_EVERY_S:
+                    await asyncio.to_thread(self.keep)
             except Exception:
                 # Whatever failed, requests are guarded as ever; what is found is told the next time.
                 logger.exception("drift could not be told")
@@ -94,10 +122,37 @@ class DriftWatch:
         self._tell(snapshot)
 
     def _follow(self) -> None:
-        if (watched := _watched(self._in_force.current)) != self._watched:
+        rollout, usual = self._in_force.current, _benign_flags(self._in_force.current, self._artifacts[0])
+        if (watched := _watched(rollout)) != self._watched:
             self._watched = watched
-            self._sink = DriftSink(_references(self._in_force.current, watched, self._artifacts))
-        self._sink.expect_flags(_benign_flags(self._in_force.current, self._artifacts[0]))
+            self._compared = _compared(rollout, watched, self._artifacts)
+            self._sink = DriftSink(self._compared)
+            self._sink.expect_flags(usual)
+            self._go_on()
+        self._sink.expect_flags(usual)
+
+    def _go_on(self) -> None:
+        """Take a place among what processes keep, and go on from what is in it, where that was made alike."""
+        if self._folder is None:
+            return
+        if self._place is not None:
+            self._place.leave()
+        try:
+            self._place, state = take_place(self._folder / _KEPT, self._conditions())
+        except OSError as error:
+            self._place = None
+            logger.warning("drift's evidence cannot be kept over a restart: %s", error)
+            return
+        if state is not None:
+            self._sink.restore(state)
+
+    def _conditions(self) -> Conditions:
+        return Conditions(
+            artifacts=[each.manifest.digest for each in self._artifacts],
+            references=self._compared.digests,
+            settings=asdict(DriftSettings()),
+            acknowledged=self._acknowledged,
+        )
 
     def _tell(self, snapshot: DriftSnapshot) -> None:
         if snapshot.drifted and not self._is_drifted:
@@ -142,14 +197,23 @@ def _benign_flags(rollout: Rollout, artifact: Artifact) -> float:
     return min(round(max(shares), 3), _MOST_FLAGS)
 
 
-def _references(rollout: Rollout, watched: _Watched, artifacts: Sequence[Artifact]) -> dict[str, dict[str, Reference]]:
-    """Return the references of what is watched; a score that several policies combine otherwise is the first one's."""
+def _compared(rollout: Rollout, watched: _Watched, artifacts: Sequence[Artifact]) -> Compared:
+    """Return what scores are compared with; one that several policies combine otherwise is the first one's."""
     found: dict[str, dict[str, Reference]] = {}
+    novelty: dict[str, dict[str, Reference]] = {}
+    combined: dict[str, Mapping[str, Mapping[str, float]]] = {}
     for (adapter, names), artifact in zip(watched.items(), artifacts, strict=True):
         columns: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
+        combined[adapter] = {}
+        benign = np.asarray(artifact.tensors[BENIGN_SCORES].numpy())
         for each in rollout.sets:
             bound: BoundPolicy = each.adapters[adapter] if adapter else each.model
-            benign = np.asarray(artifact.tensors[BENIGN_SCORES].numpy())
             columns = score_columns(bound.policy, bound.probes, benign) | columns
+            combined[adapter] = {**bound.policy.combine, **combined[adapter]}
         found[adapter] = references(names, np.stack([columns[name] for name in names], axis=1)) if names else {}
-    return found
+        novelty[adapter] = {
+            name: novelty_reference(columns[name], DriftSettings().novel_above, _CONFIDENCE)
+            for name in artifact.manifest.escalating
+            if len(benign)
+        }
+    return Compared(found, novelty=novelty, combined=combined)
