@@ -17,9 +17,9 @@ CLIENTS := $(VENV)/clients
 
 export HF_HUB_OFFLINE ?= 1
 # Threads of several processes share the cores here: one that waits must not spin where another would compute.
-demo test test-long: export OMP_WAIT_POLICY := PASSIVE
+demo console test test-long: export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: help setup check test test-long gpu demo bench soak compatibility lock clean
+.PHONY: help setup check test test-long gpu demo console bench soak compatibility lock clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -70,6 +70,9 @@ gpu: ## On a machine with an NVIDIA GPU: the conformance suite there, then the g
 MODEL ?= smollm2
 demo: setup ## Calibrate a small chat model, serve it guarded, and watch it decide (MODEL=lab: the lab's, without network)
 	$(BIN)/foreguard demo --model $(MODEL)
+
+console: setup ## The demo's server in shadow mode, an hour of made-up traffic through it, and the operators' console open on it
+	$(BIN)/foreguard demo --console --model $(MODEL)
 
 bench: setup ## Guarded against unguarded vLLM and alternatives, paired: 80 minutes on two quiet cores; goes on where it stopped
 	$(BIN)/python -m benchmarks.cost --document docs/benchmarks.md

@@ -2,30 +2,25 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import openai
 from rich.console import Console
-from rich.markup import escape
 
 from guard.console import table_console
 from guard.decide import BoundPolicy
 from guard.verdict import Action
 from probes.artifact import Artifact
-from probes.errors import ModelError, ServingError
 from serving.config import GuardConfig
 from serving.demo.asking import KEY, MODEL, Answer, ask
 from serving.demo.offline import expected_actions
 from serving.demo.questions import Question, questions
-from serving.demo.real_model import real_model
 from serving.demo.show import answers_table, metrics_table, sum_up
-from serving.demo.subjects import Model, Subject, lab, smollm2
+from serving.demo.steps import calibrate, foreguard, step, subject_of
+from serving.demo.subjects import Model
 from serving.offline.process import free_port, guarded_command, running
 
-_FOREGUARD = str(Path(sys.executable).with_name("foreguard"))
 _SERVER_FLAGS = ["--served-model-name", MODEL, "--max-model-len", "1024"]
 
 
@@ -34,18 +29,18 @@ def run(guarded: Model, lab_folder: Path, policy: Path | None, work: Path, *, co
     console = table_console()
     began = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
-    subject = _subject(console, guarded, lab_folder, work)
+    subject = subject_of(console, guarded, lab_folder, work)
     model, artifact = subject.model, work / "artifact"
-    _step(console, 1, f"Calibrate {subject.title}: prompts, activations, probes, thresholds")
-    _calibrate(subject, artifact, work)
-    _step(console, 2, "Check the policy against the artifact")
+    step(console, 1, f"Calibrate {subject.title}: prompts, activations, probes, thresholds")
+    calibrate(subject, artifact, work)
+    step(console, 2, "Check the policy against the artifact")
     served_policy = _with_caller(policy or subject.policy, work / "policy.yaml")
-    _command("check", str(served_policy), "--artifact", str(artifact))
-    _step(console, 3, "Score the demo's prompts offline: what each verdict should be")
+    foreguard("check", str(served_policy), "--artifact", str(artifact))
+    step(console, 3, "Score the demo's prompts offline: what each verdict should be")
     asked = list(questions(subject))
     bound = _bind(artifact, served_policy)
     expected = _score_offline(model, artifact, asked, bound, work)
-    _step(console, 4, f"Serve it: vLLM with the guard inside, {'compiled' if compiled else 'eager'}")
+    step(console, 4, f"Serve it: vLLM with the guard inside, {'compiled' if compiled else 'eager'}")
     command = _server_command(model, artifact, served_policy, compiled=compiled)
     answers = _serve_and_ask(console, *command, work / "server.log", asked)
     right = [answer.action in expected[answer.question.row["id"]] and answer.says_what_was_done for answer in answers]
@@ -56,47 +51,6 @@ def run(guarded: Model, lab_folder: Path, policy: Path | None, work: Path, *, co
         f"{work / 'server.log'}."
     )
     return all(right)
-
-
-def _step(console: Console, number: int, what: str) -> None:
-    console.rule(f"[bold]{number}. {what}", align="left")
-
-
-def _subject(console: Console, guarded: Model, lab_folder: Path, work: Path) -> Subject:
-    """Return what is guarded: the lab model where the real one cannot be had."""
-    if guarded is Model.LAB:
-        return lab(lab_folder)
-    try:
-        model = real_model(console)
-    except ModelError as error:
-        console.print(f"[bold red]{escape(error.problem)}[/]: the demo goes on with the lab model", soft_wrap=True)
-        return lab(lab_folder)
-    _command("prompts", "--out", str(work / "starter"))
-    return smollm2(model, work / "starter", lab_folder.parent)
-
-
-def _calibrate(subject: Subject, artifact: Path, work: Path) -> None:
-    splits: list[str] = []
-    for split, every in subject.every.items():
-        lines = (subject.prompts / f"{split}.jsonl").read_text().split("\n")
-        kept = [line for line in lines if 0 < len(line) <= subject.most_letters][::every]
-        (file := work / f"{split}.jsonl").write_text("".join(f"{line}\n" for line in kept))
-        splits += [f"--{split}", str(file)]
-    only = [word for name in subject.methods for word in ("--only", name)]
-    forms = ["--forms", str(subject.forms)]
-    _command("calibrate", str(subject.model), *splits, "--out", str(artifact), *only, *forms)
-    _command("report", str(artifact), "--out", str(artifact.with_name("report")))
-
-
-def _command(*arguments: str, quiet: bool = False) -> None:
-    output = subprocess.DEVNULL if quiet else None
-    ended = subprocess.run([_FOREGUARD, *arguments], check=False, stdout=output)  # noqa: S603 - our own command line
-    if ended.returncode:
-        raise ServingError(
-            f"`foreguard {arguments[0]}` ended with status {ended.returncode}",
-            field="demo",
-            remedy="see its message above",
-        )
 
 
 def _with_caller(policy: Path, copy: Path) -> Path:
@@ -119,7 +73,7 @@ def _score_offline(
     prompts, scores = work / "questions.jsonl", work / "offline-scores.jsonl"
     prompts.write_text("".join(json.dumps(question.row) + "\n" for question in asked))
     files = ["--model", str(model), "--artifact", str(artifact), "--prompts", str(prompts), "--scores", str(scores)]
-    _command("evaluate", *files, quiet=True)
+    foreguard("evaluate", *files, quiet=True)
     return expected_actions(policy, scores)
 
 
