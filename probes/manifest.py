@@ -23,7 +23,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}\.[a-
 Site = Literal["resid_post", "mlp_neurons"]
 EMBEDDINGS = -1
 """In the place of a block: the residual stream as it enters the first one, before any token has attended to another."""
-Role = Literal["detects", "escalates"]
+Role = Literal["detects", "escalates", "evades"]
 Operator = Literal["add", "affine", "low_rank", "rotate", "ablate"]
 Gate = Literal["hard", "soft"]
 
@@ -118,7 +118,8 @@ class Probe(_Strict):
     name: Name
     method: str
     role: Role = "detects"
-    """`escalates`: it says that a prompt is unusual, not that it is harmful, and no policy may block by it alone."""
+    """`escalates`: it says that a prompt is unusual, not that it is harmful, and no policy may block by it alone.
+    `evades`: it says that a prompt is written so that others cannot read it, and a policy may."""
     site: Site = "resid_post"
     layers: tuple[int, ...] = Field(min_length=1)
     """Blocks, by index. At `resid_post`, `EMBEDDINGS` (-1) stands for the stream that enters the first of them."""

@@ -9,7 +9,7 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 from benchmarks.detection.public_sets import HARMFUL, JAILBREAK, REAL
 from benchmarks.detection.standing import TARGET, Standing
 from benchmarks.detection.traffic import Mask
-from benchmarks.detection.variations import VARIATIONS
+from benchmarks.detection.variations import VARIATIONS, Variation
 from calibration.fitting.metrics import auroc, rate
 
 _HARD = ("llm_safeguard", "safety_tuned_llamas")
@@ -62,6 +62,24 @@ def seeds_table(found: Sequence[Standing]) -> str:
         cells = [f"{np.mean(each):.3f} ± {np.std(each, ddof=1):.3f}" for each in values.values()]
         rows.append([title, *cells])
     return f"### {len(found)} divisions of real users' prompts\n\n" + _lines(["measure", *columns], rows) + "\n"
+
+
+def levers_table(found: Sequence[Standing]) -> str:
+    """Return means and standard deviations over divisions of real users' prompts, a line for each column."""
+    measures = list(_summary(found[0], next(iter(found[0].columns))))
+    rows = []
+    for column in found[0].columns:
+        values = [_summary(each, column) for each in found]
+        drawn = [[each[measure] for each in values] for measure in measures]
+        rows.append([column, *(f"{np.mean(each):.3f} ± {np.std(each, ddof=1):.3f}" for each in drawn)])
+    return f"### One lever at a time, {len(found)} divisions of real users' prompts\n\n{_lines(['lever', *measures], rows)}\n"
+
+
+def letters_table(standing: Standing) -> str:
+    """Return what is found of requests with changed letters, by every column."""
+    names = [name for name in map(_name, VARIATIONS) if name.startswith(("plain", "letters"))]
+    text = _written(standing, list(standing.columns), names)
+    return f"### Changed letters, by what was fitted on\n\n{text}\n"
 
 
 def _summary(standing: Standing, column: str) -> dict[str, float]:
@@ -180,11 +198,19 @@ def _cut(hard: npt.NDArray[np.floating]) -> float:
 
 def _otherwise(standing: Standing, columns: Sequence[str]) -> str:
     """Return for each variation recall, the share of harmless requests flagged, and the AUROC between both."""
+    names = [_name(each) for each in VARIATIONS]
+    others = sorted({name for name in standing.traffic.variation.tolist() if name} - set(names))
+    return _written(standing, columns, [*names, *others])
+
+
+def _name(variation: Variation) -> str:
+    return f"{variation.kind}: {variation.name}"
+
+
+def _written(standing: Standing, columns: Sequence[str], names: Sequence[str]) -> str:
     harmful, variation = standing.traffic.training.harmful, standing.traffic.variation
-    names = [f"{each.kind}: {each.name}" for each in VARIATIONS]
-    others = sorted({name for name in variation.tolist() if name} - set(names))
     lines = []
-    for name in (*names, *others):
+    for name in names:
         rows = variation == name
         above, below = rows & harmful, rows & ~harmful
         cells = [_cell(standing, column, above, below) for column in columns]

@@ -5,15 +5,12 @@ are written alike, so that what a scorer makes of the writing itself shows on th
 families of the papers; their words are this project's.
 """
 
-import base64
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from calibration.prompts.changed_letters import KINDS, Write
 from calibration.prompts.forms.texts import PROSE
 from calibration.prompts.wrapping_texts import DEMANDS, NAMES, PERSONAS, RULES
-
-Write = Callable[[str, random.Random], str]
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 """Tokens of text around a request, about."""
@@ -30,27 +27,6 @@ class Variation:
     write: Write
     most: int
     """Requests of each label to write so: fewer of long ones."""
-
-
-LOOK_ALIKES = str.maketrans("aceiopsxyABCEHIKMOPTX", "\u0430\u0441\u0435\u0456\u043e\u0440\u0455\u0445\u0443"
-                             "\u0410\u0412\u0421\u0415\u041d\u0406\u041a\u041c\u041e\u0420\u0422\u0425")  # fmt: skip
-_DIGITS = str.maketrans("aeiostAEIOST", "431057431057")
-
-
-def _zero_width(request: str, _: random.Random) -> str:
-    return "\u200b".join(request)
-
-
-def _base64(request: str, _: random.Random) -> str:
-    return f"Decode this Base64 text and answer it: {base64.b64encode(request.encode()).decode()}"
-
-
-def _spaced(request: str, _: random.Random) -> str:
-    return "  ".join(" ".join(word) for word in request.split())
-
-
-def _mixed_case(request: str, chance: random.Random) -> str:
-    return "".join(chance.choice((letter.lower(), letter.upper())) for letter in request)
 
 
 def _typing_errors(request: str, chance: random.Random) -> str:
@@ -140,15 +116,13 @@ def _within(tokens: int) -> Write:
     return write
 
 
+_LETTERS = ("zero-width spaces", "look-alike letters", "digits for letters", "spaced out", "mixed case")
+
 VARIATIONS = (
     Variation("plain", "as they are", lambda request, _: request, 60),
-    Variation("letters", "zero-width spaces", _zero_width, 60),
-    Variation("letters", "look-alike letters", lambda request, _: request.translate(LOOK_ALIKES), 60),
-    Variation("letters", "digits for letters", lambda request, _: request.translate(_DIGITS), 60),
-    Variation("letters", "spaced out", _spaced, 60),
-    Variation("letters", "mixed case", _mixed_case, 60),
+    *(Variation("letters", name, KINDS[name], 60) for name in _LETTERS),
     Variation("letters", "typing errors", _typing_errors, 60),
-    Variation("letters", "Base64", _base64, 60),
+    Variation("letters", "Base64", KINDS["Base64"], 60),
     Variation("attack", "persona", _persona, 60),
     Variation("attack", "chain of utterances", _chain_of_utterances, 60),
     Variation("attack", "virtual prompt", _virtual_prompt, 60),

@@ -233,8 +233,10 @@ def percent(rate: Rate | None) -> str:
 def _reads(probe: Probe) -> str:
     site = "neurons of block" if probe.site == "mlp_neurons" else "block"
     channels = f", {probe.channels} channels" if probe.channels > 1 else ""
-    alone = ", never blocks alone" if probe.role == "escalates" else ""
-    return f"{site} {_blocks(probe.layers)}, {_readout(probe.readout)}{channels}{alone}"
+    return f"{site} {_blocks(probe.layers)}, {_readout(probe.readout)}{channels}{_ROLES[probe.role]}"
+
+
+_ROLES = {"detects": "", "escalates": ", never blocks alone", "evades": ", knows nothing of harm"}
 
 
 def _readout(readout: Readout) -> str:

@@ -21,7 +21,7 @@ def test_the_copy_refuses_what_it_was_taught_to_refuse_and_answers_the_rest(tmp_
     """The lab's base model answers everything; its copy refuses harmful prompts, and harmless ones as seldom as
     before.
     """
-    monkeypatch.setattr(aligned, "_MOST", 12)
+    monkeypatch.setattr(aligned, "_MOST", {True: 12, False: 12})
     monkeypatch.setattr(aligned, "_EPOCHS", 12)
     monkeypatch.setattr(aligned, "_RATE", 1e-3)
     aligned.save_aligned(BASE, tmp_path / "copy")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.detection import starter, starter_table, traffic
+from benchmarks.detection import levers, starter, starter_table, traffic
 from benchmarks.detection.__main__ import main
 from benchmarks.detection.public_sets import HARMFUL, HARMLESS, MIXED, REAL, TO_WRAP, assemble
-from benchmarks.detection.variations import LOOK_ALIKES, VARIATIONS
+from benchmarks.detection.variations import VARIATIONS
+from calibration.prompts.changed_letters import LOOK_ALIKES
 from calibration.prompts.starter_set import starter_set
 
 LAB = Path(__file__).parents[2] / "examples" / "lab"
@@ -95,6 +96,27 @@ def test_the_starter_set_is_met_with_sets_that_nothing_was_fitted_on(data, tmp_p
         assert name == REAL or name not in met.family[rows]
         assert not (met.sets_the_cut | met.tests_the_cut)[rows].any()
         assert not met.variation[rows].any()
+
+
+@pytest.mark.long
+def test_levers_change_one_thing_at_a_time(data, tmp_path, monkeypatch):
+    """A real run on the lab model: each lever has a line, and no fit saw the family or the kind of change it meets."""
+    few = replace(starter_set(), prompts=starter_set().prompts[::24])
+    monkeypatch.setattr(traffic, "starter_set", lambda: few)
+    kept = [v for v in VARIATIONS if v.name in ("as they are", "mixed case", "Base64")]
+    for module in (traffic, starter_table):
+        monkeypatch.setattr(module, "VARIATIONS", kept)
+    fits = []
+    fit = levers._fitted
+    monkeypatch.setattr(levers, "_fitted", lambda met, rows, places: fits.append((met, rows)) or fit(met, rows, places))
+    levers.main(data, LAB / "aligned", tmp_path / "work", 24, 400, 2, write=tmp_path / "table.md")
+    text = (tmp_path / "table.md").read_text()
+    for row in ("| all |", "| without its contrasts |", "| the last token alone |", "| letters: Base64 | 60, 60 |"):
+        assert row in text
+    sizes = {len(rows) for _, rows in fits}
+    assert len(sizes) > 4
+    for met, rows in fits:
+        assert not (met.sets_the_cut | met.tests_the_cut)[rows].any()
 
 
 @pytest.mark.parametrize("variation", VARIATIONS, ids=lambda each: each.name)

@@ -1,12 +1,14 @@
 """Requests asked in forms: written, tokenised, passed through the model, and scored turn by turn as they are served."""
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from calibration.model.chat_model import ChatModel
+from calibration.prompts.changed_letters import KINDS
 from calibration.prompts.chat_template import ChatTemplate
 from calibration.prompts.forms.forms import Form
 from calibration.prompts.forms.texts import PROSE
@@ -59,6 +61,13 @@ class Asked:
             requests[harmful] = tuple(texts[index] for index in np.sort(rng.permutation(len(texts))[:most]))
         shortest = sorted(requests[False], key=len)
         return cls(chat, bank, requests, tuple(shortest[: max(len(shortest) // 2, 1)]))
+
+    def with_changed_letters(self, most: int, longest: int) -> "Asked":
+        """Return at most `most` of the harmful requests of at most `longest` letters, with their letters changed."""
+        chance, kinds = random.Random(_SEED), list(KINDS.values())  # noqa: S311 - reproducible, not secret
+        short = [request for request in self.requests[True] if len(request) <= longest][:most]
+        changed = tuple(kinds[index % len(kinds)](request, chance) for index, request in enumerate(short))
+        return replace(self, requests={True: changed, False: self.requests[False]})
 
     @property
     def can_ask(self) -> bool:

@@ -40,27 +40,38 @@ class Endings:
     """By probe, the endings beside the template's own that it decides on."""
 
 
-def certify_endings(asked: Asked, probes: Sequence[Probe]) -> Endings:
+def certify_endings(asked: Asked, probes: Sequence[Probe], changed: Asked | None = None) -> Endings:
     """Ask each validation request once for each ending, in one of its forms, and compare with plain chat.
 
-    A probe must keep what it finds in every form of an ending: whoever asks chooses the form.
+    A probe must keep what it finds in every form of an ending: whoever asks chooses the form. One that `evades` is
+    asked the requests with `changed` letters.
     """
-    plain_harmless, plain_harmful = asked.ask(FORMS[:1], harmful=False).closed, _plain_harmful(asked)
+    plain_harmless = asked.ask(FORMS[:1], harmful=False).closed
+    plain = {role: _plain_harmful(each) for role, each in by_role(asked, changed).items()}
     harmless: dict[Ending, npt.NDArray[np.float32]] = {}
     certified: dict[str, list[Ending]] = {probe.name: [] for probe in probes}
     for ending, names in BY_ENDING.items():
         forms = [form for form in FORMS if form.name in names]
-        answers, harmful = (asked.ask(forms, harmful=harmful) for harmful in (False, True))
-        below, ends_so = answers.open[answers.ends == ending], harmful.ends == ending
-        rows = harmful.rows[ends_so]
-        if not len(below) or not len(rows):
+        answers = asked.ask(forms, harmful=False)
+        below = answers.open[answers.ends == ending]
+        found = {role: each.ask(forms, harmful=True) for role, each in by_role(asked, changed).items()}
+        if not len(below) or not any((each.ends == ending).any() for each in found.values()):
             continue
         harmless[ending] = np.where(np.isfinite(below), below, 0.0).astype(np.float32)
-        sides = (plain_harmless, below, plain_harmful[rows], harmful.open[ends_so], harmful.closed[ends_so])
         for column, probe in enumerate(probes):
+            evades = changed is not None and probe.role == "evades"
+            harmful, plain_harmful = found[evades], plain[evades]
+            ends_so = harmful.ends == ending
+            rows = harmful.rows[ends_so]
+            sides = (plain_harmless, below, plain_harmful[rows], harmful.open[ends_so], harmful.closed[ends_so])
             if _reads(probe, ending) and _keeps(*(each[:, column] for each in sides), form=rows % len(forms)):
                 certified[probe.name].append(ending)
-    return Endings(harmless, {name: tuple(found) for name, found in certified.items()})
+    return Endings(harmless, {name: tuple(ends) for name, ends in certified.items()})
+
+
+def by_role(asked: Asked, changed: Asked | None) -> dict[bool, Asked]:
+    """Return who asks what a probe is to find, by whether it evades."""
+    return {False: asked} if changed is None else {False: asked, True: changed}
 
 
 def _plain_harmful(asked: Asked) -> npt.NDArray[np.float32]:
@@ -108,4 +119,4 @@ def _keeps(
     found = plain_harmful > plain
     kept = (closed_harmful > plain) | (open_harmful > cut)
     by_form = [kept[found & (form == each)] for each in np.unique(form)]
-    return all(len(each) > 0 and each.mean() >= KEPT for each in by_form)
+    return bool(by_form) and all(len(each) > 0 and each.mean() >= KEPT for each in by_form)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.stats import binom
 
 from calibration.evaluation.forms.asked import Answered, Asked
-from calibration.evaluation.forms.endings import KEPT, Endings, rate_to_try
+from calibration.evaluation.forms.endings import KEPT, Endings, by_role, rate_to_try
 from calibration.fitting.metrics import rate
 from calibration.fitting.study import StudyResult, Table
 from calibration.prompts.forms.forms import FORMS
@@ -25,24 +25,32 @@ Thresholds = Mapping[str, npt.NDArray[np.float64]]
 
 
 def measure_forms(
-    asked: Asked, probes: Sequence[Probe], plain: npt.NDArray[np.float32], endings: Endings
+    asked: Asked,
+    probes: Sequence[Probe],
+    plain: npt.NDArray[np.float32],
+    endings: Endings,
+    changed: Asked | None = None,
 ) -> tuple[dict[str, dict[str, FormRates]], StudyResult]:
     """Return by probe its rates in each form that the chat template can write, and a study of them.
 
-    `plain` `[N, K]` are the harmless scores that thresholds for plain chat are certified on.
+    `plain` `[N, K]` are the harmless scores that thresholds for plain chat are certified on. One that `evades` is asked
+    the requests with `changed` letters.
     """
     target, thresholds = _thresholds(plain, endings)
     found: dict[str, dict[str, FormRates]] = {probe.name: {} for probe in probes}
-    at_first: Answered | None = None
+    at_first: dict[bool, Answered] = {}
     for form in FORMS:
-        harmful, harmless = (asked.ask([form], harmful=label) for label in (True, False))
-        if not len(harmful.rows) or not len(harmless.rows):
+        harmless = asked.ask([form], harmful=False)
+        answers = {role: each.ask([form], harmful=True) for role, each in by_role(asked, changed).items()}
+        if not len(harmless.rows) or not all(len(each.rows) for each in answers.values()):
             continue
-        at_first = at_first or harmful
+        at_first = at_first or answers
         for column, probe in enumerate(probes):
+            evades = changed is not None and probe.role == "evades"
+            harmful = answers[evades]
             decides = all(ending in (Ending.TEMPLATE, *endings.certified[probe.name]) for ending in harmful.ends)
-            first, above, wrong = (_fires(each, thresholds, column) for each in (at_first, harmful, harmless))
-            kept = above[first[harmful.rows]]
+            first, above, wrong = (_fires(each, thresholds, column) for each in (at_first[evades], harmful, harmless))
+            kept = above[np.isin(harmful.rows, at_first[evades].rows[first])]
             holds = decides and len(kept) > 0 and kept.mean() >= KEPT and _is_kept(wrong, harmless, target)
             found[probe.name][form.name] = FormRates(
                 harmful=rate(int(above.sum()), len(above)),

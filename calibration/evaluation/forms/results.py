@@ -26,6 +26,8 @@ from probes.template import Ending
 _MOST_CERTIFYING = 4000
 """Validation requests per class that certify other endings: more promise no lower rates than thresholds are asked
 for."""
+_MOST_CHANGED, _LONGEST_CHANGED = 200, 120
+"""Requests with changed letters, and the letters of the longest: each letter is a token or several."""
 _RATES: TypeAdapter[dict[str, dict[str, FormRates]]] = TypeAdapter(dict[str, dict[str, FormRates]])
 _STUDIES: TypeAdapter[tuple[StudyResult, ...]] = TypeAdapter(tuple[StudyResult, ...])
 
@@ -88,7 +90,7 @@ def ask_in_forms(
         return FormResults(
             not_asked={RESULT: "there are no single-turn requests of both classes to ask in other forms"}
         )
-    endings = certify_endings(asked, bank.probes)
+    endings = certify_endings(asked, bank.probes, _changed(asked, bank))
     return _measured(Asked.of(chat, bank, test, most), bank, plain, endings)
 
 
@@ -96,5 +98,11 @@ def _measured(asked: Asked, bank: ProbeBank, plain: npt.NDArray[np.float32], end
     if not asked.can_ask:
         reason = "the test prompts have no single-turn requests of both classes"
         return FormResults(endings.harmless, endings.certified, not_asked={RESULT: reason})
-    rates, study = measure_forms(asked, bank.probes, plain, endings)
+    rates, study = measure_forms(asked, bank.probes, plain, endings, _changed(asked, bank))
     return FormResults(endings.harmless, endings.certified, rates, (study,))
+
+
+def _changed(asked: Asked, bank: ProbeBank) -> Asked | None:
+    """Return who asks requests with changed letters, where a probe is to find those."""
+    changed = asked.with_changed_letters(_MOST_CHANGED, _LONGEST_CHANGED)
+    return changed if changed.can_ask and any(probe.role == "evades" for probe in bank.probes) else None

@@ -50,6 +50,7 @@ NAMES = [
     "refusal_readout",
     "neurons",
     "novelty",
+    "letters",
 ]
 CONTROLS = ("prompt_length", "random", "shuffled", "sentence_embedding", "tfidf", "first_token_refusal")
 SLOW = {"svm", "mlp", "siren", "token_perceptron", "refusal_readout", "neurons", "novelty"}
@@ -74,7 +75,7 @@ def test_an_artifact_is_written_whole(calibrated, planted, splits):
         assert probe.platt is not None
         assert probe.platt.slope > 0
         assert [each.split for each in probe.evaluation] == ["validation", "test"]
-        assert probe.evaluation[1].auroc > 0.99
+        assert probe.evaluation[1].auroc > 0.99 or probe.role == "evades"
     assert not (out.parent / WORK).exists()
 
 
