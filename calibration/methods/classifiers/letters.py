@@ -32,8 +32,8 @@ from calibration.recording.recording import Recording
 from probes.manifest import Probe
 
 NAME = "letters"
-_DEPTHS = (0.1, 0.25, 0.4, 0.55)
-"""Of the blocks that may be read: how something is written shows early."""
+_DEPTHS = (0.25, 0.4, 0.55, 0.7)
+"""Of the blocks that may be read."""
 _A_KIND = 32
 """Copies of each kind. Every second one has half of its words changed."""
 _LONGEST = 100
@@ -71,7 +71,8 @@ def fit_letters(training: TrainingSet) -> Fitted:
     with tempfile.TemporaryDirectory() as folder:
         copies = _record_copies(training, Path(folder))
         readings = [_read(training, copies, layer) for layer in track(_layers(training), "changed letters")]
-    best = max(readings, key=lambda each: (sum(each.found.values()), each.auroc))
+    # Shares at 1 % hang on one or two prompts where few are set aside.
+    best = max(readings, key=lambda each: each.auroc)
     spec = Probe(
         name=NAME,
         method="L2 logistic regression on the mean of the content, against copies with changed letters",
