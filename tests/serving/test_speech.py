@@ -14,7 +14,7 @@ from tests.serving.server import FLAGS, SERVED_NAME, served
 from tests.serving.vision import save_artifact_for
 from tests.serving.world import BENIGN, MESSAGE, World, clearly_harmful, policy_text, steered_prompt
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(600)]
 
 CHAT = "/v1/chat/completions"
 HIGH, LOW = tone(880), tone(220)

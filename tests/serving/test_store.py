@@ -43,7 +43,7 @@ class Storing:
         return httpx.request(method, f"{self.admin}{path}", headers=headers, timeout=30, **options)
 
 
-@pytest.fixture(scope="module", params=["plain", "texts"])
+@pytest.fixture(scope="module", params=[pytest.param("plain", marks=pytest.mark.long), "texts"])
 def live(request, start, reference, artifact, tmp_path_factory):
     """A server that stores decisions in SQLite, and one that stores prompts, too."""
     folder, port = tmp_path_factory.mktemp("store"), free_port()
