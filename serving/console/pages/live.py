@@ -8,6 +8,7 @@ from nicegui import ui
 
 from guard.store.counting import Count, counts
 from guard.store.filters import Filters
+from guard.store.replicas import Seen, replicas
 from guard.verdict import Action
 from probes.errors import ForeguardError
 from serving.console.charts import lines, stacked
@@ -16,6 +17,7 @@ from serving.console.source import Source
 
 _SPAN = timedelta(hours=1)
 _EVERY_S = 5.0
+_LISTED = 50
 
 
 async def live(source: Source) -> None:
@@ -33,11 +35,11 @@ async def live(source: Source) -> None:
     ui.timer(_EVERY_S, again)
 
 
-Found = tuple[list[Count], list[Count]]
+Found = tuple[list[Count], list[Seen]]
 
 
 async def _read(source: Source) -> Found | ForeguardError:
-    """Return counts by decision, and by policy and replica; or why there are none."""
+    """Return counts by decision, and what each replica goes by; or why there are none."""
     within = Filters(since=datetime.now(UTC) - _SPAN)
     try:
         store = source.store
@@ -45,7 +47,7 @@ async def _read(source: Source) -> Found | ForeguardError:
             source,
             lambda: (
                 counts(store, within, by=("decision", "action", "unscored")),
-                counts(store, within, by=("policy", "replica"), every=_SPAN),
+                replicas(store, within),
             ),
         )
     except ForeguardError as error:
@@ -56,19 +58,26 @@ async def _hour(source: Source, read: Found | ForeguardError) -> None:
     _say_drift(source)
     if isinstance(read, ForeguardError):
         raise read
-    found, policies = read
+    found, seen = read
     if not found:
         nothing_yet("No decision in the last hour. Send a request to the server, and it is here within seconds.")
         return
     _show(found)
+    _show_replicas(seen)
+
+
+def _show_replicas(seen: Sequence[Seen]) -> None:
+    """Show what each replica last decided by, the policies of few replicas first."""
     heading("Policy by replica")
-    made = Counter[tuple[str, str]]()
-    for each in policies:
-        made[each.words[0] or "", each.words[1] or ""] += each.decisions
+    by_policy = Counter(each.policy.partition("+")[0] for each in seen)
+    if len(by_policy) > 1:
+        said = ", ".join(f"{policy} in {number}" for policy, number in by_policy.most_common())
+        paragraph(f"Replicas do not go by one policy: {said}. It may be a change that is on its way.", "note")
+    ordered = sorted(seen, key=lambda each: (by_policy[each.policy.partition("+")[0]], each.replica))
     table(
-        "Decisions in the last hour, by the policy that made them",
-        ("policy", "replica", "decisions"),
-        ((*who, number) for who, number in made.most_common()),
+        f"The last decision of each of {len(seen):,} replicas, by its own clock",
+        ("replica", "policy", "last decision (UTC)", "decisions in the last hour"),
+        ((each.replica, each.policy, f"{each.last:%H:%M:%S}", each.decisions) for each in ordered[:_LISTED]),
     )
 
 

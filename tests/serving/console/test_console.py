@@ -58,7 +58,8 @@ def test_the_last_hour_is_counted(signed_in):
     stopped = int((planted > 1).sum())
     assert page.locator(".tile", has_text="decisions in the last hour").inner_text().startswith(f"{COUNT}")
     assert f"{stopped} ({stopped / COUNT:.1%})" in page.locator(".tile", has_text="would be").inner_text()
-    assert cells(page, "Decisions in the last hour") == [["planted@1", "one", str(COUNT)]]
+    [replica] = cells(page, "The last decision of each of 1 replicas")
+    assert (replica[0], replica[1], replica[3]) == ("one", "planted@1", str(COUNT))
     assert page.locator("[role=img]").count() == 2
 
 
