@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,11 +13,10 @@ from rich.table import Table
 
 from guard.console import table_console
 from guard.store.errors import StoreError
+from guard.store.opening import current_store, opened_store
 from guard.store.packages import require_packages
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from guard.store.cipher import Cipher
     from guard.store.label import GivenLabel
 
@@ -62,7 +60,7 @@ def upgrade(store: Store) -> None:
 
     A server does so by itself when it starts. Run this before where its database user may not create tables.
     """
-    with _opened(store) as engine:
+    with opened_store(store) as engine:
         from guard.store.migration import upgrade
 
         upgrade(engine)
@@ -75,7 +73,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Say how many decisions, prompts and labels a store has, of which time, and what room they take."""
-    with _current(store) as engine:
+    with current_store(store) as engine:
         from guard.store.status import status
 
         found = status(engine)
@@ -116,7 +114,7 @@ def export(
         raise typer.BadParameter("name a file that ends in .jsonl or .parquet", param_hint="FILE")
     words = {"action": action, "rule": rule, "tenant": tenant, "route": route, "model": model, "policy": policy}
     filters = Filters(since, until, **{name: tuple(each) for name, each in words.items() if each})
-    with _current(store) as engine:
+    with current_store(store) as engine:
         number = kinds[file.suffix](engine, file, filters)
     typer.echo(f"{number:,} decisions written to {file}")
 
@@ -133,7 +131,7 @@ def prune(
     A server does so by itself every five minutes, by its own settings. A SQLite file does not shrink, but what is
     written next takes the room that became free.
     """
-    with _current(store) as engine:
+    with current_store(store) as engine:
         from guard.store.retention import Retention, prune
 
         gone = prune(engine, Retention(timedelta(days=days), max_decisions, timedelta(days=text_days)))
@@ -146,7 +144,7 @@ def reseal(store: Store) -> None:
 
     List the new key first and then the old ones, with commas between.
     """
-    with _current(store) as engine:
+    with current_store(store) as engine:
         from guard.store.text_vault import TextVault
 
         number = TextVault(engine, _cipher()).reseal()
@@ -159,7 +157,7 @@ def text(
     store: Store,
 ) -> None:
     """Print the prompt of a decision, where prompts are kept. The key in FOREGUARD_STORE_KEY opens it."""
-    with _current(store) as engine:
+    with current_store(store) as engine:
         from guard.store.text_vault import TextVault
 
         found = TextVault(engine, _cipher()).text(event_id)
@@ -184,7 +182,7 @@ def label(
     """
     require_packages()
     given = _labels(file, who)
-    with _current(store) as engine:
+    with current_store(store) as engine:
         from guard.store.label import Labels
 
         labels = Labels(engine)
@@ -236,35 +234,6 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str | None, str | None]]]:
                 yield rows.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise StoreError(f"cannot be read: {error}", field=str(file), remedy="give a CSV file in UTF-8") from error
-
-
-@contextmanager
-def _opened(store: str) -> "Iterator[Engine]":
-    """Yield a store's engine. Raises `StoreError` for what goes wrong with the database."""
-    require_packages()
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from guard.store.engine import open_store, reason
-
-    engine = open_store(store)
-    try:
-        yield engine
-    except SQLAlchemyError as error:
-        raise StoreError(
-            f"cannot be reached: {reason(error, engine.url)}", field="--store", remedy="see that the database runs"
-        ) from None
-    finally:
-        engine.dispose()
-
-
-@contextmanager
-def _current(store: str) -> "Iterator[Engine]":
-    """Yield the engine of a store whose tables are there. Raises `StoreError` likewise, and for other tables."""
-    with _opened(store) as engine:
-        from guard.store.migration import require_current
-
-        require_current(engine)
-        yield engine
 
 
 def _cipher() -> "Cipher":

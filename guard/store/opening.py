@@ -1,4 +1,4 @@
-"""A store as a command uses it: opened, found to have today's tables, and closed; what goes wrong is a `StoreError`."""
+"""A store as commands use it: opened, and closed; what goes wrong meanwhile is a `StoreError`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,19 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def current_store(url: str) -> "Iterator[Engine]":
-    """Yield the engine of a store whose tables are there.
+def opened_store(url: str) -> "Iterator[Engine]":
+    """Yield a store's engine.
 
-    Raises `StoreError` for an address that names no store, for other tables, for missing packages, and for what goes
-    wrong with the database meanwhile.
+    Raises `StoreError` for an address that names no store, for missing packages, and for what goes wrong with the
+    database meanwhile.
     """
     require_packages()
     from sqlalchemy.exc import SQLAlchemyError
 
     from guard.store.engine import open_store, reason
-    from guard.store.migration import require_current
 
     engine = open_store(url)
     try:
-        require_current(engine)
         yield engine
     except SQLAlchemyError as error:
         raise StoreError(
@@ -34,3 +32,13 @@ def current_store(url: str) -> "Iterator[Engine]":
         ) from None
     finally:
         engine.dispose()
+
+
+@contextmanager
+def current_store(url: str) -> "Iterator[Engine]":
+    """Yield the engine of a store whose tables are there. Raises `StoreError` likewise, and for other tables."""
+    with opened_store(url) as engine:
+        from guard.store.migration import require_current
+
+        require_current(engine)
+        yield engine

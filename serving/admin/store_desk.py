@@ -127,7 +127,7 @@ def _one(place: str, row: Any, who: str) -> "GivenLabel":
         raise _bad(f"{place}.label", f"is none of {', '.join(Label)}")
     if chance is not None and not _is_chance(chance):
         raise _bad(f"{place}.chance", "is no probability above 0")
-    return GivenLabel(event_id, Label(label), who, "review", chance)
+    return GivenLabel(event_id, Label(label), who, "http", chance)
 
 
 def _is_chance(value: Any) -> bool:
