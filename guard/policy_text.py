@@ -14,14 +14,15 @@ def with_threshold(text: str, rule: str, score: str, above: float) -> str:
     that it cannot be edited: the result is read back, and has to be the policy that was meant.
     """
     before = parse_policies(text).policy
-    node = _node(text, rule, score)
-    if node is None:
+    pair = _condition(text, rule, score)
+    if pair is None:
         raise PolicyError(
             f"no rule {rule!r} asks for {score!r} to be above something",
             field=f"rules.{rule}.when.{score}",
             remedy="name a rule of the policy, and a score that it reads",
         )
-    edited = f"{text[: node.start_mark.index]}{above!r}{text[_end(node) :]}"
+    begin = text.index(":", pair[0].end_mark.index) + 1
+    edited = f"{text[:begin]} {above!r}{text[_end(pair[1]) :]}"
     rules = tuple(
         each.model_copy(update={"when": each.when | {score: Condition(above=above, below=each.when[score].below)}})
         if each.name == rule
@@ -62,12 +63,12 @@ def _says(text: str, meant: object) -> bool:
         return False
 
 
-def _node(text: str, rule: str, score: str) -> yaml.Node | None:
+def _condition(text: str, rule: str, score: str) -> tuple[yaml.Node, yaml.Node] | None:
     rules = _value(yaml.compose(text, Loader=yaml.SafeLoader), "rules")
     for each in getattr(rules, "value", []):
         name = _value(each, "name")
         if name is not None and name.value == rule:
-            return _value(_value(_value(each, "when"), score), "above")
+            return _pair(_value(_value(each, "when"), score), "above")
     return None
 
 

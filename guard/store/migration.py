@@ -47,7 +47,7 @@ def require_current(engine: Engine) -> None:
                 raise StoreError(
                     "the store's tables are not those of this Foreguard",
                     field=VERSION_TABLE,
-                    remedy="start a server with this store once: it brings the tables up to date",
+                    remedy="run `foreguard store upgrade`, or start a server with this store",
                 )
             _require_whole(connection)
     except DBAPIError as error:
