@@ -17,12 +17,13 @@ from typing import Annotated
 import httpx
 import typer
 
+from benchmarks.cost.servers import ENVIRONMENT, ONE_ENGINE_PROCESS
 from benchmarks.machine import machine
 from benchmarks.paired import Spread, ratio
 from serving.offline.process import free_port, guarded_command, running
 
 _AT_ONCE, _SETTLE_S = 8, 1.5
-_FLAGS = ["--served-model-name", "m", "--max-model-len", "512", "--enforce-eager"]
+_FLAGS = ["--served-model-name", "m", "--max-model-len", "512", "--enforce-eager", *ONE_ENGINE_PROCESS]
 _PROMPT = "Name three fruits that keep well in winter."
 
 
@@ -34,7 +35,7 @@ def main(
     stop: Annotated[str, typer.Option(help="Command that takes the database away.")] = "",
     start: Annotated[str, typer.Option(help="Command that brings it back.")] = "",
     pairs: Annotated[int, typer.Option(min=2, help="Pairs, and as many of the control.")] = 16,
-    requests: Annotated[int, typer.Option(min=20, help="Requests of each side of a pair.")] = 200,
+    requests: Annotated[int, typer.Option(min=20, help="Requests of each side of a pair.")] = 400,
 ) -> None:
     """Compare the two, and say the ratio with its spread."""
     with tempfile.TemporaryDirectory() as folder:
@@ -42,12 +43,16 @@ def main(
         command = guarded_command(model, artifact, policy, port, _FLAGS)
         at = command.index("--")
         command[at:at] = ["--store", store or f"sqlite:///{file}"]
-        with running(command, port, Path(folder) / "log") as server:
+        with running(command, port, Path(folder) / "log", ENVIRONMENT) as server:
             rate = _rate_of(f"{server.url}/v1/chat/completions", requests)
             rate()  # warms it up
             away = _commanded(stop, start) if store else _locked(file)
             found, control = _measured(rate, away, pairs)
-            dropped = {name: n for name, n in server.metrics().items() if name.startswith("foreguard_store_dropped")}
+            dropped = {
+                name: n
+                for name, n in server.metrics().items()
+                if n and name.startswith("foreguard_store_dropped_total")
+            }
     typer.echo(f"{store.partition(':')[0] or 'sqlite'}, {pairs} pairs of {requests} requests; {machine()}")
     typer.echo(f"requests/s, database away / there: {_shown(found)}")
     typer.echo(f"there / there (control): {_shown(control)}")
